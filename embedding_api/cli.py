@@ -1,0 +1,68 @@
+"""The command line: what would be served, whether the settings hold, vectors of a file's lines."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from embedding_api import __version__, config, log
+from embedding_api.engine.engine import load_engine
+from embedding_api.errors import ServiceError
+
+
+class _Group(click.Group):
+    """A group whose commands end in one line and code 1 when something is wrong."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ServiceError as error:
+            raise click.ClickException(error.message) from error
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__)
+def cli() -> None:
+    """Memementor Embedding Service. Reads the same settings as the server."""
+
+
+@cli.command()
+def settings() -> None:
+    """Print every setting with its meaning and default, as .env.example has them."""
+    click.echo(config.env_example(), nl=False)
+
+
+@cli.command()
+def check() -> None:
+    """Check the settings, load every model and say what would be served."""
+    told = config.load_settings()
+    log.configure(told)
+    for model in load_engine(told).models.models:
+        click.echo(
+            f"{model.name}: {model.backend.dim} dimensions, window {model.reader.window or 'without limit'} tokens, "
+            f"{model.backend.name} {model.backend.precision}, within {model.proof:.0e} of sentence-transformers"
+        )
+    click.echo(
+        f"{told.bind}: {told.workers} workers, {told.threads} threads each, {'keys' if told.require_auth else 'open'}"
+    )
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
+@click.option("--model", help="Name or alias; the first of SUPPORTED_MODELS if not given.")
+def embed(file: Path, model: str | None) -> None:
+    """Print the vector of each line of FILE, as a JSON array a line; - reads standard input."""
+    told = config.load_settings()
+    log.configure(told)
+    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise click.ClickException(f"{file} has no line to embed")
+    engine = load_engine(told)
+    try:
+        for vector in engine.embed(model or told.supported_models[0].name, lines).vectors:
+            click.echo(orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY))
+    finally:
+        engine.close()

@@ -1,0 +1,318 @@
+"""Settings: what the service can be told, read once. The only reader of python-decouple.
+
+Each setting is a field of `Settings` with its meaning, unit and default beside it;
+`.env.example` is made from them (`memementor-embeddings settings`).
+"""
+
+import dataclasses
+import ipaddress
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import decouple
+
+from embedding_api import cores
+from embedding_api.errors import SettingsError
+
+T = TypeVar("T")
+
+# What a Hugging Face name may look like: `name` or `organisation/name`.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ALIAS = re.compile(r"[A-Za-z0-9][\w.:/-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """One entry of SUPPORTED_MODELS.
+
+    Attributes:
+        name: The public name: the alias, else the Hugging Face name, else the folder's last part.
+        source: A Hugging Face name, or a folder's path.
+        revision: Branch, tag or commit on the hub, or None for its main branch.
+        is_folder: Whether `source` is a local folder.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    is_folder: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a request may use; a folder's path is not one."""
+        return (self.name,) if self.is_folder or self.source == self.name else (self.name, self.source)
+
+
+def setting(default: str, parse: Callable[[str], Any], doc: str, *, example: str = "", secret: bool = False) -> Any:
+    """A field of `Settings`, read from the variable of the same name in capitals.
+
+    Args:
+        default: What an unset or empty variable means, as it would be written.
+        parse: Text to value; raises ValueError with the rule.
+        doc: Meaning and unit, and what too little and too much do; a line each.
+        example: What `.env.example` shows, commented out, in the place of an empty default.
+        secret: Whether the value must never be shown.
+    """
+    metadata = {"default": default, "parse": parse, "doc": doc, "example": example, "secret": secret}
+    return dataclasses.field(metadata=metadata, repr=not secret)
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        for word in words:
+            if text.lower() == word.lower():
+                return word
+        raise ValueError(f"must be one of {', '.join(words)}")
+
+    return parse
+
+
+def _boolean(text: str) -> bool:
+    return _choice("true", "false")({"1": "true", "yes": "true", "0": "false", "no": "false"}.get(text, text)) == "true"
+
+
+def _optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
+    return lambda text: parse(text) if text else None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    keys = _words(text)
+    if text and not keys:
+        raise ValueError("must hold at least one key")
+    if any(any(character.isspace() for character in key) for key in keys):
+        raise ValueError("must hold keys without white space; separate several with commas")
+    return keys
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[\w.:-]+", text):
+        raise ValueError("must be an IP address or a host name, without port or scheme")
+    return text
+
+
+def _models(text: str) -> tuple[ModelSpec, ...]:
+    specs = tuple(_model(word) for word in _words(text))
+    if not specs:
+        raise ValueError("must name at least one model")
+    names = [spec.name for spec in specs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"names {', '.join(sorted(twice))} more than once; tell them apart by alias=source")
+    return specs
+
+
+def _model(entry: str) -> ModelSpec:
+    alias, equals, source = entry.partition("=")
+    if not equals or Path(entry).is_dir():
+        alias, source = "", entry
+    elif not _ALIAS.fullmatch(alias):
+        raise ValueError(f"has an alias {alias!r}; it must start with a letter or digit and hold only letters, "
+                         "digits and _ . : / -")  # fmt: skip
+    if source.startswith(("/", "./", "../", "~")) or source in (".", "..") or Path(source).is_dir():
+        folder = Path(source).expanduser().resolve()
+        return ModelSpec(name=alias or folder.name, source=str(folder), revision=None, is_folder=True)
+    source, at, revision = source.partition("@")
+    if not _HUB_NAME.fullmatch(source) or (at and not re.fullmatch(r"[\w./-]+", revision)):
+        raise ValueError(f"holds {entry!r}; each entry must be a Hugging Face name, name@revision or a folder, "
+                         "optionally as alias=source")  # fmt: skip
+    return ModelSpec(name=alias or source, source=source, revision=revision or None, is_folder=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the service was told. Made by `load_settings`."""
+
+    supported_models: tuple[ModelSpec, ...] = setting(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        _models,
+        "The models to serve, comma-separated. Each is a Hugging Face name, name@revision or a local folder,\n"
+        "optionally as alias=source; requests choose one by its name or its alias. All are loaded at start-up.",
+    )
+    log_level: str = setting(
+        "INFO",
+        _choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+        "From which level on this service and Gunicorn log: DEBUG, INFO, WARNING, ERROR or CRITICAL.\n"
+        "Texts and keys are logged at no level.",
+    )
+    log_format: str = setting("text", _choice("text", "json"), "Log lines as text or as json, one object a line.")
+    hf_token: str = setting(
+        "",
+        str,
+        "The Hugging Face token with which private and gated models are downloaded.",
+        example="your_huggingface_token_here",
+        secret=True,
+    )
+    device: str = setting(
+        "cpu",
+        _choice("cpu", "cuda", "mps"),
+        "Where the models compute: cpu, cuda or mps. With cuda or mps one worker owns the device.",
+    )
+    api_key_secret: tuple[str, ...] = setting(
+        "",
+        _keys,
+        "The keys that clients may send as `Authorization: Bearer <key>`; comma-separated, so that they can rotate.",
+        example="your_secret_key_here",
+        secret=True,
+    )
+    require_auth: bool = setting(
+        "",
+        _optional(_boolean),
+        "Whether a key is needed: true or false. Unset: true if API_KEY_SECRET is set.",
+        example="false",
+    )
+    host: str = setting(
+        "127.0.0.1", _host, "The address to listen on. 0.0.0.0 is every interface; think of API_KEY_SECRET then."
+    )
+    port: int = setting("8000", _integer(1, 65535), "The port to listen on.")
+    workers: int = setting(
+        "",
+        _optional(_integer(1, 1024)),
+        "Worker processes. Unset: one per usable core (control group quota and affinity), or one with cuda or mps.\n"
+        "With fewer, inference takes several threads each, which is slower; more take cores from each other.",
+        example="2",
+    )
+    threads: int = setting(
+        "64",
+        _integer(1, 4096),
+        "Requests that a worker holds at once, waiting ones included. With too few, requests wait unseen in the\n"
+        "kernel; too many cost memory, one thread and one request body each.",
+    )
+    max_inputs: int = setting(
+        "2048", _integer(1, 1_000_000), "Texts that one request may hold. OpenAI's own limit is 2048."
+    )
+    max_body_bytes: int = setting(
+        "33554432",
+        _integer(1024, 2**32),
+        "Bytes that one request body may have. A worker holds up to THREADS such bodies in memory at once.",
+    )
+    graceful_timeout_s: int = setting(
+        "30",
+        _integer(1, 3600),
+        "Seconds that running requests have to finish when the service stops. What is not done by then is cut off.",
+    )
+    inference_timeout_s: int = setting(
+        "30",
+        _integer(1, 3600),
+        "Seconds after which a batch counts as stuck and GET /health/ready answers 503. A batch takes 0.15 s with\n"
+        "MiniLM and seconds with the largest models: too little makes a busy worker look ill.",
+    )
+    truncate: bool = setting(
+        "true",
+        _boolean,
+        "Whether a text over the model's window is cut to it (and the answer says so), or refused with 400.\n"
+        "A request may say otherwise with its own `truncate`.",
+    )
+    token_ids: str = setting(
+        "reject",
+        _choice("reject", "model"),
+        "What to do with token ids in `input`: reject, since most come from another model's tokenizer and would give\n"
+        "wrong vectors without an error; or model: take them as the model's own ids.",
+    )
+    trust_remote_code: tuple[str, ...] = setting(
+        "",
+        _words,
+        "Names of the models, as in SUPPORTED_MODELS, whose own Python code may run. Comma-separated; read it first.",
+        example="your-organisation/your-model",
+    )
+    allow_pickle: bool = setting(
+        "false",
+        _boolean,
+        "Whether weights in pickle files (pytorch_model.bin) may be loaded, for models that have no safetensors.",
+    )
+
+    def __post_init__(self) -> None:
+        """Fills what depends on other settings, and refuses contradictions.
+
+        Raises:
+            SettingsError: Two settings contradict each other.
+        """
+        if self.require_auth is None:
+            object.__setattr__(self, "require_auth", bool(self.api_key_secret))
+        if self.require_auth and not self.api_key_secret:
+            raise SettingsError(
+                "REQUIRE_AUTH=true without API_KEY_SECRET: nobody could ever get in; set API_KEY_SECRET to the key "
+                "that clients shall send, or REQUIRE_AUTH to false"
+            )
+        if self.workers is None:
+            object.__setattr__(self, "workers", cores.count() if self.device == "cpu" else 1)
+        if self.device != "cpu" and self.workers != 1:
+            raise SettingsError(
+                f"WORKERS={self.workers} with DEVICE={self.device}: one worker owns the device; "
+                "unset WORKERS, or set it to 1"
+            )
+        known = {name for spec in self.supported_models for name in spec.names}
+        if unknown := [name for name in self.trust_remote_code if name not in known]:
+            raise SettingsError(
+                f"TRUST_REMOTE_CODE={unknown[0]!r} is not in SUPPORTED_MODELS, which has {', '.join(sorted(known))}"
+            )
+
+    @property
+    def bind(self) -> str:
+        """`HOST:PORT` as Gunicorn writes it, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_open_to_others(self) -> bool:
+        """Whether anyone who can reach the address may use the service, from beyond this machine."""
+        if self.require_auth or self.host == "localhost":
+            return False
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return True
+
+
+def load_settings(env_file: Path = Path(".env")) -> Settings:
+    """Reads the settings from the environment and, for what it does not hold, from a file.
+
+    Args:
+        env_file: A file of `KEY=value` lines, by default `.env` in the working folder; it need not exist.
+
+    Raises:
+        SettingsError: A value breaks its rule, or two contradict each other; names key, value and rule.
+    """
+    try:
+        repository = decouple.RepositoryEnv(str(env_file)) if env_file.exists() else decouple.RepositoryEmpty()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{env_file} cannot be read as UTF-8 text of KEY=value lines: {error}") from error
+    read = decouple.Config(repository)
+    values = {}
+    for field in dataclasses.fields(Settings):
+        key = field.name.upper()
+        text = _unquoted(read(key, default="").strip()) or field.metadata["default"]
+        try:
+            values[field.name] = field.metadata["parse"](text)
+        except ValueError as error:
+            shown = "(hidden)" if field.metadata["secret"] else repr(text)
+            raise SettingsError(f"{key}={shown} {error}") from error
+    return Settings(**values)
+
+
+def _unquoted(text: str) -> str:
+    """Without one pair of quotes around it, which `docker run --env-file` passes on."""
+    return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def env_example() -> str:
+    """The contents of `.env.example`: every setting with its meaning and default, those without one commented out."""
+    blocks = []
+    for field in dataclasses.fields(Settings):
+        doc = "".join(f"# {line}\n" for line in field.metadata["doc"].splitlines())
+        default, example = field.metadata["default"], field.metadata["example"]
+        key = field.name.upper()
+        blocks.append(doc + (f'{key}="{default}"\n' if default else f'# {key}="{example}"\n'))
+    return "\n".join(blocks)

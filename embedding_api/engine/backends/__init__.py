@@ -1,0 +1,37 @@
+"""Backends compute: token ids in, vectors out. One file a backend."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from embedding_api.engine.proof import Vectors
+from embedding_api.engine.text import Ids
+
+
+class Backend(Protocol):
+    """What the engine asks of a backend.
+
+    Attributes:
+        name: What it is called in GET /v1/models, such as `torch`.
+        precision: The arithmetic it computes in, such as `float32`.
+        dim: Components of a vector.
+        max_batch_tokens: The padded size of a batch that suits it best, in tokens.
+    """
+
+    name: str
+    precision: str
+    dim: int
+    max_batch_tokens: int
+
+    def prepare(self) -> None:
+        """Makes this thread ready to compute; runs once, in the inference thread of a worker."""
+
+    def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
+        """Vectors of one batch.
+
+        Args:
+            batch: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
+            n_prompt_tokens: How many leading tokens of each text pooling leaves out.
+
+        Returns:
+            float32, (len(batch), dim), in the batch's order.
+        """

@@ -1,0 +1,193 @@
+"""The torch backend: sentence-transformers' own modules, fed with token ids. The only file that imports torch.
+
+It never calls `encode` to serve: that reads texts again, takes some of them for file names and addresses of pictures,
+and changes its tokenizer as it goes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import sentence_transformers
+import torch
+import tqdm
+import transformers
+from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+
+from embedding_api.engine.proof import PROBE_TEXTS, Vectors
+from embedding_api.engine.text import Ids, Reader
+
+# A master that has ever used more than one OpenMP thread forks workers that hang; prepare() raises it after the fork.
+torch.set_num_threads(1)
+
+# Progress bars start a thread, which no fork survives.
+transformers.utils.logging.disable_progress_bar()
+tqdm.tqdm.monitor_interval = 0
+
+# Padded tokens of a batch. On a CPU 256 to 512 fill a core and what is beyond falls out of its cache; 512 was 1.3
+# times faster than 2048. A GPU wants far more at once.
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 512, 16_384
+
+
+class Loaded(NamedTuple):
+    """A model as it came from its folder.
+
+    Attributes:
+        reference: What `SentenceTransformer.encode` gives for the probe texts, float32, (n_probe_texts, dim).
+        prompts: The model's named prompts, empty ones left out.
+    """
+
+    reader: Reader
+    backend: "TorchBackend"
+    reference: Vectors
+    prompts: dict[str, str]
+
+
+def load(folder: Path, *, device: str, n_threads: int, trust_remote_code: bool, allow_pickle: bool) -> Loaded:
+    """Loads a model into main memory, in float32; it moves to its device when a worker prepares it.
+
+    Args:
+        folder: A complete sentence-transformers model.
+        device: Where it will compute: cpu, cuda or mps.
+        n_threads: Threads that one inference may use on a CPU.
+        trust_remote_code: Whether Python files that come with the model may run.
+        allow_pickle: Whether weights may come from pickle files.
+
+    Raises:
+        ValueError: The model is none that this backend can serve; the message says why.
+        Exception: Whatever sentence-transformers and transformers raise on a broken model.
+    """
+    model_kwargs: dict[str, Any] = {"dtype": torch.float32}
+    if not allow_pickle:
+        model_kwargs["use_safetensors"] = True
+    model = sentence_transformers.SentenceTransformer(
+        str(folder),
+        device="cpu",
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+        model_kwargs=model_kwargs,
+    ).eval()
+    prompt = model.prompts.get(model.default_prompt_name or "") or ""
+    reader, feed = _entrance(model, prompt)
+    reference = model.encode(list(PROBE_TEXTS), show_progress_bar=False)
+    backend = TorchBackend(model, feed, dim=reference.shape[1], device=device, n_threads=n_threads)
+    return Loaded(reader, backend, reference, {name: text for name, text in model.prompts.items() if text})
+
+
+class TorchBackend:
+    """Runs a sentence-transformers module chain; see `Backend` for what the parts mean."""
+
+    name = "torch"
+    precision = "float32"
+
+    def __init__(
+        self,
+        model: sentence_transformers.SentenceTransformer,
+        feed: "_Padded | _Concatenated",
+        *,
+        dim: int,
+        device: str,
+        n_threads: int,
+    ) -> None:
+        self._model = model
+        self._feed = feed
+        self._device = device
+        self._n_threads = n_threads
+        self.dim = dim
+        self.max_batch_tokens = _CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS
+
+    def prepare(self) -> None:
+        """Takes the threads and the device that are this worker's; OpenMP keeps the former for each thread."""
+        torch.set_num_threads(self._n_threads)
+        self._model.to(self._device)
+
+    def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
+        """See `Backend.embed`."""
+        features: dict[str, Any] = self._feed(batch)
+        if n_prompt_tokens:
+            features["prompt_length"] = n_prompt_tokens
+        device = self._model.device
+        features = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in features.items()
+        }
+        with torch.inference_mode():
+            vectors = self._model(features)["sentence_embedding"]
+        return np.asarray(vectors[:, : self.dim].float().cpu().numpy())
+
+
+class _Padded:
+    """What a Transformer module reads: ids and mask, int64, (n_texts, longest)."""
+
+    def __init__(self, pad_id: int, padding_side: str) -> None:
+        self._pad_id = pad_id
+        self._left = padding_side == "left"
+
+    def __call__(self, batch: Sequence[Ids]) -> dict[str, Any]:
+        longest = max(map(len, batch))
+        ids = np.full((len(batch), longest), self._pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, text in enumerate(batch):
+            real = slice(longest - len(text), None) if self._left else slice(len(text))
+            ids[row, real] = text
+            mask[row, real] = 1
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "modality": "text"}
+
+
+class _Concatenated:
+    """What a StaticEmbedding module reads: all ids in a row, int64, and where each text begins, (n_texts,)."""
+
+    def __call__(self, batch: Sequence[Ids]) -> dict[str, Any]:
+        offsets = np.cumsum([0, *map(len, batch[:-1])])
+        return {"input_ids": torch.from_numpy(np.concatenate(batch)), "offsets": torch.from_numpy(offsets)}
+
+
+def _entrance(model: sentence_transformers.SentenceTransformer, prompt: str) -> tuple[Reader, _Padded | _Concatenated]:
+    """How texts enter a model: what reads them, and what its first module is fed with."""
+    first = model[0]
+    while isinstance(first, Router):
+        if first.default_route is None:
+            raise ValueError("it has routes and no default one, so it cannot embed a text without being told which")
+        first = first.sub_modules[first.default_route][0]
+    if isinstance(first, StaticEmbedding):
+        truncation = first.tokenizer.truncation or {}
+        reader = Reader(first.tokenizer, window=truncation.get("max_length"), prompt=prompt, add_special_tokens=False)
+        return reader, _Concatenated()
+    tokenizer: Any = getattr(first, "tokenizer", None)
+    if not isinstance(first, Transformer) or not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"its first module is a {type(first).__name__} with a {type(tokenizer).__name__}; served are Transformer "
+            "modules with a fast tokenizer and StaticEmbedding"
+        )
+    if "message" in first.modality_config or "text" not in first.modality_config:
+        raise ValueError("it reads chat messages or other media; served are models that read plain text")
+    reader = Reader(
+        tokenizer.backend_tokenizer,
+        window=_window(first),
+        prompt=prompt,
+        n_prompt_tokens=_n_prompt_tokens(model, prompt),
+        truncation_side=tokenizer.truncation_side,
+    )
+    return reader, _Padded(tokenizer.pad_token_id or 0, tokenizer.padding_side)
+
+
+def _n_prompt_tokens(model: sentence_transformers.SentenceTransformer, prompt: str) -> int:
+    """Leading tokens that pooling leaves out, 0 where it takes the prompt's tokens too."""
+    if not prompt or all(module.include_prompt for module in model.modules() if isinstance(module, Pooling)):
+        return 0
+    return int(model.preprocess(["a"], prompt=prompt).get("prompt_length") or 0)
+
+
+def _window(first: Transformer) -> int | None:
+    """Tokens that a Transformer module can read: what its tokenizer declares, but no more than it has positions."""
+    limits = [first.max_seq_length] if first.max_seq_length else []
+    for module in first.model.modules():
+        positions = getattr(module, "position_embeddings", None)
+        if isinstance(positions, torch.nn.Embedding):
+            # RoBERTa and its kin count positions from padding_idx + 1 on.
+            padding_idx = getattr(module, "padding_idx", None)
+            limits.append(positions.num_embeddings - (padding_idx + 1 if isinstance(padding_idx, int) else 0))
+    window = min(limits, default=None)
+    # transformers writes "no limit" as 1e30.
+    return None if window is None or window > 2**31 else int(window)

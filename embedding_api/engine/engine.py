@@ -1,0 +1,176 @@
+"""The door to the engine room: `Engine.embed(model, texts)` gives vectors. The web room knows this file alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+import numpy as np
+
+from embedding_api.config import Settings
+from embedding_api.engine import batching, registry
+from embedding_api.engine.dispatch import Dispatcher
+from embedding_api.engine.proof import Vectors
+from embedding_api.engine.registry import Model, Registry
+from embedding_api.engine.text import Text, Tokens
+from embedding_api.errors import (
+    ContextLengthExceededError,
+    NonFiniteVectorError,
+    TokenIdsNotAcceptedError,
+    UnsupportedDimensionsError,
+)
+
+
+@dataclass
+class Timing:
+    """Where a request's time went, in seconds. Queue and inference are sums over its batches."""
+
+    tokenize_s: float = 0.0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a request's texts became.
+
+    Attributes:
+        model: The model that read them.
+        vectors: float32, (n_texts, dim), in the order of the texts.
+        n_tokens: Tokens that the model read, over all texts, special tokens and prompts included.
+        truncated: For each text whether it was cut to the model's window.
+    """
+
+    model: Model
+    vectors: Vectors
+    n_tokens: int
+    truncated: tuple[bool, ...]
+    timing: Timing = field(default_factory=Timing)
+
+
+class Engine:
+    """Turns texts into vectors, in the order and number in which they came. Safe for several threads.
+
+    Args:
+        models: What is served.
+        accepts_token_ids: Whether `embed` takes the model's own token ids in the place of texts.
+        inference_timeout_s: Seconds after which a batch counts as stuck.
+    """
+
+    def __init__(self, models: Registry, *, accepts_token_ids: bool = False, inference_timeout_s: float = 30.0) -> None:
+        self.models = models
+        self._accepts_token_ids = accepts_token_ids
+        self._inference_timeout_s = inference_timeout_s
+        self._dispatcher = Dispatcher(self._prepare)
+
+    def start(self) -> None:
+        """Starts to compute in this process; in a worker, after the fork. Raises what a backend's `prepare` raises."""
+        self._dispatcher.start()
+
+    def close(self) -> None:
+        """Finishes what is in work and ends the inference thread."""
+        self._dispatcher.close()
+
+    def problem(self) -> str | None:
+        """What keeps this process from answering, or None if nothing does."""
+        busy_for_s = self._dispatcher.busy_for_s()
+        if busy_for_s > self._inference_timeout_s:
+            return f"the batch in work has taken {busy_for_s:.0f} s so far"
+        return None
+
+    def embed(
+        self, model_name: str, texts: Sequence[Text], *, dimensions: int | None = None, truncate: bool = True
+    ) -> Embeddings:
+        """Vectors of texts.
+
+        Args:
+            model_name: Name or alias of a model that is served.
+            texts: At least one string, none empty; or sequences of the model's own token ids.
+            dimensions: Keep only so many leading components; of unit length again if the model's vectors are.
+            truncate: Whether a text over the model's window is cut to it.
+
+        Raises:
+            RequestError: The caller can mend it; nothing was computed.
+            NonFiniteVectorError: The model gave NaN or infinity.
+        """
+        model = self.models.get(model_name)
+        _check_dimensions(model, dimensions)
+        if not isinstance(texts[0], str) and not self._accepts_token_ids:
+            raise TokenIdsNotAcceptedError(
+                "input holds token ids, which this server refuses: most come from another model's tokenizer; "
+                ""
+                "send the texts themselves (LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)",
+                param="input",
+            )
+        timing = Timing()
+        started = monotonic()
+        reading = model.reader.read(texts)
+        timing.tokenize_s = monotonic() - started
+        if not truncate:
+            _refuse_long(model, reading.tokens)
+        vectors = self._compute(model, reading.tokens, reading.n_prompt_tokens, timing)
+        return Embeddings(
+            model=model,
+            vectors=_shortened(vectors, dimensions, is_normalized=model.is_normalized),
+            n_tokens=sum(len(tokens.ids) for tokens in reading.tokens),
+            truncated=tuple(tokens.truncated for tokens in reading.tokens),
+            timing=timing,
+        )
+
+    def _compute(self, model: Model, tokens: Sequence[Tokens], n_prompt_tokens: int, timing: Timing) -> Vectors:
+        vectors = np.empty((len(tokens), model.backend.dim), dtype=np.float32)
+        for rows in batching.cut([len(item.ids) for item in tokens], model.backend.max_batch_tokens):
+            batch = [tokens[row].ids for row in rows]
+            vectors[rows], waited_s, ran_s = self._dispatcher.compute(
+                lambda batch=batch: model.backend.embed(batch, n_prompt_tokens)  # type: ignore[misc]
+            )
+            timing.queue_s += waited_s
+            timing.inference_s += ran_s
+        if not np.isfinite(vectors).all():
+            raise NonFiniteVectorError(f"model {model.name} gave NaN or infinity")
+        return vectors
+
+    def _prepare(self) -> None:
+        for model in self.models.models:
+            model.backend.prepare()
+
+
+def load_engine(settings: Settings) -> Engine:
+    """Loads the models of the settings, in the process that will fork.
+
+    Raises:
+        StartError: A model or the device cannot be had.
+    """
+    return Engine(
+        registry.load(settings),
+        accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
+        inference_timeout_s=settings.inference_timeout_s,
+    )
+
+
+def _check_dimensions(model: Model, dimensions: int | None) -> None:
+    if dimensions is not None and dimensions > model.backend.dim:
+        raise UnsupportedDimensionsError(
+            f"dimensions={dimensions} is more than the {model.backend.dim} that model {model.name} has",
+            param="dimensions",
+        )
+
+
+def _refuse_long(model: Model, tokens: Sequence[Tokens]) -> None:
+    for index, item in enumerate(tokens):
+        if item.truncated:
+            raise ContextLengthExceededError(
+                f"input[{index}] has {item.n_source_tokens} tokens, and the maximum context length of model "
+                f"{model.name} is {len(item.ids)} tokens; shorten it, or let it be cut with truncate=true",
+                param=f"input[{index}]",
+            )
+
+
+def _shortened(vectors: Vectors, dimensions: int | None, *, is_normalized: bool) -> Vectors:
+    """The leading components; a vector of which they are all zero stays as it is."""
+    if dimensions is None or dimensions == vectors.shape[1]:
+        return vectors
+    vectors = np.ascontiguousarray(vectors[:, :dimensions])
+    if is_normalized:
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.where(lengths > 0, lengths, 1)
+    return vectors

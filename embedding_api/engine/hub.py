@@ -1,0 +1,51 @@
+"""Brings a model from the Hugging Face hub into its cache. Run as a program, in a process of its own.
+
+A download starts threads, which a master that forks must not have. Imports nothing of this package.
+"""
+
+import json
+import sys
+
+from huggingface_hub import errors, snapshot_download
+
+# Files that neither torch nor a tokenizer reads.
+_IGNORED = [
+    "*.onnx",
+    "onnx/*",
+    "openvino/*",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+    "*.tflite",
+    "coreml/*",
+    "*.mlmodel",
+]
+_PICKLES = ["*.bin", "*.pt", "*.pth", "*.pkl"]
+
+
+def main(name: str, revision: str, *, allow_pickle: bool) -> dict[str, str]:
+    """Downloads what is missing; without a connection takes what the cache has.
+
+    Returns:
+        `path` of the folder, or `problem`: what went wrong and what to do.
+    """
+    try:
+        ignored = _IGNORED if allow_pickle else _IGNORED + _PICKLES
+        return {"path": snapshot_download(name, revision=revision or None, ignore_patterns=ignored)}
+    except errors.RevisionNotFoundError:
+        return {"problem": f"the hub has no revision {revision!r} of it; check what stands behind @"}
+    except errors.GatedRepoError:
+        return {"problem": "it is gated; ask for access on its page, then set HF_TOKEN to a token of that account"}
+    except errors.RepositoryNotFoundError:
+        return {"problem": "the hub has no such model, or it is private; check the name, or set HF_TOKEN"}
+    except errors.LocalEntryNotFoundError:
+        return {
+            "problem": "the hub cannot be reached and the cache does not hold it; connect once, or name a local folder"
+        }
+    except Exception as error:  # noqa: BLE001 - a program's last resort: whatever it is goes to the operator in a line
+        line = next(iter(str(error).splitlines()), "")
+        return {"problem": f"the download failed ({type(error).__name__}: {line}); try again, or name a local folder"}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], sys.argv[2], allow_pickle=sys.argv[3] == "True")))  # noqa: T201 - its answer to whoever ran it

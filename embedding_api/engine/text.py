@@ -1,0 +1,123 @@
+"""From texts to token ids: prompt, tokenizer, window. Imports tokenizers, not torch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from embedding_api.errors import EmptyTextError, TokenIdsNotAcceptedError
+
+Ids = npt.NDArray[np.int64]
+Text = str | Sequence[int]
+
+
+class Tokens(NamedTuple):
+    """One text as its model reads it.
+
+    Attributes:
+        ids: int64, (n_tokens,); special tokens and prompt included, cut to the window.
+        n_source_tokens: How many there were before the cut.
+    """
+
+    ids: Ids
+    n_source_tokens: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the model reads less than it was given."""
+        return self.n_source_tokens > len(self.ids)
+
+
+class Reading(NamedTuple):
+    """The texts of one request, read.
+
+    Attributes:
+        tokens: In the order of the texts.
+        n_prompt_tokens: How many leading tokens of each text pooling leaves out.
+    """
+
+    tokens: list[Tokens]
+    n_prompt_tokens: int
+
+
+class Reader:
+    """Reads texts for one model. Safe for several threads: the tokenizer's state never changes after the start.
+
+    Args:
+        tokenizer: Copied, since sentence-transformers changes the padding and truncation of its own at will.
+        window: Tokens that the model can read, special tokens included; None if there is no limit.
+        prompt: What stands before each text; empty for most models.
+        n_prompt_tokens: Leading tokens of a prompted text that pooling leaves out; 0 for most models.
+        add_special_tokens: Whether the tokenizer puts the model's own tokens around a text.
+        truncation_side: Which end of a text over the window is lost, `right` or `left`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        window: int | None,
+        prompt: str = "",
+        n_prompt_tokens: int = 0,
+        add_special_tokens: bool = True,
+        truncation_side: str = "right",
+    ) -> None:
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if window is not None:
+            self._tokenizer.enable_truncation(window, direction=truncation_side)
+        self._n_special = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
+        self._add_special_tokens = add_special_tokens
+        self._prompt = prompt
+        self._n_prompt_tokens = n_prompt_tokens
+        self.window = window
+        self.n_vocabulary = self._tokenizer.get_vocab_size()
+
+    def read(self, texts: Sequence[Text]) -> Reading:
+        """Reads texts, or the model's own token ids.
+
+        Args:
+            texts: All strings, or all sequences of ids; ids are taken as they are, without prompt or special tokens.
+
+        Raises:
+            EmptyTextError: Nothing is left of a text.
+            TokenIdsNotAcceptedError: An id is not in the vocabulary.
+        """
+        if isinstance(texts[0], str):
+            reading = Reading(self._read_strings(texts), self._n_prompt_tokens)
+        else:
+            reading = Reading(self._read_ids(texts), 0)
+        for index, tokens in enumerate(reading.tokens):
+            if not len(tokens.ids):
+                param = f"input[{index}]"
+                raise EmptyTextError(
+                    f"{param} holds nothing that this model's tokenizer reads; leave it out", param=param
+                )
+        return reading
+
+    def _read_strings(self, texts: Sequence[Text]) -> list[Tokens]:
+        prompted = [self._prompt + text for text in texts if isinstance(text, str)]
+        encodings = self._tokenizer.encode_batch_fast(prompted, add_special_tokens=self._add_special_tokens)
+        return [
+            Tokens(
+                np.array(encoding.ids, dtype=np.int64),
+                len(encoding) + sum(len(rest) - self._n_special for rest in encoding.overflowing),
+            )
+            for encoding in encodings
+        ]
+
+    def _read_ids(self, texts: Sequence[Text]) -> list[Tokens]:
+        tokens = []
+        for index, ids in enumerate(texts):
+            for id_ in ids:
+                if not isinstance(id_, int) or not 0 <= id_ < self.n_vocabulary:
+                    raise TokenIdsNotAcceptedError(
+                        f"input[{index}] holds the token id {str(id_)[:40]}; this model's go from 0 to "
+                        f"{self.n_vocabulary - 1}",
+                        param=f"input[{index}]",
+                    )
+            tokens.append(Tokens(np.array(ids[: self.window], dtype=np.int64), len(ids)))
+        return tokens

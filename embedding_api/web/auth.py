@@ -1,0 +1,32 @@
+"""Who may ask: every route needs a key, when keys are asked for, unless it is on the open list."""
+
+import hmac
+
+from flask import Flask, request
+
+from embedding_api.errors import InvalidKeyError
+from embedding_api.web.parts import parts
+
+# Endpoints that answer without a key. What is not named here is protected.
+OPEN_ENDPOINTS = frozenset({"health.index", "health.live", "health.ready"})
+
+
+def init_app(app: Flask) -> None:
+    """Registers the check, for every route there is and will be."""
+    app.before_request(_require_key)
+
+
+def _require_key() -> None:
+    settings = parts().settings
+    # An unknown path or method has no endpoint, and its 404 or 405 tells nothing.
+    if not settings.require_auth or request.endpoint is None or request.endpoint in OPEN_ENDPOINTS:
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not given.strip():
+        raise InvalidKeyError("a key is needed: send the header `Authorization: Bearer <key>`")
+    # WSGI hands over header bytes as latin-1; a key of other characters was sent, and is compared, as UTF-8.
+    sent = given.strip().encode("latin-1", "replace")
+    # All keys are compared, and each in constant time, so that the time taken tells nothing about any of them.
+    matches = [hmac.compare_digest(sent, key.encode()) for key in settings.api_key_secret]
+    if not any(matches):
+        raise InvalidKeyError("this key is not known here; check API_KEY_SECRET on the server, or ask for a new key")

@@ -1,0 +1,92 @@
+"""Every failure in one body: error class to status, type and code, in one table."""
+
+import logging
+from typing import Any, NamedTuple
+
+from flask import Flask, Response, g
+from werkzeug.exceptions import HTTPException
+
+from embedding_api import errors
+from embedding_api.web import answer
+
+logger = logging.getLogger(__name__)
+
+_CALLER, _SERVER = "invalid_request_error", "server_error"
+
+
+class Envelope(NamedTuple):
+    """How a class of errors is told; code None: the error carries its own."""
+
+    status: int
+    type: str
+    code: str | None
+
+
+TABLE: dict[type[errors.ServiceError], Envelope] = {
+    errors.InvalidBodyError: Envelope(400, _CALLER, "invalid_body"),
+    errors.InvalidJsonError: Envelope(400, _CALLER, "invalid_json"),
+    errors.UnsupportedEncodingError: Envelope(415, _CALLER, "unsupported_encoding"),
+    errors.InvalidFieldError: Envelope(422, _CALLER, None),
+    errors.InvalidKeyError: Envelope(401, _CALLER, "invalid_api_key"),
+    errors.ModelNotFoundError: Envelope(400, _CALLER, "model_not_found"),
+    errors.ModelPageNotFoundError: Envelope(404, _CALLER, "model_not_found"),
+    errors.UnsupportedDimensionsError: Envelope(400, _CALLER, "unsupported_dimensions"),
+    errors.ContextLengthExceededError: Envelope(400, _CALLER, "context_length_exceeded"),
+    errors.EmptyTextError: Envelope(422, _CALLER, "empty_input"),
+    errors.TokenIdsNotAcceptedError: Envelope(400, _CALLER, "token_ids_not_accepted"),
+    errors.EngineError: Envelope(500, _SERVER, "internal_error"),
+    errors.NotReadyError: Envelope(503, _SERVER, "not_ready"),
+    errors.NonFiniteVectorError: Envelope(500, _SERVER, "internal_error"),
+}
+
+# What Flask and Werkzeug raise by themselves: status to code and message.
+_HTTP = {
+    400: ("invalid_request", "the request is malformed; send a JSON object as an HTTP/1.1 POST"),
+    404: (
+        "not_found",
+        "there is no such path; embeddings are at POST /v1/embeddings, the list of models at GET /v1/models",
+    ),
+    405: ("method_not_allowed", "this path does not take this method; the header Allow lists those that it takes"),
+    413: ("body_too_large", "the body is larger than MAX_BODY_BYTES on this server; send fewer texts at once"),
+}
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
+_INTERNAL = ("internal_error", "something went wrong inside; the server's log has the story under this X-Request-ID")
+
+
+def init_app(app: Flask) -> None:
+    """Registers the handlers. What nobody foresaw reaches them as 500; where a debugger runs, it reaches that."""
+    app.register_error_handler(errors.ServiceError, _of_ours)
+    app.register_error_handler(HTTPException, _of_http)
+    # Flask's own line would repeat the path, which can hold anything.
+    app.log_exception = lambda exc_info: _log(exc_info)  # type: ignore[method-assign]
+
+
+def _of_ours(error: errors.ServiceError) -> Response:
+    told = TABLE[type(error)]
+    code, message = told.code, error.message
+    if isinstance(error, errors.InvalidFieldError):
+        code = error.code
+    if told.status == 500:
+        _log((type(error), error, error.__traceback__))
+        message = _INTERNAL[1]
+    response = _envelope(told.status, told.type, code, message, error.param)
+    response.headers.update(_HEADERS.get(told.status, {}))
+    return response
+
+
+def _of_http(error: HTTPException) -> Response:
+    status = error.code or 500
+    code, message = _HTTP.get(status, (error.name.lower().replace(" ", "_"), error.description or error.name))
+    if status >= 500:
+        code, message = _INTERNAL
+    response = _envelope(status, _SERVER if status >= 500 else _CALLER, code, message, None)
+    response.headers.extend((name, value) for name, value in error.get_headers() if name != "Content-Type")
+    return response
+
+
+def _envelope(status: int, type_: str, code: str | None, message: str, param: str | None) -> Response:
+    return answer.json({"error": {"message": message, "type": type_, "param": param, "code": code}}, status)
+
+
+def _log(exc_info: Any) -> None:
+    logger.error("request failed", exc_info=exc_info, extra={"fields": {"request_id": g.get("request_id", "-")}})

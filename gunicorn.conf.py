@@ -1,0 +1,53 @@
+"""How Gunicorn runs the service. Every value comes from Settings, or has its reason beside it."""
+
+import sys
+from pathlib import Path
+
+from embedding_api import listen, log
+from embedding_api.config import load_settings
+from embedding_api.errors import StartError
+
+try:
+    settings = load_settings()
+    listen.refuse_used_addresses(settings)
+except StartError as error:
+    sys.exit(f"memementor-embedding-service cannot start: {error}")
+
+bind = settings.bind
+wsgi_app = "wsgi:app"
+logconfig_dict = log.configuration(settings)
+
+# Models are loaded once, in the master, and forked workers share their memory.
+preload_app = True
+worker_class = "gthread"
+workers = settings.workers
+threads = settings.threads
+# As many connections again may be kept alive without a request; a worker that took more would sit on requests that
+# another could serve.
+worker_connections = 2 * settings.threads
+# Longer than the 60 s for which nginx keeps its upstream connections, so that it never picks one being closed.
+keepalive = 75
+graceful_timeout = settings.graceful_timeout_s
+# A heartbeat, not a limit on requests: gthread sends it while its threads work.
+timeout = 60
+# Requests waiting here are seen by nobody; a short queue makes overload show.
+backlog = 256
+# The heartbeat file must never wait for a disk.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
+# One thread less in a master that forks, and no second way to command it.
+control_socket_disable = True
+
+
+def when_ready(server):
+    """Says where the service is, and how to try it."""
+    listen.announce(server.LISTENERS[0].sock.getsockname(), settings)
+
+
+def post_worker_init(worker):
+    """Starts the engine after the fork; a worker that cannot do so stops the service."""
+    worker.app.wsgi().extensions["embedding_api"].engine.start()
+
+
+def worker_exit(server, worker):
+    """Ends the engine with its worker."""
+    worker.app.wsgi().extensions["embedding_api"].engine.close()

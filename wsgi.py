@@ -1,0 +1,16 @@
+"""The WSGI application: settings read and models loaded when this is imported, before Gunicorn forks."""
+
+import sys
+
+from embedding_api import log
+from embedding_api.app import create_app
+from embedding_api.config import load_settings
+from embedding_api.errors import StartError
+
+try:
+    settings = load_settings()
+    log.configure(settings)
+    app = create_app(settings)
+except StartError as error:
+    # One line and code 1; any other exception would print the whole way here.
+    sys.exit(f"memementor-embedding-service cannot start: {error}")
