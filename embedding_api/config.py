@@ -52,7 +52,7 @@ def setting(default: str, parse: Callable[[str], Any], doc: str, *, example: str
         default: What an unset or empty variable means, as it would be written.
         parse: Text to value; raises ValueError with the rule.
         doc: Meaning and unit, and what too little and too much do; a line each.
-        example: What `.env.example` shows, commented out, in the place of an empty default.
+        example: What `.env.example` shows in the place of an empty default.
         secret: Whether the value must never be shown.
     """
     metadata = {"default": default, "parse": parse, "doc": doc, "example": example, "secret": secret}
@@ -308,11 +308,13 @@ def _unquoted(text: str) -> str:
 
 
 def env_example() -> str:
-    """The contents of `.env.example`: every setting with its meaning and default, those without one commented out."""
+    """The contents of `.env.example`: every setting with its meaning, commented out, with its default or an example.
+
+    Commented out, so that a copy changes nothing: HOST, say, is another in the container image.
+    """
     blocks = []
     for field in dataclasses.fields(Settings):
         doc = "".join(f"# {line}\n" for line in field.metadata["doc"].splitlines())
-        default, example = field.metadata["default"], field.metadata["example"]
-        key = field.name.upper()
-        blocks.append(doc + (f'{key}="{default}"\n' if default else f'# {key}="{example}"\n'))
+        shown = field.metadata["default"] or field.metadata["example"]
+        blocks.append(f'{doc}# {field.name.upper()}="{shown}"\n')
     return "\n".join(blocks)

@@ -162,9 +162,13 @@ def _entrance(model: sentence_transformers.SentenceTransformer, prompt: str) -> 
         )
     if "message" in first.modality_config or "text" not in first.modality_config:
         raise ValueError("it reads chat messages or other media; served are models that read plain text")
+    window = _window(first)
+    if window is not None:
+        # `encode` breaks on a text beyond its positions where the tokenizer declares more of them.
+        first.max_seq_length = window
     reader = Reader(
         tokenizer.backend_tokenizer,
-        window=_window(first),
+        window=window,
         prompt=prompt,
         n_prompt_tokens=_n_prompt_tokens(model, prompt),
         truncation_side=tokenizer.truncation_side,

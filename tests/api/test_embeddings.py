@@ -1,0 +1,167 @@
+"""POST /v1/embeddings: what clients send, and what they get."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from tests.api.conftest import MODEL
+from tests.fakes import DIM, WINDOW, vector
+
+CAT = vector([1, 3, 4, 2])  # [CLS] a cat [SEP]
+LONG = " ".join(["cat"] * 50)
+
+
+def vectors(response):
+    assert response.status_code == 200, response.json
+    return [np.array(item["embedding"], dtype=np.float32) for item in response.json["data"]]
+
+
+def test_a_string_gives_one_vector_in_openais_shape(post):
+    response = post(input="a cat")
+    assert response.json == {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": pytest.approx(CAT.tolist())}],
+        "model": MODEL,
+        "usage": {"prompt_tokens": 4, "total_tokens": 4},
+    }
+    assert response.content_type == "application/json"
+
+
+def test_a_list_gives_its_vectors_in_its_order_whatever_the_batches(post, model):
+    texts = [" ".join(["cat"] * n) for n in (3, 14, 1, 9, 14, 2, 5)]
+    response = post(input=texts)
+    for text, got in zip(texts, vectors(response), strict=True):
+        np.testing.assert_array_equal(got, vector([1, *[4] * len(text.split()), 2]))
+    assert [item["index"] for item in response.json["data"]] == list(range(7))
+    assert len(model.backend.batches) > 1
+
+
+def test_usage_counts_the_tokens_read_duplicates_too(post):
+    assert post(input=["a cat", "a cat", "law"]).json["usage"] == {"prompt_tokens": 11, "total_tokens": 11}
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/v1/embeddings/"])
+def test_both_addresses_answer_with_and_without_a_slash(post, path):
+    assert post(input="law", path=path).status_code == 200
+
+
+def test_the_answer_names_the_model_as_it_was_asked_for(post):
+    assert post(input="law", model="alias").json["model"] == "alias"
+
+
+def test_base64_is_little_endian_float32_of_the_same_numbers(post):
+    encoded = post(input="a cat", encoding_format="base64").json["data"][0]["embedding"]
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(encoded), "<f4"), CAT)
+
+
+@pytest.mark.parametrize("dimensions", [1, 3, 4.0, DIM])
+def test_dimensions_keeps_leading_components_at_unit_length(post, dimensions):
+    (got,) = vectors(post(input="a cat", dimensions=dimensions))
+    wanted = CAT[: int(dimensions)]
+    np.testing.assert_allclose(got, wanted / np.linalg.norm(wanted), rtol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["encoding_format", "dimensions", "user", "truncate"])
+def test_null_in_an_optional_field_means_absent(post, field):
+    np.testing.assert_array_equal(vectors(post({"input": "a cat", field: None}))[0], CAT)
+
+
+def test_unknown_fields_and_a_user_are_ignored(post):
+    body = {"input": "a cat", "user": "u", "input_type": "query", "output_dtype": None, "x": [1]}
+    np.testing.assert_array_equal(vectors(post(body))[0], CAT)
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_json_is_taken_whatever_its_content_type(client, content_type):
+    body = json.dumps({"model": MODEL, "input": "law"})
+    assert client.post("/v1/embeddings", data=body, content_type=content_type).status_code == 200
+
+
+def test_truncation_is_told_on_the_item_in_a_header_and_in_usage(post):
+    response = post(input=["law", LONG, LONG])
+    assert [item.get("truncated") for item in response.json["data"]] == [None, True, True]
+    assert response.headers["X-Truncated-Inputs"] == "2"
+    assert response.json["usage"]["prompt_tokens"] == 3 + 2 * WINDOW
+    np.testing.assert_array_equal(vectors(response)[1], vector([1, *[4] * (WINDOW - 2), 2]))
+
+
+def test_nothing_is_said_of_truncation_where_there_is_none(post):
+    assert "X-Truncated-Inputs" not in post(input="law").headers
+
+
+def test_a_long_text_is_refused_where_truncation_is_declined(post):
+    response = post(input=["law", LONG], truncate=False)
+    assert response.status_code == 400
+    error = response.json["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input[1]")
+    assert f"{WINDOW} tokens" in error["message"]
+    assert "52 tokens" in error["message"]
+
+
+@pytest.mark.settings(TRUNCATE="false")
+def test_the_server_can_decline_truncation_and_a_request_ask_for_it(post):
+    assert post(input=LONG).status_code == 400
+    assert post(input=LONG, truncate=True).status_code == 200
+
+
+def test_server_timing_tells_where_the_time_went(post):
+    parts = dict(part.split(";dur=") for part in post(input="law").headers["Server-Timing"].split(", "))
+    assert list(parts) == ["tokenize", "queue", "inference", "total"]
+    times = {name: float(ms) for name, ms in parts.items()}
+    assert times["total"] >= max(times["tokenize"], times["queue"], times["inference"]) >= 0
+
+
+@pytest.mark.parametrize("body", [rb'{"model":"org/fake","input":"cat \ud800"}', rb'{"model":"org/fake","input":"\udc00"}'])
+def test_half_a_surrogate_pair_is_replaced(client, body):
+    assert client.post("/v1/embeddings", data=body).status_code == 200
+
+
+def test_a_whole_surrogate_pair_beside_half_of_one_survives(post, client):
+    mixed = client.post("/v1/embeddings", data=rb'{"model":"\ud83d\ude00\ud800","input":"law"}')
+    assert "'\U0001f600\ufffd'" in mixed.json["error"]["message"]
+
+
+@pytest.mark.parametrize("text", ["cat \x00\x01\x7f", "\u200b", "x" * 200_000, " " * 200_000 + "cat", "😀" * 1000])
+def test_odd_texts_are_embedded(post, text):
+    assert len(vectors(post(input=text))) == 1
+
+
+def test_2048_short_texts_are_one_request(post):
+    assert len(vectors(post(input=["a"] * 2048))) == 2048
+
+
+def test_token_ids_are_refused_with_the_cure(post):
+    for ids in ([1, 2], [[1, 2], [3]]):
+        error = post(input=ids).json["error"]
+        assert error["code"] == "token_ids_not_accepted"
+        assert "check_embedding_ctx_length=False" in error["message"]
+
+
+@pytest.mark.settings(TOKEN_IDS="model")
+class TestTokenIds:
+    def test_ids_are_taken_as_they_are(self, post):
+        first, second = vectors(post(input=[[1, 3, 4, 2], [7]]))
+        np.testing.assert_array_equal(first, CAT)
+        np.testing.assert_array_equal(second, vector([7]))
+
+    def test_a_flat_list_is_one_text(self, post):
+        response = post(input=[1, 3, 4, 2])
+        np.testing.assert_array_equal(vectors(response)[0], CAT)
+        assert response.json["usage"]["total_tokens"] == 4
+
+    def test_texts_are_still_texts(self, post):
+        np.testing.assert_array_equal(vectors(post(input="a cat"))[0], CAT)
+
+    def test_ids_over_the_window_are_cut_and_told(self, post):
+        response = post(input=[4] * 40)
+        np.testing.assert_array_equal(vectors(response)[0], vector([4] * WINDOW))
+        assert response.json["data"][0]["truncated"] is True
+
+    @pytest.mark.parametrize("id_", [9, 10**18, -1])
+    def test_an_unknown_id_is_named(self, post, id_):
+        response = post(json.dumps({"model": MODEL, "input": [[1], [2, id_]]}).encode())
+        assert response.status_code == 400
+        assert response.json["error"]["param"] == "input[1]"
+        assert response.json["error"]["code"] == "token_ids_not_accepted"

@@ -1,0 +1,206 @@
+"""Every failure is told in the one envelope, names the field and the cure, and repeats no text."""
+
+import inspect
+import json
+
+import pytest
+
+from embedding_api import errors
+from embedding_api.web import envelope
+from tests.api.conftest import MODEL
+
+SECRET_TEXT = "the patient's name"
+
+
+def told(response):
+    """The error of a response, after a check of its shape."""
+    assert response.content_type == "application/json"
+    assert set(response.json) == {"error"}
+    error = response.json["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == ("server_error" if response.status_code >= 500 else "invalid_request_error")
+    assert response.headers["X-Request-ID"]
+    assert SECRET_TEXT not in error["message"]
+    return response.status_code, error["code"], error["param"], error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param", "said"),
+    [
+        ({}, "missing_field", "input", "required"),
+        ({"input": None}, "missing_field", "input", "required"),
+        ({"input": "a", "model": None}, "missing_field", "model", "required"),
+        ({"input": 5}, "invalid_type", "input", "not a number"),
+        ({"input": {"text": SECRET_TEXT}}, "invalid_type", "input", "not an object"),
+        ({"input": True}, "invalid_type", "input", "not a boolean"),
+        ({"input": []}, "empty_input", "input", "at least one"),
+        ({"input": ""}, "empty_input", "input[0]", "must not be empty"),
+        ({"input": ["a", ""]}, "empty_input", "input[1]", "must not be empty"),
+        ({"input": ["a", None]}, "invalid_type", "input[1]", "not null"),
+        ({"input": [SECRET_TEXT, 7]}, "invalid_type", "input[1]", "not a number"),
+        ({"input": ["a", [1]]}, "invalid_type", "input[1]", "not an array"),
+        ({"input": [True]}, "invalid_type", "input[0]", "not a boolean"),
+        ({"input": [1.5]}, "invalid_type", "input[0]", "not a number"),
+        ({"input": [[1], "a"]}, "invalid_type", "input[1]", "not a string"),
+        ({"input": [[1], ["a"]]}, "invalid_type", "input[1]", "token ids"),
+        ({"input": [[]]}, "empty_input", "input[0]", "must not be empty"),
+        ({"input": ["a"] * 2049}, "too_many_inputs", "input", "2048"),
+        ({"input": "a", "model": 5}, "invalid_type", "model", "not a number"),
+        ({"input": "a", "encoding_format": "hex"}, "invalid_value", "encoding_format", "'hex'"),
+        ({"input": "a", "encoding_format": 1}, "invalid_type", "encoding_format", "not a number"),
+        ({"input": "a", "dimensions": 0}, "invalid_value", "dimensions", "1 or more"),
+        ({"input": "a", "dimensions": -3}, "invalid_value", "dimensions", "-3"),
+        ({"input": "a", "dimensions": 1.5}, "invalid_type", "dimensions", "1.5"),
+        ({"input": "a", "dimensions": "4"}, "invalid_type", "dimensions", "not a string"),
+        ({"input": "a", "dimensions": True}, "invalid_type", "dimensions", "not a boolean"),
+        ({"input": "a", "truncate": "yes"}, "invalid_type", "truncate", "not a string"),
+        ({"input": "a", "truncate": 1}, "invalid_type", "truncate", "not a number"),
+        ({"input": "a", "user": 1}, "invalid_type", "user", "not a number"),
+    ],
+)
+def test_what_the_schema_refuses_is_422_and_names_the_field(post, fields, code, param, said):
+    status, *got, message = told(post(fields))
+    assert (status, *got) == (422, code, param)
+    assert message.startswith(param)
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param", "said"),
+    [
+        ({"model": "nope"}, "model_not_found", "model", "available: org/fake, org/other"),
+        ({"model": ""}, "model_not_found", "model", "available"),
+        ({"model": "../../etc/passwd"}, "model_not_found", "model", "available"),
+        ({"dimensions": 9}, "unsupported_dimensions", "dimensions", "8"),
+    ],
+)
+def test_what_no_model_here_can_do_is_400(post, fields, code, param, said):
+    status, *got, message = told(post(fields, input="a"))
+    assert (status, *got) == (400, code, param)
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nope",
+        b'{"model": NaN}',
+        b'{"input": "\xff"}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"dimensions": NaN, "input": "\\ud800"}',
+        b'"\\ud800',
+        b"[" * 900 + b'"\\ud800"',
+        b"\xef\xbb\xbf{}",
+    ],
+)
+def test_a_body_that_is_not_json_is_400(post, body):
+    status, code, param, message = told(post(body))
+    assert (status, code, param) == (400, "invalid_json", None)
+    assert "JSON" in message
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(b"[]", "an array"), (b'"a"', "a string"), (b"1", "a number"), (b"null", "null"), (b"true", "a boolean")],
+)
+def test_a_body_that_is_no_object_is_400_and_says_what_it_is(post, body, kind):
+    status, code, _, message = told(post(body))
+    assert (status, code) == (400, "invalid_json")
+    assert kind in message
+
+
+def test_a_number_of_5000_digits_breaks_nothing(post):
+    body = b'{"model": "org/fake", "input": "a", "dimensions": ' + b"9" * 5000 + b"}"
+    assert told(post(body))[0] in (400, 422)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "x" * 100])
+def test_a_compressed_body_is_415(post, encoding):
+    status, code, _, message = told(post(b"\x1f\x8b", headers={"Content-Encoding": encoding}))
+    assert (status, code) == (415, "unsupported_encoding")
+    assert encoding[:40] in message
+
+
+def test_an_identity_encoding_is_none(post):
+    assert post(input="a", headers={"Content-Encoding": "identity"}).status_code == 200
+
+
+def test_a_body_that_breaks_off_is_400(client):
+    response = client.post("/v1/embeddings", data=b"{", environ_overrides={"CONTENT_LENGTH": "10"})
+    assert told(response)[:2] == (400, "invalid_body")
+
+
+@pytest.mark.settings(MAX_BODY_BYTES="2000")
+def test_a_body_over_the_limit_is_413(post):
+    assert told(post(input="a" * 3000))[:2] == (413, "body_too_large")
+    assert post(input="a" * 1000).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/nope", "/v1", "/v1//embeddings", "/v1/embeddings/x", "/static/x"])
+def test_an_unknown_path_is_404(client, path):
+    assert told(client.get(path))[:2] == (404, "not_found")
+
+
+def test_a_wrong_method_is_405_with_allow(client):
+    response = client.get("/v1/embeddings")
+    assert told(response)[:2] == (405, "method_not_allowed")
+    assert set(response.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+
+
+def test_a_model_page_that_is_not_there_is_404(client):
+    assert told(client.get("/v1/models/org/nope"))[:2] == (404, "model_not_found")
+
+
+def test_a_fault_of_ours_is_500_and_only_the_log_has_the_story(post, model, caplog):
+    model.backend.error = RuntimeError("inner details")
+    status, code, _, message = told(post(input=SECRET_TEXT))
+    assert (status, code) == (500, "internal_error")
+    assert "inner details" not in message
+    assert "inner details" in caplog.text
+    assert SECRET_TEXT not in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_vector_that_is_not_finite_is_500_never_null(post, model, caplog, value):
+    model.backend.value = value
+    assert told(post(input="a"))[:2] == (500, "internal_error")
+    assert "NaN or infinity" in caplog.text
+
+
+def test_a_request_after_a_fault_is_answered(post, model):
+    model.backend.error = RuntimeError("once")
+    assert post(input="a").status_code == 500
+    model.backend.error = None
+    assert post(input="a").status_code == 200
+
+
+def test_where_a_debugger_runs_it_gets_the_fault(app, model):
+    app.debug = True
+    model.backend.error = RuntimeError("for the debugger")
+    with pytest.raises(RuntimeError, match="for the debugger"):
+        app.test_client().post("/v1/embeddings", json={"model": MODEL, "input": "a"})
+
+
+def leaves(cls):
+    return [leaf for sub in cls.__subclasses__() for leaf in leaves(sub)] or [cls]
+
+
+def test_the_table_knows_every_error_that_a_request_can_meet():
+    raised = {cls for base in (errors.RequestError, errors.EngineError) for cls in leaves(base)}
+    assert raised <= set(envelope.TABLE)
+
+
+def test_the_drawing_names_every_error():
+    classes = [name for name, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, Exception)]
+    drawn = errors.__doc__.split()
+    assert [name for name in classes if name not in drawn] == []
+
+
+def test_no_error_repeats_a_text(post):
+    for fields in ({"input": [SECRET_TEXT], "dimensions": 99}, {"input": SECRET_TEXT, "model": "nope"}):
+        told(post(fields))
+    long = SECRET_TEXT * 20
+    assert SECRET_TEXT not in json.dumps(post(input=long, truncate=False).json)

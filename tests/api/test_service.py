@@ -1,0 +1,147 @@
+"""Health, models, keys, request ids and the access line."""
+
+import logging
+
+import pytest
+
+from embedding_api import __version__
+from embedding_api.web.auth import OPEN_ENDPOINTS
+
+KEYS = pytest.mark.settings(API_KEY_SECRET="first, schlüssel")
+
+
+def test_the_root_says_what_this_is(client):
+    assert client.get("/").json == {
+        "service": "Memementor Embedding Service",
+        "status": "healthy",
+        "version": __version__,
+        "available_models": ["org/fake", "org/other"],
+    }
+    assert client.head("/").status_code == 200
+
+
+def test_models_are_listed_in_openais_shape_and_ours(client):
+    listed = client.get("/v1/models").json
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == ["org/fake", "org/other"]
+    assert listed["data"][0] == {
+        "id": "org/fake",
+        "object": "model",
+        "created": 1_700_000_000,
+        "owned_by": "org",
+        "dimensions": 8,
+        "max_input_tokens": 16,
+        "prompts": {"query": "query: "},
+        "backend": "fake",
+        "precision": "float32",
+        "proof": 1e-7,
+    }
+
+
+@pytest.mark.parametrize("name", ["org/fake", "alias"])
+def test_a_model_is_shown_by_name_and_by_alias(client, name):
+    assert client.get(f"/v1/models/{name}").json["id"] == "org/fake"
+
+
+def test_it_is_live_and_ready(client):
+    assert client.get("/health/live").json == {"status": "live"}
+    assert client.get("/health/ready").json == {"status": "ready"}
+
+
+def test_it_is_not_ready_while_a_batch_is_stuck(app, client, model):
+    """Given a batch that does not end, when it has taken longer than it may, then ready says so and live does not."""
+    import threading
+
+    model.backend.proceed.clear()
+    request = threading.Thread(
+        target=lambda: app.test_client().post("/v1/embeddings", json={"model": "alias", "input": "a"})
+    )
+    request.start()
+    try:
+        assert model.backend.entered.wait(10)
+        assert client.get("/health/ready").status_code == 200
+        request.join(0.3)
+        response = client.get("/health/ready")
+        assert response.status_code == 503
+        assert response.json["error"]["code"] == "not_ready"
+        assert int(response.headers["Retry-After"]) > 0
+        assert client.get("/health/live").status_code == 200
+        assert client.get("/").json["status"] == "unhealthy"
+    finally:
+        model.backend.proceed.set()
+        request.join()
+    assert client.get("/health/ready").status_code == 200
+
+
+@KEYS
+@pytest.mark.parametrize("header", ["Bearer first", "bearer first", "BEARER  first ", "Bearer schlüssel".encode().decode("latin-1")])
+def test_each_key_opens_in_any_case_of_the_scheme(client, header):
+    assert client.get("/v1/models", headers={"Authorization": header}).status_code == 200
+
+
+@KEYS
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic first", "first", "Bearer firs", "Bearer first,", "Bearer \xff"])
+def test_any_other_key_is_401(client, header):
+    response = client.get("/v1/models", headers={} if header is None else {"Authorization": header})
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert response.json["error"]["code"] == "invalid_api_key"
+    assert "first" not in response.json["error"]["message"]
+
+
+@KEYS
+def test_every_route_is_protected_or_named_open(app, client):
+    for rule in app.url_map.iter_rules():
+        path = rule.rule.replace("<path:model_id>", "org/fake")
+        for method in rule.methods:
+            status = client.open(path, method=method).status_code
+            assert (status != 401) == (rule.endpoint in OPEN_ENDPOINTS), f"{method} {path} gave {status}"
+
+
+@KEYS
+def test_the_open_list_holds_no_more_than_health(app):
+    assert {"health.index", "health.live", "health.ready"} == OPEN_ENDPOINTS
+    assert {rule.endpoint for rule in app.url_map.iter_rules()} >= OPEN_ENDPOINTS
+
+
+@pytest.mark.settings(API_KEY_SECRET="k", REQUIRE_AUTH="false")
+def test_keys_can_be_set_and_not_required(client):
+    assert client.get("/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize("given", ["abc", "A.b-c_9", "x" * 128])
+def test_a_good_request_id_is_kept(client, given):
+    assert client.get("/nope", headers={"X-Request-ID": given}).headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", "a/b"])
+def test_any_other_request_id_is_replaced(client, given):
+    made = client.get("/", headers={"X-Request-ID": given}).headers["X-Request-ID"]
+    assert made != given
+    assert len(made) == 32
+
+
+@pytest.mark.settings(API_KEY_SECRET="the-key")
+def test_the_access_line_tells_numbers_and_no_text_or_key(client, caplog):
+    with caplog.at_level(logging.DEBUG):
+        client.post(
+            "/v1/embeddings?key=the-key",
+            json={"model": "alias", "input": ["a confession", "a cat"]},
+            headers={"Authorization": "Bearer the-key", "X-Request-ID": "id-1"},
+        )
+        client.get("/a%20confession%0aforged", headers={"Authorization": "Bearer wrong-key"})
+    first, second = (record.fields for record in caplog.records if record.name == "embedding_api.access")
+    assert first.pop("ms") >= 0
+    assert first == {
+        "request_id": "id-1",
+        "method": "POST",
+        "route": "/v1/embeddings",
+        "status": 200,
+        "model": "org/fake",
+        "texts": 2,
+        "tokens": 8,
+    }
+    assert (second["route"], second["status"]) == ("-", 404)
+    everything = " ".join(str(vars(record)) for record in caplog.records)
+    for secret in ("confession", "the-key", "wrong-key", "forged"):
+        assert secret not in everything

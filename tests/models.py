@@ -1,0 +1,201 @@
+"""Tiny models with random weights, of the kinds that people serve, made and saved by sentence-transformers itself."""
+
+import inspect
+import json
+import os
+import textwrap
+from pathlib import Path
+
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+WINDOW = 64
+N_VOCABULARY = 600
+
+
+def _corpus() -> list[str]:
+    return [inspect.getdoc(item) for item in (*vars(str).values(), *vars(dict).values(), textwrap, json, os) if item.__doc__]
+
+
+def _word_piece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(_corpus(), trainers.WordPieceTrainer(vocab_size=N_VOCABULARY, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def _sentence_piece() -> Tokenizer:
+    """As XLM-RoBERTa and MPNet have it: <s> text </s>, with <pad> at 1."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.UnigramTrainer(vocab_size=N_VOCABULARY, special_tokens=special, unk_token="<unk>")
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+def _bytes() -> Tokenizer:
+    """As decoders have it: byte pairs, no token before a text, <eos> behind it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCABULARY, special_tokens=["<pad>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    return tokenizer
+
+
+_BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>",
+            "cls_token": "<s>", "sep_token": "</s>"}  # fmt: skip
+_DECODER = {"pad_token": "<pad>", "eos_token": "<eos>"}
+
+
+def _transformer(folder: Path, config, tokenizer: Tokenizer, tokens: dict, **options) -> Transformer:
+    """A Transformer module of that configuration, its weights random but always the same."""
+    torch.manual_seed(7)
+    model = transformers.AutoModel.from_config(config)
+    # Random weights are small, and then every text gives almost the same vector.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    model.save_pretrained(folder / "base")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=WINDOW, **tokens, **options)
+    fast.save_pretrained(folder / "base")
+    return Transformer(str(folder / "base"))
+
+
+def _bert(folder: Path, **options) -> Transformer:
+    config = transformers.BertConfig(**SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW)
+    return _transformer(folder, config, _word_piece(), _BERT, **options)
+
+
+def _decoder(folder: Path, padding_side: str) -> Transformer:
+    config = transformers.Qwen2Config(
+        **SIZE, num_key_value_heads=2, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW, pad_token_id=0
+    )
+    return _transformer(folder, config, _bytes(), _DECODER, padding_side=padding_side)
+
+
+def bert_mean(folder):
+    return SentenceTransformer(modules=[_bert(folder), Pooling(32, "mean"), Normalize()])
+
+
+def bert_unnormalized(folder):
+    return SentenceTransformer(modules=[_bert(folder), Pooling(32, "mean")])
+
+
+def bert_several_poolings(folder):
+    return SentenceTransformer(modules=[_bert(folder), Pooling(32, ("cls", "max", "mean_sqrt_len_tokens"))])
+
+
+def bert_weighted_mean(folder):
+    return SentenceTransformer(modules=[_bert(folder), Pooling(32, "weightedmean"), Normalize()])
+
+
+def bert_dense(folder):
+    torch.manual_seed(8)
+    dense = Dense(32, 16, activation_function=torch.nn.Tanh())
+    return SentenceTransformer(modules=[_bert(folder), Pooling(32, "mean"), dense, Normalize()])
+
+
+def bert_left_truncated(folder):
+    return SentenceTransformer(modules=[_bert(folder, truncation_side="left"), Pooling(32, "mean"), Normalize()])
+
+
+def bert_default_prompt(folder):
+    modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
+    prompts = {"query": "query: ", "passage": "represent the passage: "}
+    return SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name="passage")
+
+
+def bert_prompt_not_pooled(folder):
+    modules = [_bert(folder), Pooling(32, "mean", include_prompt=False), Normalize()]
+    return SentenceTransformer(modules=modules, prompts={"task": "represent this: "}, default_prompt_name="task")
+
+
+def bert_truncated_dimensions(folder):
+    return SentenceTransformer(modules=[_bert(folder), Pooling(32, "mean"), Normalize()], truncate_dim=12)
+
+
+def xlm_roberta_cls(folder):
+    """As BAAI/bge-m3 is built."""
+    config = transformers.XLMRobertaConfig(
+        **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW + 2, pad_token_id=1, type_vocab_size=1
+    )
+    transformer = _transformer(folder, config, _sentence_piece(), _ROBERTA)
+    return SentenceTransformer(modules=[transformer, Pooling(32, "cls"), Normalize()])
+
+
+def mpnet_mean(folder):
+    config = transformers.MPNetConfig(
+        **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW + 2, pad_token_id=1
+    )
+    transformer = _transformer(folder, config, _sentence_piece(), _ROBERTA)
+    return SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()])
+
+
+def modernbert_cls(folder):
+    config = transformers.ModernBertConfig(
+        **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW, pad_token_id=0, cls_token_id=2,
+        sep_token_id=3, bos_token_id=2, eos_token_id=3, local_attention=16, attn_implementation="sdpa",
+    )  # fmt: skip
+    transformer = _transformer(folder, config, _word_piece(), _BERT)
+    return SentenceTransformer(modules=[transformer, Pooling(32, "cls"), Normalize()])
+
+
+def decoder_last_token(folder):
+    return SentenceTransformer(modules=[_decoder(folder, "left"), Pooling(32, "lasttoken"), Normalize()])
+
+
+def decoder_last_token_padded_right(folder):
+    return SentenceTransformer(modules=[_decoder(folder, "right"), Pooling(32, "lasttoken"), Normalize()])
+
+
+def static_embedding(folder):
+    torch.manual_seed(9)
+    return SentenceTransformer(modules=[StaticEmbedding(_word_piece(), embedding_dim=24)])
+
+
+def router_with_default(folder):
+    modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
+    torch.manual_seed(10)
+    query = [StaticEmbedding(_word_piece(), embedding_dim=32), Normalize()]
+    return SentenceTransformer(modules=[Router.for_query_document(query, modules, default_route="document")])
+
+
+def router_without_default(folder):
+    query = [StaticEmbedding(_word_piece(), embedding_dim=32)]
+    document = [StaticEmbedding(_word_piece(), embedding_dim=32)]
+    router = Router({"query": query, "document": document}, default_route=None, allow_empty_key=False)
+    return SentenceTransformer(modules=[router])
+
+
+SERVED = (
+    bert_mean, bert_unnormalized, bert_several_poolings, bert_weighted_mean, bert_dense, bert_left_truncated,
+    bert_default_prompt, bert_prompt_not_pooled, bert_truncated_dimensions, xlm_roberta_cls, mpnet_mean, modernbert_cls,
+    decoder_last_token, decoder_last_token_padded_right, static_embedding, router_with_default,
+)  # fmt: skip
+
+
+def save(make, folder: Path) -> Path:
+    """The folder of a model that one of the functions above makes, as a user would have it on disk."""
+    saved = folder / make.__name__
+    make(folder).save(str(saved), create_model_card=False)
+    return saved

@@ -1,0 +1,139 @@
+"""Real Gunicorn processes on loopback."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import SETTINGS
+
+ROOT = Path(__file__).parents[2]
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def until(condition, *, deadline_s=60.0, what="it"):
+    """What `condition` gives once that is true; fails if it never is."""
+    end = time.monotonic() + deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what} did not happen within {deadline_s} s"
+        time.sleep(0.02)
+    return value
+
+
+def environment(**settings) -> dict[str, str]:
+    """The environment of whoever runs the tests, without settings, thread counts and what hides downloads."""
+    drop = {*SETTINGS, "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "GUNICORN_CMD_ARGS", "HF_TOKEN"}
+    return {**{name: value for name, value in os.environ.items() if name not in drop}, **settings}
+
+
+class Server:
+    """A master and its workers, in the checkout or another folder."""
+
+    def __init__(self, log: Path, *arguments: str, cwd: Path = ROOT, **settings: str) -> None:
+        self.port = int(settings.setdefault("PORT", str(free_port())))
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_file = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", *(arguments or ["wsgi:app"])],
+                cwd=cwd,
+                env=environment(**settings),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def wait_until_ready(self) -> None:
+        def ready():
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return self.request("GET", "/health/ready")[0] == 200
+            return False
+
+        until(ready, deadline_s=120, what="ready")
+
+    def request(self, method, path, body=None, headers=None, timeout=60):
+        """Status, JSON and headers of one request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read() or b"null"), response.headers
+
+    def embed(self, texts, model=MINILM, **fields):
+        """The vectors of texts; fails on anything but 200."""
+        status, answer, _ = self.request(
+            "POST", "/v1/embeddings", json.dumps({"model": model, "input": texts, **fields})
+        )
+        assert status == 200, answer
+        return [item["embedding"] for item in answer["data"]]
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    def stop(self, deadline_s=60) -> int:
+        """Ends it as an operator would; its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(deadline_s)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            for process in [*self.workers, psutil.Process(self.process.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def _launch(tmp_path_factory):
+    launched = []
+
+    def launch(*arguments, wait=True, **options):
+        server = Server(tmp_path_factory.mktemp("server") / "log", *arguments, **options)
+        launched.append(server)
+        if wait:
+            server.wait_until_ready()
+        return server
+
+    yield launch
+    for server in launched:
+        server.kill()
+
+
+@pytest.fixture
+def launch(_launch):
+    """Starts a server with these settings; it is gone when the tests are."""
+    servers = []
+
+    def launch(*arguments, **options):
+        servers.append(_launch(*arguments, **options))
+        return servers[-1]
+
+    yield launch
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def server(_launch):
+    """One server without any setting, for all tests that only ask it something."""
+    return _launch()

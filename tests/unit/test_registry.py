@@ -1,0 +1,37 @@
+"""Loading: what goes wrong is one line with the cure."""
+
+import os
+
+import pytest
+
+from embedding_api.config import load_settings
+from embedding_api.engine import preload, registry
+from embedding_api.errors import DeviceNotFoundError, ModelLoadError
+
+
+def test_thread_settings_are_overwritten_not_defaulted(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "8")
+    preload.prepare()
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+
+
+def test_a_device_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setitem(registry._DEVICE_TESTS, "cuda", "False")
+    monkeypatch.setenv("DEVICE", "cuda")
+    with pytest.raises(DeviceNotFoundError, match="DEVICE=cuda: torch finds no such device.*set DEVICE=cpu"):
+        registry.load(load_settings())
+
+
+def test_a_device_that_is_there_is_asked_for_and_accepted(monkeypatch):
+    monkeypatch.setitem(registry._DEVICE_TESTS, "mps", "True")
+    monkeypatch.setenv("DEVICE", "mps")
+    monkeypatch.setenv("SUPPORTED_MODELS", "/no/such")
+    with pytest.raises(ModelLoadError, match="no folder"):
+        registry.load(load_settings())
+
+
+def test_code_that_comes_with_a_model_is_refused_with_the_setting_that_allows_it():
+    spec = load_settings().supported_models[0]
+    assert f"TRUST_REMOTE_CODE={spec.name}" in registry._cure("set `trust_remote_code=True` to", spec)
