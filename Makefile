@@ -14,7 +14,8 @@ run: $(BIN)/.installed ## install if need be, and serve on HOST:PORT
 	$(BIN)/gunicorn wsgi:app
 
 dev: $(BIN)/.installed ## serve from one process that restarts when code changes, with Flask's debugger
-	$(BIN)/flask --app wsgi run --debug --port $${PORT:-8000}
+	$(BIN)/flask --app wsgi run --debug --port \
+		"$$($(BIN)/python -c 'from embedding_api.config import load_settings; print(load_settings().port)')"
 
 test: $(BIN)/.installed-dev ## run the tests, without the slow ones
 	$(BIN)/pytest -m "not slow" --cov --cov-report=term-missing:skip-covered

@@ -19,7 +19,9 @@ N_VOCABULARY = 600
 
 
 def _corpus() -> list[str]:
-    return [inspect.getdoc(item) for item in (*vars(str).values(), *vars(dict).values(), textwrap, json, os) if item.__doc__]
+    return [
+        inspect.getdoc(item) for item in (*vars(str).values(), *vars(dict).values(), textwrap, json, os) if item.__doc__
+    ]
 
 
 def _word_piece() -> Tokenizer:
@@ -76,7 +78,9 @@ def _transformer(folder: Path, config, tokenizer: Tokenizer, tokens: dict, **opt
             if parameter.dim() > 1:
                 parameter.mul_(5)
     model.save_pretrained(folder / "base")
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=WINDOW, **tokens, **options)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=WINDOW, **tokens, **options
+    )
     fast.save_pretrained(folder / "base")
     return Transformer(str(folder / "base"))
 

@@ -1,13 +1,23 @@
-"""JSON in: the request's body as an object, whatever its Content-Type says."""
+"""JSON in: the request's body as an object, whatever its Content-Type says. No refusal leaves a body half read."""
 
+import contextlib
 import json
 from typing import Any
 
 import orjson
-from flask import request
+from flask import Flask, Response, current_app, request
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected
 
 from embedding_api.errors import InvalidBodyError, InvalidJsonError, UnsupportedEncodingError
+
+# What the server and Flask raise while a body is read: it broke off, or its chunks are malformed.
+_BROKEN = (ClientDisconnected, ParseException, OSError)
+
+
+def init_app(app: Flask) -> None:
+    """Registers the hook that reads to the end what was refused."""
+    app.after_request(_discard_rest)
 
 
 def read() -> dict[str, Any]:
@@ -25,8 +35,9 @@ def read() -> dict[str, Any]:
         )
     try:
         body = request.get_data(cache=False)
-    # Gunicorn's own errors for malformed chunks are OSErrors.
-    except (ClientDisconnected, OSError) as error:
+        if len(body) < (request.content_length or 0):
+            raise ClientDisconnected
+    except _BROKEN as error:
         raise InvalidBodyError("the body broke off or its chunks are malformed; send it again") from error
     document = _parse(body)
     if not isinstance(document, dict):
@@ -58,3 +69,16 @@ def _parse_lone_surrogates(body: bytes) -> Any:
         raise ValueError("there is no escaped surrogate")
     text = json.dumps(json.loads(body), ensure_ascii=False)
     return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+
+
+def _discard_rest(response: Response) -> Response:
+    """Reads what a refusal left of the body, so that the connection's next request starts where it should.
+
+    No more than a body may have: the server closes the connection after one that goes on.
+    """
+    if response.status_code >= 400:
+        left = current_app.config["MAX_CONTENT_LENGTH"]
+        with contextlib.suppress(*_BROKEN):
+            while left > 0 and (chunk := request.environ["wsgi.input"].read(min(left, 65_536))):
+                left -= len(chunk)
+    return response

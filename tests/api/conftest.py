@@ -16,7 +16,6 @@ def _push_request_context():
     assert hasattr(pytest_flask.plugin, "_push_request_context"), "pytest-flask renamed what this overrides"
 
 
-
 @pytest.fixture
 def model():
     return fake_model(MODEL, names=(MODEL, "alias"))

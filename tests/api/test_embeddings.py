@@ -113,7 +113,9 @@ def test_server_timing_tells_where_the_time_went(post):
     assert times["total"] >= max(times["tokenize"], times["queue"], times["inference"]) >= 0
 
 
-@pytest.mark.parametrize("body", [rb'{"model":"org/fake","input":"cat \ud800"}', rb'{"model":"org/fake","input":"\udc00"}'])
+@pytest.mark.parametrize(
+    "body", [rb'{"model":"org/fake","input":"cat \ud800"}', rb'{"model":"org/fake","input":"\udc00"}']
+)
 def test_half_a_surrogate_pair_is_replaced(client, body):
     assert client.post("/v1/embeddings", data=body).status_code == 200
 

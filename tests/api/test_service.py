@@ -74,13 +74,17 @@ def test_it_is_not_ready_while_a_batch_is_stuck(app, client, model):
 
 
 @KEYS
-@pytest.mark.parametrize("header", ["Bearer first", "bearer first", "BEARER  first ", "Bearer schlüssel".encode().decode("latin-1")])
+@pytest.mark.parametrize(
+    "header", ["Bearer first", "bearer first", "BEARER  first ", "Bearer schlüssel".encode().decode("latin-1")]
+)
 def test_each_key_opens_in_any_case_of_the_scheme(client, header):
     assert client.get("/v1/models", headers={"Authorization": header}).status_code == 200
 
 
 @KEYS
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic first", "first", "Bearer firs", "Bearer first,", "Bearer \xff"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic first", "first", "Bearer firs", "Bearer first,", "Bearer \xff"]
+)
 def test_any_other_key_is_401(client, header):
     response = client.get("/v1/models", headers={} if header is None else {"Authorization": header})
     assert response.status_code == 401

@@ -69,9 +69,9 @@ class Server:
 
         until(ready, deadline_s=120, what="ready")
 
-    def request(self, method, path, body=None, headers=None, timeout=60):
-        """Status, JSON and headers of one request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+    def request(self, method, path, body=None, headers=None, *, port=None, timeout=60):
+        """Status, JSON and headers of one request on a connection of its own, through another port if need be."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
         with contextlib.closing(connection):
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

@@ -150,7 +150,8 @@ def test_a_hub_model_is_named_by_alias_and_name(monkeypatch, entry, name, source
 
 
 @pytest.mark.parametrize(
-    ("entry", "name"), [("{}/my-model", "my-model"), ("mine={}/my-model", "mine"), ("./my-model", "my-model"), ("my-model", "my-model")]
+    ("entry", "name"),
+    [("{}/my-model", "my-model"), ("mine={}/my-model", "mine"), ("./my-model", "my-model"), ("my-model", "my-model")],
 )
 def test_a_folder_is_named_by_alias_or_its_last_part_never_its_path(monkeypatch, tmp_path, entry, name):
     (tmp_path / "my-model").mkdir()

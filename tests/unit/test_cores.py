@@ -26,7 +26,14 @@ def test_affinity_counts_where_there_is_no_quota(machine, tmp_path):
 
 @pytest.mark.parametrize(
     ("quota", "wanted"),
-    [("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("max 100000", 8), ("1600000 100000", 8), ("", 8)],
+    [
+        ("200000 100000", 2),
+        ("150000 100000", 1),
+        ("50000 100000", 1),
+        ("max 100000", 8),
+        ("1600000 100000", 8),
+        ("", 8),
+    ],
 )
 def test_a_version_2_quota_counts_in_whole_cores(machine, tmp_path, quota, wanted):
     machine("sys/fs/cgroup/cpu.max", quota)

@@ -20,7 +20,7 @@ def test_thread_settings_are_overwritten_not_defaulted(monkeypatch):
 def test_a_device_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setitem(registry._DEVICE_TESTS, "cuda", "False")
     monkeypatch.setenv("DEVICE", "cuda")
-    with pytest.raises(DeviceNotFoundError, match="DEVICE=cuda: torch finds no such device.*set DEVICE=cpu"):
+    with pytest.raises(DeviceNotFoundError, match=r"DEVICE=cuda: torch finds no such device.*set DEVICE=cpu"):
         registry.load(load_settings())
 
 

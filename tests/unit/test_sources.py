@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -23,7 +24,7 @@ FILES = {
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub as a download asks for. `org/private` wants the token, `org/gated` lets nobody in."""
 
-    asked = []
+    asked: ClassVar[list] = []
 
     def do_HEAD(self):
         self.do_GET()
@@ -48,7 +49,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if revision not in ("", "main", "v1", COMMIT) and not is_tree:
             return self.answer(404, b"{}", **{"X-Error-Code": "RevisionNotFound"})
         if is_tree:
-            tree = [{"type": "file", "path": file, "size": len(data), "oid": "0" * 40} for file, data in FILES[name].items()]
+            tree = [
+                {"type": "file", "path": file, "size": len(data), "oid": "0" * 40} for file, data in FILES[name].items()
+            ]
             return self.answer(200, json.dumps(tree).encode())
         siblings = [{"rfilename": file} for file in FILES[name]]
         return self.answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode())
@@ -197,7 +200,9 @@ def test_a_folder_is_taken_as_it_is(monkeypatch, tmp_path):
     assert locate(monkeypatch, str(tmp_path)) == tmp_path
 
 
-@pytest.mark.parametrize(("models", "said"), [("/no/such", "there is no folder /no/such"), (".", "neither modules.json")])
+@pytest.mark.parametrize(
+    ("models", "said"), [("/no/such", "there is no folder /no/such"), (".", "neither modules.json")]
+)
 def test_a_folder_without_a_model_is_refused(monkeypatch, models, said):
     with pytest.raises(ModelLoadError, match=said):
         locate(monkeypatch, models)
@@ -208,7 +213,7 @@ def test_pickled_weights_of_any_module_are_refused_unless_allowed(monkeypatch, t
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "2_Dense").mkdir()
     (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ModelLoadError, match="not all of its weights are in safetensors.*ALLOW_PICKLE=true"):
+    with pytest.raises(ModelLoadError, match=r"not all of its weights are in safetensors.*ALLOW_PICKLE=true"):
         locate(monkeypatch, str(tmp_path))
     assert locate(monkeypatch, str(tmp_path), ALLOW_PICKLE="true") == Path(tmp_path)
     (tmp_path / "2_Dense" / "model.safetensors").write_bytes(b"")
@@ -236,7 +241,9 @@ class TestTheProgram:
     def test_pickles_are_ignored_unless_allowed(self, monkeypatch):
         asked = []
         monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: asked.append(options) or "/folder")
-        assert hub.main("a/b", "v1", allow_pickle=False) == hub.main("a/b", "", allow_pickle=True) == {"path": "/folder"}
+        assert (
+            hub.main("a/b", "v1", allow_pickle=False) == hub.main("a/b", "", allow_pickle=True) == {"path": "/folder"}
+        )
         assert [options["revision"] for options in asked] == ["v1", None]
         assert ["*.bin" in options["ignore_patterns"] for options in asked] == [True, False]
 

@@ -1,0 +1,65 @@
+"""The official OpenAI client, without any option."""
+
+import numpy as np
+import openai
+import pytest
+
+from tests.server.conftest import MINILM
+
+
+@pytest.fixture(scope="module")
+def keyed(_launch):
+    return _launch(API_KEY_SECRET="the-key")
+
+
+@pytest.fixture
+def client(keyed):
+    with openai.OpenAI(base_url=f"{keyed.url}/v1", api_key="the-key") as client:
+        yield client
+
+
+def test_a_single_text(client, keyed):
+    answer = client.embeddings.create(model=MINILM, input="a cat")
+    assert len(answer.data) == 1
+    assert len(answer.data[0].embedding) == 384
+    assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == (MINILM, 4, 4)
+    assert answer._request_id
+
+
+def test_100_texts_in_their_order_as_base64_and_as_floats(client):
+    texts = [f"text number {n}" for n in range(100)]
+    answer = client.embeddings.create(model=MINILM, input=texts)
+    assert [item.index for item in answer.data] == list(range(100))
+    floats = client.embeddings.create(model=MINILM, input=texts, encoding_format="float")
+    for text_base64, text_float in zip(answer.data, floats.data, strict=True):
+        np.testing.assert_array_equal(np.float32(text_base64.embedding), np.float32(text_float.embedding))
+    alone = client.embeddings.create(model=MINILM, input=texts[57]).data[0].embedding
+    np.testing.assert_allclose(answer.data[57].embedding, alone, atol=1e-5)
+
+
+def test_a_wrong_key(client):
+    with pytest.raises(openai.AuthenticationError) as refused:
+        client.with_options(api_key="wrong").embeddings.create(model=MINILM, input="a")
+    assert refused.value.code == "invalid_api_key"
+
+
+def test_a_wrong_model(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="text-embedding-3-small", input="a")
+    assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("text-embedding-3-small")
+
+
+def test_wrong_texts(client):
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.embeddings.create(model=MINILM, input=["a", ""])
+    assert refused.value.param == "input[1]"
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        client.embeddings.create(model=MINILM, input=[791, 4062])
+
+
+def test_dimensions_and_the_list_of_models(client):
+    assert len(client.embeddings.create(model=MINILM, input="a", dimensions=5).data[0].embedding) == 5
+    assert [model.id for model in client.models.list()] == [MINILM]
+    assert client.models.retrieve(MINILM).owned_by == "sentence-transformers"

@@ -1,0 +1,97 @@
+"""What the README shows is what a user gets."""
+
+import base64
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests import readme
+from tests.server.conftest import MINILM, free_port, until
+
+# Two builds of torch, or two kinds of CPU, may round differently.
+TOLERANCE = 1e-5
+
+
+def assert_like(got, shown, where="answer"):
+    """The answer is the one shown, where "..." ends a list that goes on, and a time is another time."""
+    if isinstance(shown, dict):
+        assert got.keys() == shown.keys(), where
+        for key in shown.keys() - {"created", "proof"}:
+            assert_like(got[key], shown[key], f"{where}.{key}")
+        assert all(isinstance(got[key], type(shown[key])) for key in shown.keys() & {"created", "proof"})
+    elif isinstance(shown, list):
+        if shown and shown[-1] == "...":
+            shown, rest = shown[:-1], got[len(shown) - 1 :]
+            assert len(got) == 384
+            assert all(isinstance(number, float) for number in rest)
+            got = got[: len(shown)]
+        assert len(got) == len(shown), where
+        for index, pair in enumerate(zip(got, shown, strict=True)):
+            assert_like(*pair, f"{where}[{index}]")
+    elif isinstance(shown, float):
+        assert got == pytest.approx(shown, abs=TOLERANCE), where
+    elif where.endswith(".embedding"):
+        decoded = [np.frombuffer(base64.b64decode(text), "<f4") for text in (got, shown)]
+        np.testing.assert_allclose(*decoded, atol=TOLERANCE)
+    else:
+        assert got == shown, where
+
+
+@pytest.mark.parametrize(("command", "shown"), readme.curl_examples(), ids=lambda text: text.splitlines()[0][:60])
+def test_each_curl_line_gives_the_answer_shown(server, command, shown):
+    assert "http://127.0.0.1:8000" in command
+    here = command.replace("http://127.0.0.1:8000", server.url).replace("curl ", "curl --silent --fail-with-body ", 1)
+    got = json.loads(subprocess.run(here, shell=True, capture_output=True, text=True, check=False).stdout)
+    assert_like(got, json.loads(shown.replace(", ...]", ', "..."]')))
+
+
+def test_every_curl_line_has_an_answer_and_every_endpoint_a_curl_line(server):
+    assert len(readme.curl_examples()) == readme.README.count("\ncurl ")
+    asked = " ".join(command for command, _ in readme.curl_examples())
+    for path in re.findall(r"(?:GET|POST) (/[\w/]*)", " ".join(re.findall(r"^### .*$", readme.README, re.MULTILINE))):
+        assert f"8000{path}" in asked
+
+
+def test_the_python_example_runs(server):
+    (example,) = readme.blocks("python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(example.replace("http://127.0.0.1:8000", server.url), {})
+    assert printed.getvalue() == "384\n"
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_the_nginx_example_runs(server, tmp_path):
+    (example,) = readme.blocks("nginx")
+    port = free_port()
+    example = example.replace("listen 80;", f"listen 127.0.0.1:{port};").replace(
+        "127.0.0.1:8000", f"127.0.0.1:{server.port}"
+    )
+    temporary = "".join(
+        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\nevents {{}}\n"
+        f"http {{ access_log off; {temporary}\n{example}}}\n"
+    )
+    process = subprocess.Popen(["nginx", "-c", tmp_path / "nginx.conf", "-p", tmp_path, "-e", tmp_path / "error.log"])
+    try:
+        body = json.dumps({"model": MINILM, "input": "a"})
+
+        def embedded():
+            with contextlib.suppress(OSError):
+                return server.request("POST", "/v1/embeddings", body, port=port)[0] == 200
+
+        until(embedded, what="an answer through nginx")
+        status, _, headers = server.request("GET", "/health/ready", port=port)
+        assert status == 200
+        assert re.fullmatch("[0-9a-f]{32}", headers["X-Request-ID"])
+    finally:
+        process.terminate()
+        process.wait(30)
