@@ -54,5 +54,5 @@ class Dispatcher:
         return 0.0 if since is None else time.monotonic() - since
 
     def close(self) -> None:
-        """Finishes the jobs that were handed in, then ends the thread."""
-        self._executor.shutdown()
+        """Finishes the job in work, drops those behind it, ends the thread."""
+        self._executor.shutdown(cancel_futures=True)

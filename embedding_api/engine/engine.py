@@ -67,7 +67,7 @@ class Engine:
         self._dispatcher.start()
 
     def close(self) -> None:
-        """Finishes what is in work and ends the inference thread."""
+        """Finishes the batch in work and ends the inference thread; requests that still wait get an error."""
         self._dispatcher.close()
 
     def problem(self) -> str | None:

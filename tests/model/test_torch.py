@@ -149,6 +149,17 @@ def test_routes_without_a_default_are_refused(folder, monkeypatch):
         load(monkeypatch, models.save(models.router_without_default, folder))
 
 
+def test_nothing_asks_for_a_gpu_before_the_fork(folder, monkeypatch):
+    source = models.save(models.bert_mean, folder)
+
+    def asked(*_, **__):
+        raise AssertionError("a master that has asked for a GPU cannot fork workers that use it")
+
+    for name in ("is_available", "device_count", "init", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, asked)
+    load(monkeypatch, source).close()
+
+
 def test_threads_and_progress_bars_are_gone_after_loading(folder, monkeypatch):
     import threading
 

@@ -229,6 +229,23 @@ def test_an_open_address_is_warned_about(launch):
     assert "anyone who reaches 0.0.0.0:" in server.log
 
 
+def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path):
+    """As on a GPU without memory for the model: no respawning for ever."""
+    (tmp_path / "wsgi.py").write_text(
+        "from embedding_api.app import create_app\n"
+        "from tests.fakes import fake_engine, fake_model\n"
+        "def prepare():\n"
+        "    raise RuntimeError('out of device memory')\n"
+        "model = fake_model()\n"
+        "model.backend.prepare = prepare\n"
+        "app = create_app(engine=fake_engine(model))\n"
+    )
+    server = launch("-c", str(ROOT / "gunicorn.conf.py"), wait=False, cwd=tmp_path, PYTHONPATH=str(ROOT), WORKERS="2")
+    assert server.process.wait(60) != 0
+    assert "out of device memory" in server.log
+    assert server.log.count("Booting worker") <= 4
+
+
 def raw(server, request: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
         client.sendall(request)
