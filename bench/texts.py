@@ -1,0 +1,51 @@
+"""Real English to embed: the docstrings of Python's own library, cut to length. No text is ever handed out twice."""
+
+import ast
+import functools
+import itertools
+import sysconfig
+from pathlib import Path
+
+# Words, and about how many tokens of a BERT vocabulary they make: 16, 145, and more than MiniLM's window of 256.
+N_WORDS = {"short": 9, "passage": 88, "long": 220}
+
+# What a mixed batch of 32 holds, as an index of documents and headings would.
+MIXED = ("short", "passage", "short", "passage", "short", "passage", "short", "long") * 4
+
+_NOT_PROSE = {"idlelib", "lib2to3", "site-packages", "test", "tests"}
+
+
+class Shelf:
+    """Texts from the shelf, each once, in an order that is the same in every run with one Python."""
+
+    def __init__(self) -> None:
+        self._words = iter(_words())
+        self._given: set[str] = set()
+
+    def take(self, kind: str) -> str:
+        """The next text of a kind in N_WORDS.
+
+        Raises:
+            RuntimeError: The library has no words left.
+        """
+        while True:
+            words = list(itertools.islice(self._words, N_WORDS[kind]))
+            if len(words) < N_WORDS[kind]:
+                raise RuntimeError("the standard library has no docstrings left; ask for fewer or shorter texts")
+            text = " ".join(words)
+            if text not in self._given:
+                self._given.add(text)
+                return text
+
+
+@functools.cache
+def _words() -> list[str]:
+    library = Path(sysconfig.get_path("stdlib"))
+    return [
+        word
+        for path in sorted(library.rglob("*.py"))
+        if _NOT_PROSE.isdisjoint(path.relative_to(library).parts)
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for word in (ast.get_docstring(node) or "").split()
+    ]

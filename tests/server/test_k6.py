@@ -1,0 +1,239 @@
+"""k6_test.js: a real k6 against the real service, and against servers that misbehave in ways the service does not."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from embedding_api.config import Settings
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "k6_test.js"
+K6 = Path(sys.executable).with_name("k6")
+THRESHOLDS_BROKEN = 99  # k6's exit code for it
+
+pytestmark = [
+    pytest.mark.timeout(60),
+    pytest.mark.skipif(not K6.exists(), reason="the package k6 carries k6 for Linux only"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running service."""
+
+    url: str
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The service behind a real Gunicorn; its key is `right`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # An empty variable is the default, whatever a developer's .env says.
+    settings = dict.fromkeys((field.name.upper() for field in dataclasses.fields(Settings)), "")
+    settings |= {"HOST": "127.0.0.1", "PORT": str(port), "WORKERS": "1", "API_KEY_SECRET": "right"}
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=clean_environment() | settings, stderr=output
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 40
+        while not is_ready(url):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield Server(url)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=15)
+        finally:
+            process.kill()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health/ready", timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What came of a run of k6: its exit code, its numbers by metric, what it printed."""
+
+    code: int
+    metrics: dict[str, dict[str, Any]]
+    output: str
+
+
+@pytest.fixture
+def k6(tmp_path: Path) -> Callable[..., Run]:
+    """Runs the script against an address, for half a second if not told otherwise."""
+
+    def run(url: str, *, script: Path = SCRIPT, **environment: str) -> Run:
+        told = {"BASE_URL": url, "DURATION_S": "0.5", "MAX_VUS": "2", "BATCH_SIZE": "3", **environment}
+        # No REST API of its own, and no word to anyone about the run.
+        command = [K6, "run", "--quiet", "--address=", "--no-usage-report", "--summary-export=summary.json", script]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=clean_environment() | told, capture_output=True, text=True, check=False
+        )
+        metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
+        return Run(done.returncode, metrics, done.stdout + done.stderr)
+
+    return run
+
+
+def test_a_run_against_the_service_passes_and_reports_its_metrics(k6, server):
+    run = k6(server.url, API_TOKEN="right", DURATION_S="3")
+
+    assert run.code == 0, run.output
+    assert run.metrics["single_latency"]["count"] > 0
+    assert run.metrics["batch_latency"]["count"] > 0
+    assert run.metrics["errors"]["value"] == 0
+    for name in ("single_latency", "batch_latency", "errors"):
+        assert f"{name}.." in run.output
+
+
+def test_a_wrong_token_fails_the_run(k6, server):
+    run = k6(server.url, API_TOKEN="wrong")
+
+    assert run.code == THRESHOLDS_BROKEN, run.output
+    assert run.metrics["errors"]["value"] == 1
+    assert run.metrics["errors"]["passes"] > 0
+
+
+class Stub(ThreadingHTTPServer):
+    """Answers every request as it is told, and keeps what it was sent.
+
+    Args:
+        answer: Number of texts to body of the answer.
+    """
+
+    daemon_threads = False  # closing waits for the connections, so that no thread outlives its test
+
+    def __init__(self, answer: Callable[[int], str]) -> None:
+        super().__init__(("127.0.0.1", 0), _StubHandler)
+        self.answer = answer
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.inputs: list[Any] = []
+        self.authorizations: set[str | None] = set()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that gave up waiting are part of the test."""
+
+
+class _StubHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+        self.server.inputs.append(texts)
+        self.server.authorizations.add(self.headers["Authorization"])
+        body = self.server.answer(1 if isinstance(texts, str) else len(texts)).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def vectors(n_vectors: int, component: float | None = 0.5) -> str:
+    return json.dumps({"data": [{"embedding": [0.1, component]}] * n_vectors})
+
+
+def test_single_texts_and_batches_are_sent_no_text_twice_and_no_placeholder_as_a_token(k6):
+    with Stub(vectors) as stub:
+        run = k6(stub.url)
+
+    texts = [text for sent in stub.inputs for text in ([sent] if isinstance(sent, str) else sent)]
+    assert run.code == 0, run.output
+    assert {len(sent) for sent in stub.inputs if isinstance(sent, list)} == {3}
+    assert any(isinstance(sent, str) for sent in stub.inputs)
+    assert len(set(texts)) == len(texts)
+    assert stub.authorizations == {None}
+
+
+def test_a_token_that_replaced_the_placeholder_everywhere_in_the_file_is_sent(k6, tmp_path):
+    script = tmp_path / "edited.js"
+    script.write_text(SCRIPT.read_text().replace("YOUR_BEARER_TOKEN_HERE", "mine"))
+
+    with Stub(vectors) as stub:
+        k6(stub.url, script=script)
+
+    assert stub.authorizations == {"Bearer mine"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(lambda n_texts: vectors(n_texts - 1), id="a vector too few"),
+        pytest.param(lambda n_texts: vectors(n_texts, component=None), id="null in a vector"),
+        pytest.param(lambda n_texts: "<p>hello</p>", id="no JSON"),
+    ],
+)
+def test_answers_that_are_no_vectors_fail_the_run(k6, answer):
+    with Stub(answer) as stub:
+        run = k6(stub.url)
+
+    assert run.code == THRESHOLDS_BROKEN, run.output
+    assert run.metrics["errors"]["value"] == 1
+
+
+def test_a_server_that_never_answers_fails_the_run(k6):
+    released = threading.Event()
+
+    def hang(n_texts: int) -> str:
+        released.wait(30)
+        return vectors(n_texts)
+
+    with Stub(hang) as stub:
+        run = k6(stub.url, TIMEOUT_S="0.5")
+        released.set()
+
+    assert run.code == THRESHOLDS_BROKEN, run.output
+    assert run.metrics["errors"]["value"] == 1
+
+
+@pytest.mark.parametrize("limit", ["SINGLE_P95_MS", "BATCH_P95_MS"])
+def test_answers_slower_than_they_may_be_fail_the_run(k6, limit):
+    with Stub(vectors) as stub:
+        run = k6(stub.url, **{limit: "0.001"})
+
+    assert run.code == THRESHOLDS_BROKEN, run.output
+    assert run.metrics["errors"]["value"] == 0

