@@ -97,7 +97,6 @@ class Engine:
         if not isinstance(texts[0], str) and not self._accepts_token_ids:
             raise TokenIdsNotAcceptedError(
                 "input holds token ids, which this server refuses: most come from another model's tokenizer; "
-                ""
                 "send the texts themselves (LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)",
                 param="input",
             )

@@ -35,9 +35,13 @@ def until(condition, *, deadline_s=60.0, what="it"):
 
 
 def environment(**settings) -> dict[str, str]:
-    """The environment of whoever runs the tests, without settings, thread counts and what hides downloads."""
-    drop = {*SETTINGS, "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "GUNICORN_CMD_ARGS", "HF_TOKEN"}
-    return {**{name: value for name, value in os.environ.items() if name not in drop}, **settings}
+    """The environment of whoever runs the tests, without thread counts and Gunicorn's arguments.
+
+    An empty setting is the default one, whatever a .env in the checkout says.
+    """
+    drop = {"OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "GUNICORN_CMD_ARGS"}
+    kept = {name: value for name, value in os.environ.items() if name not in drop}
+    return {**kept, **dict.fromkeys(SETTINGS, ""), **settings}
 
 
 class Server:

@@ -3,22 +3,15 @@
 import dataclasses
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
-
-from embedding_api.config import Settings
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "k6_test.js"
@@ -31,49 +24,10 @@ pytestmark = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Server:
-    """A running service."""
-
-    url: str
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(_launch):
     """The service behind a real Gunicorn; its key is `right`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # An empty variable is the default, whatever a developer's .env says.
-    settings = dict.fromkeys((field.name.upper() for field in dataclasses.fields(Settings)), "")
-    settings |= {"HOST": "127.0.0.1", "PORT": str(port), "WORKERS": "1", "API_KEY_SECRET": "right"}
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=clean_environment() | settings, stderr=output
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 40
-        while not is_ready(url):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield Server(url)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=15)
-        finally:
-            process.kill()
-
-
-def is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health/ready", timeout=5) as response:
-            return response.status == 200
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
+    return _launch(WORKERS="1", API_KEY_SECRET="right")
 
 
 def clean_environment() -> dict[str, str]:
