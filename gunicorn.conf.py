@@ -11,7 +11,7 @@ try:
     settings = load_settings()
     listen.refuse_used_addresses(settings)
 except StartError as error:
-    sys.exit(f"memementor-embedding-service cannot start: {error}")
+    sys.exit(error.line)
 
 bind = settings.bind
 wsgi_app = "wsgi:app"
@@ -45,9 +45,13 @@ def when_ready(server):
 
 def post_worker_init(worker):
     """Starts the engine after the fork; a worker that cannot do so stops the service."""
-    worker.app.wsgi().extensions["embedding_api"].engine.start()
+    _engine(worker).start()
 
 
 def worker_exit(server, worker):
     """Ends the engine with its worker."""
-    worker.app.wsgi().extensions["embedding_api"].engine.close()
+    _engine(worker).close()
+
+
+def _engine(worker):
+    return worker.app.wsgi().extensions["embedding_api"].engine

@@ -12,5 +12,5 @@ try:
     log.configure(settings)
     app = create_app(settings)
 except StartError as error:
-    # One line and code 1; any other exception would print the whole way here.
-    sys.exit(f"memementor-embedding-service cannot start: {error}")
+    # Any other exception would print the whole way here.
+    sys.exit(error.line)

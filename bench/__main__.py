@@ -114,7 +114,7 @@ def circumstances(settings: Settings) -> Iterator[str]:
         and field.name.upper() not in {*contestants.OUR_SETTINGS, "SUPPORTED_MODELS"}
         and getattr(settings, field.name) != field.metadata["parse"](field.metadata["default"])
     ]
-    yield f"settings  model {settings.supported_models[0].name}, {', '.join(changed)}, all else default"
+    yield f"settings  model {settings.supported_models[0].name}, {', '.join([*changed, 'all else default'])}"
     yield f"commit    {_commit()}"
 
 

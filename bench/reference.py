@@ -12,6 +12,7 @@ answers, sys.stdout = sys.stdout, sys.stderr
 
 transformers.utils.logging.disable_progress_bar()
 model = SentenceTransformer(sys.argv[1], device="cpu", local_files_only=True)
+prompt = model.prompts.get(model.default_prompt_name)
 for line in sys.stdin:
     requests = json.loads(line)
     latencies_s = []
@@ -21,5 +22,5 @@ for line in sys.stdin:
         model.encode(request, show_progress_bar=False)
         latencies_s.append(time.perf_counter() - begun)
     elapsed_s = time.perf_counter() - started
-    n_tokens = sum(int(model.preprocess(request)["attention_mask"].sum()) for request in requests)
+    n_tokens = sum(int(model.preprocess(request, prompt=prompt)["attention_mask"].sum()) for request in requests)
     print(json.dumps([elapsed_s, latencies_s, n_tokens]), file=answers, flush=True)

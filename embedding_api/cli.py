@@ -56,10 +56,14 @@ def embed(file: Path, model: str | None) -> None:
     """Print the vector of each line of FILE, as a JSON array a line; - reads standard input."""
     told = config.load_settings()
     log.configure(told)
-    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise click.ClickException(f"{file} has no line to embed")
+    try:
+        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"{file} cannot be read as UTF-8 text: {error}") from error
+    # At line feeds alone, and every line counts: the vectors must stand in the lines of their texts.
+    lines = text.removesuffix("\n").split("\n")
+    if "" in lines:
+        raise click.ClickException(f"line {lines.index('') + 1} of {file} is empty; leave it out")
     engine = load_engine(told)
     try:
         for vector in engine.embed(model or told.supported_models[0].name, lines).vectors:

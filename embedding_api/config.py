@@ -5,6 +5,7 @@ Each setting is a field of `Settings` with its meaning, unit and default beside 
 """
 
 import dataclasses
+import difflib
 import ipaddress
 import re
 from collections.abc import Callable
@@ -13,36 +14,10 @@ from typing import Any, TypeVar
 
 import decouple
 
-from embedding_api import cores
+from embedding_api import cores, model_spec
 from embedding_api.errors import SettingsError
 
 T = TypeVar("T")
-
-# What a Hugging Face name may look like: `name` or `organisation/name`.
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_ALIAS = re.compile(r"[A-Za-z0-9][\w.:/-]*")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """One entry of SUPPORTED_MODELS.
-
-    Attributes:
-        name: The public name: the alias, else the Hugging Face name, else the folder's last part.
-        source: A Hugging Face name, or a folder's path.
-        revision: Branch, tag or commit on the hub, or None for its main branch.
-        is_folder: Whether `source` is a local folder.
-    """
-
-    name: str
-    source: str
-    revision: str | None
-    is_folder: bool
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name that a request may use; a folder's path is not one."""
-        return (self.name,) if self.is_folder or self.source == self.name else (self.name, self.source)
 
 
 def setting(default: str, parse: Callable[[str], Any], doc: str, *, example: str = "", secret: bool = False) -> Any:
@@ -79,7 +54,10 @@ def _choice(*words: str) -> Callable[[str], str]:
 
 
 def _boolean(text: str) -> bool:
-    return _choice("true", "false")({"1": "true", "yes": "true", "0": "false", "no": "false"}.get(text, text)) == "true"
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(f"must be one of {', '.join(words)}")
+    return words[text.lower()]
 
 
 def _optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
@@ -94,51 +72,27 @@ def _keys(text: str) -> tuple[str, ...]:
     keys = _words(text)
     if text and not keys:
         raise ValueError("must hold at least one key")
-    if any(any(character.isspace() for character in key) for key in keys):
-        raise ValueError("must hold keys without white space; separate several with commas")
+    if any(any(character.isspace() or character in "\"'" for character in key) for key in keys):
+        raise ValueError("must hold keys without white space and quotes; separate several with commas")
     return keys
 
 
 def _host(text: str) -> str:
-    if not re.fullmatch(r"[\w.:-]+", text):
-        raise ValueError("must be an IP address or a host name, without port or scheme")
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if not re.fullmatch(r"[\w.-]+", text):
+            raise ValueError("must be an IP address or a host name, without port, scheme and brackets") from None
     return text
-
-
-def _models(text: str) -> tuple[ModelSpec, ...]:
-    specs = tuple(_model(word) for word in _words(text))
-    if not specs:
-        raise ValueError("must name at least one model")
-    names = [spec.name for spec in specs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"names {', '.join(sorted(twice))} more than once; tell them apart by alias=source")
-    return specs
-
-
-def _model(entry: str) -> ModelSpec:
-    alias, equals, source = entry.partition("=")
-    if not equals or Path(entry).is_dir():
-        alias, source = "", entry
-    elif not _ALIAS.fullmatch(alias):
-        raise ValueError(f"has an alias {alias!r}; it must start with a letter or digit and hold only letters, "
-                         "digits and _ . : / -")  # fmt: skip
-    if source.startswith(("/", "./", "../", "~")) or source in (".", "..") or Path(source).is_dir():
-        folder = Path(source).expanduser().resolve()
-        return ModelSpec(name=alias or folder.name, source=str(folder), revision=None, is_folder=True)
-    source, at, revision = source.partition("@")
-    if not _HUB_NAME.fullmatch(source) or (at and not re.fullmatch(r"[\w./-]+", revision)):
-        raise ValueError(f"holds {entry!r}; each entry must be a Hugging Face name, name@revision or a folder, "
-                         "optionally as alias=source")  # fmt: skip
-    return ModelSpec(name=alias or source, source=source, revision=revision or None, is_folder=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What the service was told. Made by `load_settings`."""
 
-    supported_models: tuple[ModelSpec, ...] = setting(
+    supported_models: tuple[model_spec.ModelSpec, ...] = setting(
         "sentence-transformers/all-MiniLM-L6-v2",
-        _models,
+        model_spec.parse,
         "The models to serve, comma-separated. Each is a Hugging Face name, name@revision or a local folder,\n"
         "optionally as alias=source; requests choose one by its name or its alias. All are loaded at start-up.",
     )
@@ -286,7 +240,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         SettingsError: A value breaks its rule, or two contradict each other; names key, value and rule.
     """
     try:
-        repository = decouple.RepositoryEnv(str(env_file)) if env_file.exists() else decouple.RepositoryEmpty()
+        repository = _read_file(env_file) if env_file.exists() else decouple.RepositoryEmpty()
     except (OSError, ValueError) as error:
         raise SettingsError(f"{env_file} cannot be read as UTF-8 text of KEY=value lines: {error}") from error
     read = decouple.Config(repository)
@@ -297,9 +251,20 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         try:
             values[field.name] = field.metadata["parse"](text)
         except ValueError as error:
-            shown = "(hidden)" if field.metadata["secret"] else repr(text)
+            shown = "(hidden)" if field.metadata["secret"] else repr(text[:100])
             raise SettingsError(f"{key}={shown} {error}") from error
     return Settings(**values)
+
+
+def _read_file(env_file: Path) -> decouple.RepositoryEnv:
+    """The file's lines, after a byte order mark if need be; one that was meant for a setting and misses is refused."""
+    repository = decouple.RepositoryEnv(str(env_file), encoding="utf-8-sig")
+    names = [field.name.upper() for field in dataclasses.fields(Settings)]
+    for key in repository.data:
+        meant = difflib.get_close_matches(key.removeprefix("export "), names, n=1, cutoff=0.75)
+        if meant and key not in names:
+            raise SettingsError(f"{env_file} sets {key[:100]!r}, which is no setting; write {meant[0]}=...")
+    return repository
 
 
 def _unquoted(text: str) -> str:

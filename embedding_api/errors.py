@@ -3,7 +3,7 @@
 ServiceError
 ├── StartError                        the service cannot start; the message is for its operator
 │   ├── SettingsError                 a setting is wrong, or two contradict each other
-│   ├── PortInUseError                somebody else listens there already
+│   ├── AddressError                the service cannot listen where it should
 │   ├── DeviceNotFoundError           the machine has no such device
 │   └── ModelLoadError                which model, from where, why, what to do
 ├── RequestError                      the caller can mend it; the message says how
@@ -41,13 +41,18 @@ class ServiceError(Exception):
 class StartError(ServiceError):
     """The service cannot start."""
 
+    @property
+    def line(self) -> str:
+        """What its operator sees, in one line: sys.exit() with it prints nothing else, and gives code 1."""
+        return f"memementor-embedding-service cannot start: {self.message}"
+
 
 class SettingsError(StartError):
     """A setting is wrong, or two contradict each other."""
 
 
-class PortInUseError(StartError):
-    """Somebody else listens on the address already."""
+class AddressError(StartError):
+    """The service cannot listen where it should."""
 
 
 class DeviceNotFoundError(StartError):

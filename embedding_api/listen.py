@@ -1,5 +1,6 @@
 """The addresses that the service listens on: free before models load, announced once they are."""
 
+import errno
 import logging
 import os
 import socket
@@ -9,7 +10,7 @@ from typing import Any
 from gunicorn.config import Config
 
 from embedding_api.config import Settings
-from embedding_api.errors import PortInUseError
+from embedding_api.errors import AddressError
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +22,17 @@ def refuse_used_addresses(settings: Settings) -> None:
     """Finds out that a port is taken before the models load, not after.
 
     Does nothing where the addresses are this service's own already: after SIGHUP, SIGUSR2, or with a socket from
-    systemd.
+    systemd; nor where they may be shared, or nothing will be served.
 
     Raises:
-        PortInUseError: Somebody else listens there.
+        AddressError: Somebody else listens there.
     """
     if "wsgi" in sys.modules or {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():
         return
-    for address in _addresses(settings):
+    config = _gunicorn_config(settings)
+    if config.reuse_port or config.check_config:
+        return
+    for address in config.address:
         if not isinstance(address, tuple):
             continue
         host, port = address
@@ -37,21 +41,21 @@ def refuse_used_addresses(settings: Settings) -> None:
             try:
                 trial.bind(address)
             except OSError as error:
-                raise PortInUseError(
-                    f"cannot listen on {host} port {port}: {error.strerror}; "
-                    "stop what listens there, or set another PORT"
-                ) from error
+                is_taken = error.errno == errno.EADDRINUSE
+                cure = "stop what listens there, or set another PORT" if is_taken else "check HOST and PORT"
+                raise AddressError(f"cannot listen on {host} port {port}: {error.strerror}; {cure}") from error
 
 
-def _addresses(settings: Settings) -> list[Any]:
-    """What Gunicorn will bind in the end: its command line wins over GUNICORN_CMD_ARGS, and that over the settings."""
+def _gunicorn_config(settings: Settings) -> Config:
+    """What Gunicorn will do in the end: its command line wins over GUNICORN_CMD_ARGS, and that over the settings."""
     config = Config()
     config.set("bind", settings.bind)
     for arguments in (config.get_cmd_args_from_env(), sys.argv[1:]):
-        bind = config.parser().parse_known_args(arguments)[0].bind
-        if bind:
-            config.set("bind", bind)
-    return list(config.address)
+        told = config.parser().parse_known_args(arguments)[0]
+        for name in ("bind", "reuse_port", "check_config"):
+            if getattr(told, name):
+                config.set(name, getattr(told, name))
+    return config
 
 
 def announce(address: Any, settings: Settings) -> None:

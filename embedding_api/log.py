@@ -44,6 +44,18 @@ class TextFormatter(logging.Formatter):
         return " ".join([super().formatMessage(record), *(f"{key}={value}" for key, value in fields.items())])
 
 
+class Unquoted(logging.Filter):
+    """Takes out of Gunicorn's line what it quotes of a malformed request: that can be a key, or part of a text."""
+
+    _MALFORMED = "Invalid request from ip="
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keeps the record, without the quotation."""
+        if record.getMessage().startswith(self._MALFORMED):
+            record.msg, record.args = "malformed request refused", ()
+        return True
+
+
 def configuration(settings: Settings) -> dict[str, Any]:
     """The `logging.config` dictionary for these settings; Gunicorn takes the same one."""
     formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
@@ -52,11 +64,18 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
+        "filters": {"unquoted": {"()": Unquoted}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"level": max(logging.WARNING, getattr(logging, settings.log_level)), "handlers": ["stderr"]},
         "loggers": {
             "embedding_api": ours,
-            "gunicorn.error": {**ours, "propagate": True, "handlers": []},
+            "gunicorn.error": {
+                # Below INFO it logs paths and what it received.
+                "level": max(logging.INFO, getattr(logging, settings.log_level)),
+                "propagate": True,
+                "handlers": [],
+                "filters": ["unquoted"],
+            },
             "gunicorn.access": {"propagate": False, "handlers": []},
         },
     }

@@ -25,6 +25,6 @@ def no_leaked_threads():
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + 5
-    while leaked := [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]:
+    while leaked := set(threading.enumerate()) - before:
         assert time.monotonic() < deadline, f"threads left behind: {leaked}"
-        leaked[0].join(0.05)
+        next(iter(leaked)).join(0.05)

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TypeVar
+
+from embedding_api.errors import NotReadyError
 
 T = TypeVar("T")
 
@@ -22,6 +24,7 @@ class Dispatcher:
         self._prepare = prepare
         self._prepared = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        self._closed = False
         self._busy_since: float | None = None
 
     def start(self) -> None:
@@ -33,9 +36,17 @@ class Dispatcher:
 
         Returns:
             What the job returned, the seconds that it waited, the seconds that it ran.
+
+        Raises:
+            NotReadyError: The process ends, and the job was not begun.
         """
         handed_in = time.monotonic()
-        result, started, ended = self._executor.submit(self._run, job).result()
+        if self._closed:
+            raise NotReadyError("this worker is stopping")
+        try:
+            result, started, ended = self._executor.submit(self._run, job).result()
+        except CancelledError as error:
+            raise NotReadyError("this worker stopped before the request's turn came") from error
         return result, started - handed_in, ended - started
 
     def _run(self, job: Callable[[], T]) -> tuple[T, float, float]:
@@ -55,4 +66,5 @@ class Dispatcher:
 
     def close(self) -> None:
         """Finishes the job in work, drops those behind it, ends the thread."""
+        self._closed = True
         self._executor.shutdown(cancel_futures=True)

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 
 import numpy as np
 
 from embedding_api.config import Settings
 from embedding_api.engine import batching, registry
+from embedding_api.engine.arrays import Vectors
 from embedding_api.engine.dispatch import Dispatcher
-from embedding_api.engine.proof import Vectors
 from embedding_api.engine.registry import Model, Registry
 from embedding_api.engine.text import Text, Tokens
 from embedding_api.errors import (
@@ -67,7 +68,7 @@ class Engine:
         self._dispatcher.start()
 
     def close(self) -> None:
-        """Finishes the batch in work and ends the inference thread; requests that still wait get an error."""
+        """Finishes the batch in work and ends the inference thread; requests that still wait get NotReadyError."""
         self._dispatcher.close()
 
     def problem(self) -> str | None:
@@ -120,7 +121,7 @@ class Engine:
         for rows in batching.cut([len(item.ids) for item in tokens], model.backend.max_batch_tokens):
             batch = [tokens[row].ids for row in rows]
             vectors[rows], waited_s, ran_s = self._dispatcher.compute(
-                lambda batch=batch: model.backend.embed(batch, n_prompt_tokens)  # type: ignore[misc]
+                partial(model.backend.embed, batch, n_prompt_tokens)
             )
             timing.queue_s += waited_s
             timing.inference_s += ran_s
@@ -158,7 +159,7 @@ def _refuse_long(model: Model, tokens: Sequence[Tokens]) -> None:
     for index, item in enumerate(tokens):
         if item.truncated:
             raise ContextLengthExceededError(
-                f"input[{index}] has {item.n_source_tokens} tokens, and the maximum context length of model "
+                f"input[{index}] has at least {item.n_source_tokens} tokens, and the maximum context length of model "
                 f"{model.name} is {len(item.ids)} tokens; shorten it, or let it be cut with truncate=true",
                 param=f"input[{index}]",
             )

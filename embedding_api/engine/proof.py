@@ -1,9 +1,10 @@
 """Whether a backend gives the vectors that sentence-transformers gives. Pure functions on arrays."""
 
-import numpy as np
-import numpy.typing as npt
+import itertools
 
-Vectors = npt.NDArray[np.float32]
+import numpy as np
+
+from embedding_api.engine.arrays import Vectors
 
 # The largest difference of any component, as a share of its vector's length. The same arithmetic in another batch
 # differs by up to 2.1e-7 with MiniLM; a mask or a pooling read wrongly differs by 1e-2 and more.
@@ -16,6 +17,8 @@ PROBE_TEXTS = (
     "Où est la bibliothèque ? 图书馆在哪里",
     "Embeddings map texts to vectors such that texts of similar meaning lie close to each other. " * 4,
     "UPPER lower 12345 !?",
+    "the cat sat on the mat",
+    "tax law for small firms",
 )
 
 
@@ -35,6 +38,11 @@ def largest_difference(reference: Vectors, vectors: Vectors) -> float:
     return float((np.abs(reference - vectors) / lengths).max())
 
 
+def tells_apart(vectors: Vectors) -> bool:
+    """Whether different texts have different vectors; without its tokenizer's files a model knows no words."""
+    return all(not np.allclose(one, other, rtol=0, atol=1e-6) for one, other in itertools.combinations(vectors, 2))
+
+
 def all_of_unit_length(vectors: Vectors) -> bool:
-    """Whether the model normalizes: every vector is 1 long within 1e-4, which chance does not give five times."""
+    """Whether the model normalizes: every vector is 1 long within 1e-4, which chance does not give every time."""
     return bool(np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-4))

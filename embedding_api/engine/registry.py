@@ -3,16 +3,18 @@
 import logging
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from embedding_api import cores
-from embedding_api.config import ModelSpec, Settings
+from embedding_api.config import Settings
 from embedding_api.engine import preload, proof, sources
 from embedding_api.engine.backends import Backend
 from embedding_api.engine.text import Reader
 from embedding_api.errors import DeviceNotFoundError, ModelLoadError, ModelNotFoundError
+from embedding_api.model_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +110,20 @@ def _load(spec: ModelSpec, settings: Settings) -> Model:
         vectors = loaded.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
     except Exception as error:
         logger.debug("model %s cannot be loaded", spec.name, exc_info=True)
-        reason = " ".join(str(error).split())[:300] or "no message"
+        reason = textwrap.shorten(str(error), 300) or "no message"
         raise ModelLoadError(
-            f"model {spec.name} from {folder} cannot be loaded: {type(error).__name__}: {reason}; {_cure(reason, spec)}"
+            f"model {spec.name} from {folder} cannot be loaded: {type(error).__name__}: {reason}; {_cure(str(error), spec)}"
         ) from error
     difference = proof.largest_difference(loaded.reference, vectors)
     if not difference <= proof.BOUND:
         raise ModelLoadError(
             f"model {spec.name} from {folder} gives vectors that differ from sentence-transformers' own by "
             f"{difference:.1e} of their length, more than {proof.BOUND:.0e}; this service cannot serve it"
+        )
+    if not proof.tells_apart(loaded.reference):
+        raise ModelLoadError(
+            f"model {spec.name} from {folder} gives different texts the same vector; check that its tokenizer's "
+            "files are there"
         )
     logger.info(
         "model %s loaded from %s: %d dimensions, window %s tokens, %s %s, within %.0e of sentence-transformers, %.1f s",
@@ -132,7 +139,7 @@ def _load(spec: ModelSpec, settings: Settings) -> Model:
     return Model(
         name=spec.name,
         names=spec.names,
-        owner=spec.source.partition("/")[0] if "/" in spec.source and not spec.is_folder else "local",
+        owner="local" if spec.is_folder else spec.source.partition("/")[0],
         loaded_at=int(time.time()),
         reader=loaded.reader,
         backend=loaded.backend,

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from embedding_api.config import ModelSpec, Settings
+from embedding_api.config import Settings
 from embedding_api.errors import ModelLoadError
+from embedding_api.model_spec import ModelSpec
 
 
 class _Package(NamedTuple):
@@ -78,7 +79,6 @@ def _packaged(spec: ModelSpec) -> Path | None:
 
 
 def _downloaded(spec: ModelSpec, settings: Settings) -> Path:
-    name = spec.source if "/" in spec.source else f"sentence-transformers/{spec.source}"
     environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if settings.hf_token:
         environment["HF_TOKEN"] = settings.hf_token
@@ -87,7 +87,7 @@ def _downloaded(spec: ModelSpec, settings: Settings) -> Path:
         sys.executable,
         "-P",
         str(Path(__file__).with_name("hub.py")),
-        name,
+        spec.source,
         spec.revision or "",
         str(settings.allow_pickle),
     ]
@@ -97,7 +97,7 @@ def _downloaded(spec: ModelSpec, settings: Settings) -> Path:
     except (IndexError, ValueError):
         answer = {"problem": f"the download ended with code {done.returncode}; see the lines above"}
     if "problem" in answer:
-        raise ModelLoadError(f"model {spec.name} from the Hugging Face hub ({name}): {answer['problem']}")
+        raise ModelLoadError(f"model {spec.name} from the Hugging Face hub ({spec.source}): {answer['problem']}")
     return Path(answer["path"])
 
 

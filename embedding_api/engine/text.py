@@ -1,16 +1,29 @@
 """From texts to token ids: prompt, tokenizer, window. Imports tokenizers, not torch."""
 
+import sys
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from embedding_api.engine.arrays import Ids
 from embedding_api.errors import EmptyTextError, TokenIdsNotAcceptedError
 
-Ids = npt.NDArray[np.int64]
 Text = str | Sequence[int]
+
+
+# Reading takes up to 600 bytes of memory for each token of a text, so that 33 MB of full stops took 19 GB. Therefore:
+# texts are read a few at a time;
+_AT_ONCE = 8
+# of a text with more characters than this for each token of the window (English has about 5) the beginning is read;
+_FAR = 16
+# that beginning counts if it gives so many tokens more than the window, so that its cut end cannot matter (a word of up
+# to 100 characters can be that many tokens, a longer one is a single unknown one to BERT);
+_MARGIN = 128
+# and where it does not, being white space or one enormous word, so many characters are read, of one text at a time.
+_MOST = 250_000
 
 
 class Tokens(NamedTuple):
@@ -18,7 +31,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         ids: int64, (n_tokens,); special tokens and prompt included, cut to the window.
-        n_source_tokens: How many there were before the cut.
+        n_source_tokens: How many there were before the cut, at least: a very long text is not read to its end.
     """
 
     ids: Ids
@@ -74,6 +87,8 @@ class Reader:
         self._prompt = prompt
         self._n_prompt_tokens = n_prompt_tokens
         self.window = window
+        self._near = _FAR * (window + _MARGIN) if window is not None and truncation_side == "right" else sys.maxsize
+        self._one_at_a_time = threading.Lock()
         self.n_vocabulary = self._tokenizer.get_vocab_size()
 
     def read(self, texts: Sequence[Text]) -> Reading:
@@ -100,7 +115,27 @@ class Reader:
 
     def _read_strings(self, texts: Sequence[Text]) -> list[Tokens]:
         prompted = [self._prompt + text for text in texts if isinstance(text, str)]
-        encodings = self._tokenizer.encode_batch_fast(prompted, add_special_tokens=self._add_special_tokens)
+        tokens: list[Tokens] = []
+        for start in range(0, len(prompted), _AT_ONCE):
+            tokens += self._encode([text[: self._near] for text in prompted[start : start + _AT_ONCE]])
+        for index, text in enumerate(prompted):
+            if len(text) > self._near:
+                tokens[index] = self._read_far(text, tokens[index])
+        return tokens
+
+    def _read_far(self, text: str, beginning: Tokens) -> Tokens:
+        """A text far over the window; `beginning` is what its first characters gave."""
+        n_sure_tokens = beginning.n_source_tokens - _MARGIN
+        if self.window is None or n_sure_tokens > self.window:
+            return Tokens(beginning.ids, n_sure_tokens)
+        with self._one_at_a_time:
+            (tokens,) = self._encode([text[:_MOST]])
+        if len(text) <= _MOST:
+            return tokens
+        return Tokens(tokens.ids, max(tokens.n_source_tokens, len(tokens.ids) + 1))
+
+    def _encode(self, texts: list[str]) -> list[Tokens]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._add_special_tokens)
         return [
             Tokens(
                 np.array(encoding.ids, dtype=np.int64),

@@ -22,10 +22,12 @@ def _require_key() -> None:
     if not settings.require_auth or request.endpoint is None or request.endpoint in OPEN_ENDPOINTS:
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not given.strip():
+    # Spaces and tabs alone: as latin-1 the last bytes of some letters in UTF-8 count as white space too.
+    given = given.strip(" \t")
+    if scheme.lower() != "bearer" or not given:
         raise InvalidKeyError("a key is needed: send the header `Authorization: Bearer <key>`")
     # WSGI hands over header bytes as latin-1; a key of other characters was sent, and is compared, as UTF-8.
-    sent = given.strip().encode("latin-1", "replace")
+    sent = given.encode("latin-1", "replace")
     # All keys are compared, and each in constant time, so that the time taken tells nothing about any of them.
     matches = [hmac.compare_digest(sent, key.encode()) for key in settings.api_key_secret]
     if not any(matches):

@@ -6,7 +6,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from embedding_api.engine.engine import Embeddings
-from embedding_api.web import answer, body, observe, schemas
+from embedding_api.web import answer, body, observe
 from embedding_api.web.parts import parts
 
 bp = Blueprint("embeddings", __name__)
@@ -16,8 +16,8 @@ bp = Blueprint("embeddings", __name__)
 @bp.post("/embeddings")
 def create() -> Response:
     """Embeds the texts of the request."""
-    settings, engine = parts()
-    wish = schemas.EmbeddingRequest(max_inputs=settings.max_inputs).load(body.read())
+    settings, engine, embedding_request = parts()
+    wish = embedding_request.load(body.read())
     truncate = settings.truncate if wish["truncate"] is None else wish["truncate"]
     embeddings = engine.embed(wish["model"], wish["input"], dimensions=wish["dimensions"], truncate=truncate)
     observe.note(embeddings)

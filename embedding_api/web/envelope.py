@@ -3,7 +3,7 @@
 import logging
 from typing import Any, NamedTuple
 
-from flask import Flask, Response, g
+from flask import Flask, Response, current_app, g
 from werkzeug.exceptions import HTTPException
 
 from embedding_api import errors
@@ -47,7 +47,10 @@ _HTTP = {
         "there is no such path; embeddings are at POST /v1/embeddings, the list of models at GET /v1/models",
     ),
     405: ("method_not_allowed", "this path does not take this method; the header Allow lists those that it takes"),
-    413: ("body_too_large", "the body is larger than MAX_BODY_BYTES on this server; send fewer texts at once"),
+    413: (
+        "body_too_large",
+        "the body is over the {MAX_CONTENT_LENGTH} bytes that are taken; send fewer texts at once",
+    ),
 }
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
 _INTERNAL = ("internal_error", "something went wrong inside; the server's log has the story under this X-Request-ID")
@@ -58,7 +61,7 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(errors.ServiceError, _of_ours)
     app.register_error_handler(HTTPException, _of_http)
     # Flask's own line would repeat the path, which can hold anything.
-    app.log_exception = lambda exc_info: _log(exc_info)  # type: ignore[method-assign]
+    app.log_exception = _log  # type: ignore[method-assign] # there is no other hook
 
 
 def _of_ours(error: errors.ServiceError) -> Response:
@@ -79,6 +82,8 @@ def _of_http(error: HTTPException) -> Response:
     code, message = _HTTP.get(status, (error.name.lower().replace(" ", "_"), error.description or error.name))
     if status >= 500:
         code, message = _INTERNAL
+    elif status == 413:
+        message = message.format_map(current_app.config)
     response = _envelope(status, _SERVER if status >= 500 else _CALLER, code, message, None)
     response.headers.extend((name, value) for name, value in error.get_headers() if name != "Content-Type")
     return response

@@ -46,14 +46,14 @@ def _end(response: Response) -> Response:
     embeddings: Embeddings | None = g.get("embeddings")
     if embeddings is not None:
         timing = embeddings.timing
-        parts = {
+        spans = {
             "tokenize": timing.tokenize_s,
             "queue": timing.queue_s,
             "inference": timing.inference_s,
             "total": total_s,
         }
         response.headers["Server-Timing"] = ", ".join(
-            f"{name};dur={part_s * 1000:.2f}" for name, part_s in parts.items()
+            f"{name};dur={part_s * 1000:.2f}" for name, part_s in spans.items()
         )
         fields |= {"model": embeddings.model.name, "texts": len(embeddings.vectors), "tokens": embeddings.n_tokens}
     logger.info("request", extra={"fields": fields})

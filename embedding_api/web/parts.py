@@ -1,4 +1,4 @@
-"""What the views work with: the settings and the engine of the application that is serving."""
+"""What the views work with: settings, engine and schema of the application that is serving."""
 
 from typing import NamedTuple, cast
 
@@ -6,6 +6,7 @@ from flask import current_app
 
 from embedding_api.config import Settings
 from embedding_api.engine.engine import Engine
+from embedding_api.web.schemas import EmbeddingRequest
 
 
 class Parts(NamedTuple):
@@ -13,6 +14,7 @@ class Parts(NamedTuple):
 
     settings: Settings
     engine: Engine
+    embedding_request: EmbeddingRequest
 
 
 def parts() -> Parts:

@@ -42,26 +42,36 @@ class Texts(StrictField):
     """A string, or a list of strings, as a list of strings. Token ids pass as a list of lists."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> list[str] | list[list[int]]:
-        texts = [value] if isinstance(value, str) or _is_token_ids(value) else value
-        if not isinstance(texts, list):
+        if isinstance(value, str):
+            return [value] if value else _refuse("empty_input", "must not be empty")
+        if not isinstance(value, list):
             _refuse("invalid_type", f"must be a string or an array of strings, not {_kind(value)}")
-        if not texts:
+        if not value:
             _refuse("empty_input", "must hold at least one text")
+        if type(value[0]) is int:
+            # One text, as token ids.
+            _each(value, int, "a token id, as the first item is")
+            return [value]
         max_inputs = cast("EmbeddingRequest", self.root).max_inputs
-        if len(texts) > max_inputs:
-            _refuse("too_many_inputs", f"holds {len(texts)} texts; one request takes up to {max_inputs}, send several")
-        wanted = list if isinstance(texts[0], list) else str
-        for index, text in enumerate(texts):
-            if type(text) is not wanted or (wanted is list and not all(type(id_) is int for id_ in text)):
-                wish = "a string" if wanted is str else "an array of token ids, as the first one is"
-                _refuse("invalid_type", f"must be {wish}, not {_kind(text)}", index)
+        if len(value) > max_inputs:
+            _refuse("too_many_inputs", f"holds {len(value)} texts; one request takes up to {max_inputs}, send several")
+        if isinstance(value[0], list):
+            _each(value, list, "an array of token ids, as the first item is")
+        else:
+            _each(value, str, "a string")
+        for index, text in enumerate(value):
             if not text:
                 _refuse("empty_input", "must not be empty; leave it out", index)
-        return texts
+            if isinstance(text, list) and not all(type(id_) is int for id_ in text):
+                _refuse("invalid_type", "must be an array of token ids, which are whole numbers", index)
+        return value
 
 
-def _is_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and type(value[0]) is int
+def _each(items: list[Any], wanted: type, wish: str) -> None:
+    """Refuses the first item that is not of the wanted type."""
+    for index, item in enumerate(items):
+        if type(item) is not wanted:
+            _refuse("invalid_type", f"must be {wish}, not {_kind(item)}", index)
 
 
 class Name(StrictField):

@@ -28,9 +28,7 @@ def app(request, clean_settings, no_leaked_threads, monkeypatch, model):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
-    engine = fake_engine(
-        model, fake_model("org/other"), accepts_token_ids=settings.token_ids == "model", inference_timeout_s=0.2
-    )
+    engine = fake_engine(model, fake_model("org/other"), accepts_token_ids=settings.token_ids == "model")
     yield create_app(settings, engine)
     engine.close()
 

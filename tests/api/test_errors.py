@@ -34,11 +34,14 @@ def told(response):
         ({"input": {"text": SECRET_TEXT}}, "invalid_type", "input", "not an object"),
         ({"input": True}, "invalid_type", "input", "not a boolean"),
         ({"input": []}, "empty_input", "input", "at least one"),
-        ({"input": ""}, "empty_input", "input[0]", "must not be empty"),
+        ({"input": ""}, "empty_input", "input", "must not be empty"),
+        ({"input": [1, "a"]}, "invalid_type", "input[1]", "a token id, as the first item is, not a string"),
+        ({"input": [1, True]}, "invalid_type", "input[1]", "not a boolean"),
         ({"input": ["a", ""]}, "empty_input", "input[1]", "must not be empty"),
         ({"input": ["a", None]}, "invalid_type", "input[1]", "not null"),
         ({"input": [SECRET_TEXT, 7]}, "invalid_type", "input[1]", "not a number"),
         ({"input": ["a", [1]]}, "invalid_type", "input[1]", "not an array"),
+        ({"input": [["a"]]}, "invalid_type", "input[0]", "whole numbers"),
         ({"input": [True]}, "invalid_type", "input[0]", "not a boolean"),
         ({"input": [1.5]}, "invalid_type", "input[0]", "not a number"),
         ({"input": [[1], "a"]}, "invalid_type", "input[1]", "not a string"),
@@ -114,7 +117,7 @@ def test_a_body_that_is_no_object_is_400_and_says_what_it_is(post, body, kind):
 
 def test_a_number_of_5000_digits_breaks_nothing(post):
     body = b'{"model": "org/fake", "input": "a", "dimensions": ' + b"9" * 5000 + b"}"
-    assert told(post(body))[0] in (400, 422)
+    assert told(post(body))[:2] == (400, "invalid_json")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "x" * 100])
@@ -147,7 +150,7 @@ def test_an_unknown_path_is_404(client, path):
 def test_a_wrong_method_is_405_with_allow(client):
     response = client.get("/v1/embeddings")
     assert told(response)[:2] == (405, "method_not_allowed")
-    assert set(response.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+    assert response.headers["Allow"] == "POST"
 
 
 def test_a_model_page_that_is_not_there_is_404(client):

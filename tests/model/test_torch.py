@@ -1,6 +1,7 @@
 """Vectors equal `SentenceTransformer.encode`, whatever the batch they travel in, for every kind of model."""
 
 import inspect
+import json
 import shutil
 import string
 
@@ -142,6 +143,35 @@ def test_a_model_that_reads_otherwise_than_encode_is_refused(folder, monkeypatch
     monkeypatch.setattr(backend._Padded, "__call__", forgets_the_mask)
     with pytest.raises(ModelLoadError, match=r"model m from .* differ from sentence-transformers' own by"):
         load(monkeypatch, source)
+
+
+def test_a_model_without_its_tokenizer_is_refused(folder, monkeypatch):
+    """transformers makes an empty tokenizer up, to which all words of one length in pieces are the same."""
+    source = shutil.copytree(
+        get_model_path(), folder / "no-tokenizer", ignore=shutil.ignore_patterns("tokenizer*", "vocab*")
+    )
+    with pytest.raises(ModelLoadError, match="gives different texts the same vector"):
+        load(monkeypatch, source)
+
+
+def test_code_that_comes_with_a_model_runs_only_where_it_is_trusted(folder, monkeypatch):
+    source = shutil.copytree(models.save(models.bert_mean, folder), folder / "with-code", dirs_exist_ok=True)
+    (source / "own.py").write_text(
+        "import pathlib\n"
+        "from sentence_transformers.sentence_transformer.modules import Pooling\n"
+        f"pathlib.Path({str(source / 'ran')!r}).touch()\n"
+        "class Own(Pooling):\n    pass\n"
+    )
+    modules = source / "modules.json"
+    names = json.loads(modules.read_text())
+    names[1]["type"] = "own.Own"
+    modules.write_text(json.dumps(names))
+    with pytest.raises(ModelLoadError, match="TRUST_REMOTE_CODE=m"):
+        load(monkeypatch, source)
+    assert not (source / "ran").exists()
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "m")
+    load(monkeypatch, source).close()
+    assert (source / "ran").exists()
 
 
 def test_routes_without_a_default_are_refused(folder, monkeypatch):

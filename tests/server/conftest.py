@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,17 +48,18 @@ def environment(**settings) -> dict[str, str]:
 class Server:
     """A master and its workers, in the checkout or another folder."""
 
-    def __init__(self, log: Path, *arguments: str, cwd: Path = ROOT, **settings: str) -> None:
+    def __init__(self, log: Path, *arguments: str, module: str = "gunicorn", cwd: Path = ROOT, **settings: str) -> None:
         self.port = int(settings.setdefault("PORT", str(free_port())))
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", *(arguments or ["wsgi:app"])],
+                [sys.executable, "-m", module, *(arguments or ["wsgi:app"])],
                 cwd=cwd,
                 env=environment(**settings),
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     @property
@@ -101,9 +103,7 @@ class Server:
 
     def kill(self) -> None:
         if self.process.poll() is None:
-            for process in [*self.workers, psutil.Process(self.process.pid)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 

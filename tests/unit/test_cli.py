@@ -37,15 +37,24 @@ def test_check_tells_what_would_be_served(run):
 
 
 def test_embed_prints_a_vector_a_line(run, tmp_path):
-    (tmp_path / "texts").write_text("a cat\n\ntax law\n")
+    (tmp_path / "texts").write_text("a cat\ntax\u2028law\n")
     lines = [json.loads(line) for line in run("embed", str(tmp_path / "texts")).output.splitlines()]
     assert [len(vector) for vector in lines] == [DIM, DIM]
-    assert [json.loads(line) for line in run("embed", "-", input="a cat\ntax law").output.splitlines()] == lines
+    assert [json.loads(line) for line in run("embed", "-", input="a cat\ntax\u2028law").output.splitlines()] == lines
 
 
-def test_embed_without_a_line_is_told(run):
-    done = run("embed", "-", input="\n")
-    assert (done.exit_code, done.output) == (1, "Error: - has no line to embed\n")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "Error: line 1 of - is empty; leave it out\n"),
+        ("a\n\nb\n", "Error: line 2 of - is empty; leave it out\n"),
+        (b"\xff", "Error: - cannot be read as UTF-8 text: "),
+    ],
+)
+def test_lines_that_cannot_be_embedded_are_told(run, text, said):
+    done = run("embed", "-", input=text)
+    assert done.exit_code == 1
+    assert done.output.startswith(said)
 
 
 def test_what_is_wrong_is_one_line_and_code_1(run):

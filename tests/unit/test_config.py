@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from embedding_api import config
-from embedding_api.config import ModelSpec, Settings, load_settings
+from embedding_api.config import Settings, load_settings
 from embedding_api.errors import SettingsError
+from embedding_api.model_spec import ModelSpec
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 FIELDS = dataclasses.fields(Settings)
@@ -39,7 +40,7 @@ def test_without_any_setting_minilm_is_served_on_loopback_without_a_key(monkeypa
         ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
         ("TRUNCATE", "False", "truncate", False),
         ("TRUNCATE", "0", "truncate", False),
-        ("ALLOW_PICKLE", "yes", "allow_pickle", True),
+        ("ALLOW_PICKLE", "Yes", "allow_pickle", True),
         ("API_KEY_SECRET", "a, b,,c", "api_key_secret", ("a", "b", "c")),
         ("API_KEY_SECRET", '"a"', "require_auth", True),
         ("REQUIRE_AUTH", "", "require_auth", False),
@@ -63,6 +64,8 @@ def test_a_value_is_read_with_or_without_quotes_and_an_empty_one_means_the_defau
         ("PORT", "-1"),
         ("PORT", "\u0663"),
         ("HOST", "http://localhost"),
+        ("HOST", "127.0.0.1:99"),
+        ("HOST", "[::1]"),
         ("LOG_LEVEL", "LOUD"),
         ("LOG_FORMAT", "xml"),
         ("DEVICE", "tpu"),
@@ -81,6 +84,8 @@ def test_a_value_is_read_with_or_without_quotes_and_an_empty_one_means_the_defau
         ("SUPPORTED_MODELS", "a/b/c"),
         ("SUPPORTED_MODELS", "a b"),
         ("SUPPORTED_MODELS", "a/b@"),
+        ("SUPPORTED_MODELS", "/"),
+        ("SUPPORTED_MODELS", "x="),
         ("SUPPORTED_MODELS", "a/b,a/b"),
         ("SUPPORTED_MODELS", "é=a/b"),
         ("TRUST_REMOTE_CODE", "some/other"),
@@ -93,11 +98,11 @@ def test_a_wrong_value_is_refused_with_its_key_and_itself(monkeypatch, name, val
     assert len(str(refused.value)) > len(f"{name}={value!r} ")
 
 
-@pytest.mark.parametrize("value", [",", "two words"])
+@pytest.mark.parametrize("value", [",", "two words", '"k1","k2"'])
 def test_a_wrong_key_is_refused_and_not_shown(monkeypatch, value):
-    with pytest.raises(SettingsError, match=r"API_KEY_SECRET=\(hidden\) must hold") as refused:
+    with pytest.raises(SettingsError, match=r"^API_KEY_SECRET=\(hidden\) must hold") as refused:
         load(monkeypatch, API_KEY_SECRET=value)
-    assert value not in str(refused.value).replace("API_KEY_SECRET=(hidden)", "") or value == ","
+    assert "two words" not in str(refused.value)
 
 
 def test_secrets_are_in_no_representation(monkeypatch):
@@ -137,10 +142,10 @@ def test_it_is_open_to_others_beyond_loopback_without_a_key(monkeypatch, host, k
     ("entry", "name", "source", "revision", "names"),
     [
         ("BAAI/bge-m3", "BAAI/bge-m3", "BAAI/bge-m3", None, ("BAAI/bge-m3",)),
-        ("bge=BAAI/bge-m3", "bge", "BAAI/bge-m3", None, ("bge", "BAAI/bge-m3")),
+        ("bge = BAAI/bge-m3", "bge", "BAAI/bge-m3", None, ("bge", "BAAI/bge-m3")),
         ("BAAI/bge-m3@v1.0", "BAAI/bge-m3", "BAAI/bge-m3", "v1.0", ("BAAI/bge-m3",)),
         ("x=BAAI/bge-m3@refs/pr/1", "x", "BAAI/bge-m3", "refs/pr/1", ("x", "BAAI/bge-m3")),
-        ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", "all-MiniLM-L6-v2", None, ("all-MiniLM-L6-v2",)),
+        ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", MINILM, None, ("all-MiniLM-L6-v2", MINILM)),
     ],
 )
 def test_a_hub_model_is_named_by_alias_and_name(monkeypatch, entry, name, source, revision, names):
@@ -176,6 +181,24 @@ def test_the_environment_wins_over_the_file(monkeypatch, tmp_path):
     monkeypatch.setenv("PORT", "9001")
     settings = load_settings()
     assert (settings.port, settings.threads) == (9001, 5)
+
+
+def test_a_byte_order_mark_hides_no_line(tmp_path):
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfAPI_KEY_SECRET=secret\r\nPORT=9000\r\n")
+    settings = load_settings()
+    assert (settings.api_key_secret, settings.port) == (("secret",), 9000)
+
+
+@pytest.mark.parametrize("line", ["export PORT=9000", "PROT=9000", "API_KEY_SECRETS=k"])
+def test_a_line_that_misses_its_setting_is_refused(tmp_path, line):
+    (tmp_path / ".env").write_text(line + "\n")
+    with pytest.raises(SettingsError, match=r"\.env sets '.*', which is no setting; write (PORT|API_KEY_SECRET)="):
+        load_settings()
+
+
+def test_lines_for_other_programs_are_left_alone(tmp_path):
+    (tmp_path / ".env").write_text("COMPOSE_PROJECT_NAME=x\nHF_HOME=/cache\n# PORT 5\n")
+    assert load_settings().port == 8000
 
 
 def test_only_the_working_folder_is_searched_for_a_file(monkeypatch, tmp_path):

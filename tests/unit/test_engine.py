@@ -1,6 +1,7 @@
 """The engine and its dispatcher: order, turns, threads, faults."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from embedding_api.engine.dispatch import Dispatcher
 from embedding_api.engine.text import Reader
-from embedding_api.errors import EmptyTextError, ModelNotFoundError, NonFiniteVectorError, RequestError
+from embedding_api.errors import EmptyTextError, ModelNotFoundError, NonFiniteVectorError, NotReadyError, RequestError
 from tests.fakes import DIM, FakeBackend, fake_engine, fake_model, vector, word_tokenizer
 
 
@@ -73,8 +74,9 @@ def test_a_short_request_waits_for_one_batch_of_a_long_one_not_for_all(engine, b
         long = clients.submit(engine.embed, "m", ["cat " * 14] * 100)
         assert backend.entered.wait(10)
         short = clients.submit(engine.embed, "m", ["a"])
+        deadline = time.monotonic() + 10
         while engine._dispatcher._executor._work_queue.qsize() == 0:
-            pass
+            assert time.monotonic() < deadline, "the short request was never handed in"
         backend.proceed.set()
         short.result(10)
         long.result(10)
@@ -179,3 +181,29 @@ def test_without_a_window_nothing_is_cut(backend):
     got = engine.embed("m", ["a " * 5000])
     assert (got.n_tokens, got.truncated) == (5002, (False,))
     engine.close()
+
+
+def test_a_request_that_comes_while_the_process_ends_is_told(backend):
+    engine = fake_engine(fake_model("m", backend=backend))
+    engine.close()
+    with pytest.raises(NotReadyError, match="stopping"):
+        engine.embed("m", ["a"])
+
+
+def test_a_request_whose_turn_does_not_come_any_more_is_told(backend):
+    """Given a batch in work and one behind it, when the engine closes, then one is done and the other told."""
+    engine = fake_engine(fake_model("m", backend=backend))
+    backend.proceed.clear()
+    with ThreadPoolExecutor(3) as clients:
+        first = clients.submit(engine.embed, "m", ["a"])
+        assert backend.entered.wait(10)
+        second = clients.submit(engine.embed, "m", ["cat"])
+        deadline = time.monotonic() + 10
+        while engine._dispatcher._executor._work_queue.qsize() == 0:
+            assert time.monotonic() < deadline, "the second request was never handed in"
+        closing = clients.submit(engine.close)
+        with pytest.raises(NotReadyError, match="stopped before"):
+            second.result(10)
+        backend.proceed.set()
+        assert first.result(10).n_tokens == 3
+        closing.result(10)

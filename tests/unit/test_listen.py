@@ -8,7 +8,7 @@ import pytest
 
 from embedding_api import listen
 from embedding_api.config import load_settings
-from embedding_api.errors import PortInUseError
+from embedding_api.errors import AddressError
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def taken(monkeypatch):
 
 
 def test_a_taken_port_is_refused_with_host_port_and_cure(taken):
-    with pytest.raises(PortInUseError, match=f"cannot listen on 127.0.0.1 port {taken}: .*set another PORT"):
+    with pytest.raises(AddressError, match=f"cannot listen on 127.0.0.1 port {taken}: .*set another PORT"):
         listen.refuse_used_addresses(load_settings())
 
 
@@ -38,7 +38,19 @@ def test_gunicorns_environment_wins_over_the_settings(taken, monkeypatch):
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--bind=unix:/tmp/x.sock")
     listen.refuse_used_addresses(load_settings())
     monkeypatch.setattr(sys, "argv", ["gunicorn", "-b", f"127.0.0.1:{taken}"])
-    with pytest.raises(PortInUseError):
+    with pytest.raises(AddressError):
+        listen.refuse_used_addresses(load_settings())
+
+
+@pytest.mark.parametrize("option", ["--reuse-port", "--check-config"])
+def test_a_port_that_may_be_shared_or_is_not_used_is_not_looked_for(taken, monkeypatch, option):
+    monkeypatch.setattr(sys, "argv", ["gunicorn", option])
+    listen.refuse_used_addresses(load_settings())
+
+
+def test_an_address_that_is_not_here_is_told_otherwise(taken, monkeypatch):
+    monkeypatch.setenv("HOST", "192.0.2.1")
+    with pytest.raises(AddressError, match=r"cannot listen on 192\.0\.2\.1 port .*check HOST"):
         listen.refuse_used_addresses(load_settings())
 
 

@@ -35,6 +35,15 @@ def test_text_lines_hold_message_fields_and_exception():
     assert "said it request_id=r texts=2\nTraceback" in text
 
 
+def test_what_gunicorn_quotes_of_a_malformed_request_is_left_out():
+    quoting = record(msg="Invalid request from ip=1.2.3.4: Invalid HTTP Header: 'Authorization key'", args=())
+    assert log.Unquoted().filter(quoting)
+    assert quoting.getMessage() == "malformed request refused"
+    other = record()
+    assert log.Unquoted().filter(other)
+    assert other.getMessage() == "said it"
+
+
 @pytest.mark.parametrize(("level", "libraries"), [("DEBUG", "WARNING"), ("ERROR", "ERROR")])
 def test_libraries_log_from_warning_on(monkeypatch, level, libraries):
     monkeypatch.setenv("LOG_LEVEL", level)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from embedding_api.engine.proof import Vectors
-from embedding_api.engine.text import Ids
+from embedding_api.engine.arrays import Ids, Vectors
 
 
 class Backend(Protocol):

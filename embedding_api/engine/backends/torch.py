@@ -16,8 +16,10 @@ import transformers
 from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
-from embedding_api.engine.proof import PROBE_TEXTS, Vectors
-from embedding_api.engine.text import Ids, Reader
+from embedding_api.engine import preload
+from embedding_api.engine.arrays import Ids, Vectors
+from embedding_api.engine.proof import PROBE_TEXTS
+from embedding_api.engine.text import Reader
 
 # A master that has ever used more than one OpenMP thread forks workers that hang; prepare() raises it after the fork.
 torch.set_num_threads(1)
@@ -25,16 +27,19 @@ torch.set_num_threads(1)
 # oneDNN keeps what it compiles for each new shape, in between the memory of tensors, so that the heap grows and cannot
 # shrink: after 40 requests of 32 mixed texts a worker held 80 MB and more for itself, 24 to 28 MB without oneDNN, for
 # 6 % of the throughput. Where there is no MKL to multiply in its place, as on ARM, it stays.
-if torch.backends.mkl.is_available():
-    torch.backends.mkldnn.set_flags(_enabled=False)
+if torch.backends.mkl.is_available():  # type: ignore[no-untyped-call] # torch left it without types
+    torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call] # the same
 
 # Progress bars start a thread, which no fork survives.
 transformers.utils.logging.disable_progress_bar()
 tqdm.tqdm.monitor_interval = 0
 
-# Padded tokens of a batch. On a CPU 256 to 512 fill a core and what is beyond falls out of its cache; 512 was 1.3
-# times faster than 2048. A GPU wants far more at once.
-_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 512, 16_384
+# Padded tokens of a batch. On a CPU 256 fill a core, and larger ones fall out of its cache: see docs/decisions/0002.
+# A GPU wants far more at once.
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 256, 16_384
+
+# Batches after which free memory goes back to the system: every few seconds, so that it costs nothing to speak of.
+_TRIM_EVERY = 64
 
 
 class Loaded(NamedTuple):
@@ -101,6 +106,7 @@ class TorchBackend:
         self._feed = feed
         self._device = device
         self._n_threads = n_threads
+        self._n_batches = 0
         self.dim = dim
         self.max_batch_tokens = _CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS
 
@@ -120,6 +126,9 @@ class TorchBackend:
         }
         with torch.inference_mode():
             vectors = self._model(features)["sentence_embedding"]
+        self._n_batches += 1
+        if self._n_batches % _TRIM_EVERY == 0:
+            preload.trim()
         return np.asarray(vectors[:, : self.dim].float().cpu().numpy())
 
 
