@@ -7,11 +7,15 @@ import textwrap
 from pathlib import Path
 
 import torch
+import tqdm
 import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+# Saving draws progress bars, and those start a thread.
+tqdm.tqdm.monitor_interval = 0
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 WINDOW = 64

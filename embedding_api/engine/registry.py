@@ -110,10 +110,9 @@ def _load(spec: ModelSpec, settings: Settings) -> Model:
         vectors = loaded.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
     except Exception as error:
         logger.debug("model %s cannot be loaded", spec.name, exc_info=True)
-        reason = textwrap.shorten(str(error), 300) or "no message"
-        raise ModelLoadError(
-            f"model {spec.name} from {folder} cannot be loaded: {type(error).__name__}: {reason}; {_cure(str(error), spec)}"
-        ) from error
+        reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 300) or 'no message'}"
+        cure = _cure(str(error), spec)
+        raise ModelLoadError(f"model {spec.name} from {folder} cannot be loaded: {reason}; {cure}") from error
     difference = proof.largest_difference(loaded.reference, vectors)
     if not difference <= proof.BOUND:
         raise ModelLoadError(
