@@ -24,7 +24,6 @@ class Dispatcher:
         self._prepare = prepare
         self._prepared = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
-        self._closed = False
         self._busy_since: float | None = None
 
     def start(self) -> None:
@@ -41,10 +40,12 @@ class Dispatcher:
             NotReadyError: The process ends, and the job was not begun.
         """
         handed_in = time.monotonic()
-        if self._closed:
-            raise NotReadyError("this worker is stopping")
         try:
-            result, started, ended = self._executor.submit(self._run, job).result()
+            future = self._executor.submit(self._run, job)
+        except RuntimeError as error:
+            raise NotReadyError("this worker is stopping") from error
+        try:
+            result, started, ended = future.result()
         except CancelledError as error:
             raise NotReadyError("this worker stopped before the request's turn came") from error
         return result, started - handed_in, ended - started
@@ -66,5 +67,4 @@ class Dispatcher:
 
     def close(self) -> None:
         """Finishes the job in work, drops those behind it, ends the thread."""
-        self._closed = True
         self._executor.shutdown(cancel_futures=True)

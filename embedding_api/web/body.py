@@ -35,11 +35,11 @@ def read() -> dict[str, Any]:
         )
     try:
         body = request.get_data(cache=False)
-        if request.content_length is None and request.environ["wsgi.input"].read(1):
-            # A chunked body is silently cut where it may not go on.
-            raise RequestEntityTooLarge
         if len(body) < (request.content_length or 0):
             raise ClientDisconnected
+        # A chunked body is silently cut where it may not go on.
+        if request.content_length is None and _rest_can_be_read() and request.environ["wsgi.input"].read(1):
+            raise RequestEntityTooLarge
     except _BROKEN as error:
         raise InvalidBodyError("the body broke off or its chunks are malformed; send it again") from error
     document = _parse(body)
@@ -79,10 +79,14 @@ def _discard_rest(response: Response) -> Response:
 
     No more than a body may have: the server closes the connection after one that goes on.
     """
-    # Where a body's end is not marked, as in the development server, reading on would wait for ever.
-    if response.status_code >= 400 and request.environ.get("wsgi.input_terminated"):
+    if response.status_code >= 400 and _rest_can_be_read():
         left = current_app.config["MAX_CONTENT_LENGTH"]
         with contextlib.suppress(*_BROKEN):
             while left > 0 and (chunk := request.environ["wsgi.input"].read(min(left, 65_536))):
                 left -= len(chunk)
     return response
+
+
+def _rest_can_be_read() -> bool:
+    """Whether the body's end is marked; where it is not, as in the development server, reading on waits for ever."""
+    return bool(request.environ.get("wsgi.input_terminated"))

@@ -304,6 +304,7 @@ def test_development_mode_serves_tells_errors_and_restarts_when_code_changes(lau
     # Nothing marks where a body ends: what refuses one must not wait for more.
     assert server.request("GET", "/nope", timeout=10)[0] == 404
     assert server.request("POST", "/v1/embeddings", "{", timeout=10)[0] == 400
+    assert server.request("POST", "/v1/embeddings", timeout=10)[0] == 400
     init = tmp_path / "embedding_api" / "__init__.py"
     init.write_text(init.read_text().replace("__version__ = ", '__version__ = "9.9" or '))
 
