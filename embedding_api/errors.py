@@ -3,7 +3,7 @@
 ServiceError
 ├── StartError                        the service cannot start; the message is for its operator
 │   ├── SettingsError                 a setting is wrong, or two contradict each other
-│   ├── AddressError                the service cannot listen where it should
+│   ├── AddressError                  the service cannot listen where it should
 │   ├── DeviceNotFoundError           the machine has no such device
 │   └── ModelLoadError                which model, from where, why, what to do
 ├── RequestError                      the caller can mend it; the message says how

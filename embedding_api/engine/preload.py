@@ -6,7 +6,7 @@ import os
 
 # Overwritten, not defaulted. Any OpenMP or tokenizer thread in the master makes forked workers hang for ever, and
 # OpenMP threads that spin while they wait made two workers with two threads each on two cores 14 times slower.
-# MKL's own pool of buffers holds about 2 MB that nobody uses.
+# MKL keeps its buffers, a few MB, in a pool of its own unless it is told not to.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_DISABLE_FAST_MM": "1",
@@ -14,10 +14,9 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-# From glibc's malloc.h. Two arenas instead of eight a core halve a worker's private memory; MALLOC_ARENA_MAX has no
-# effect from inside a running process.
+# From glibc's malloc.h. Threads that allocate get up to eight arenas a core, each with holes of its own; see
+# docs/decisions/0002. MALLOC_ARENA_MAX has no effect from inside a running process.
 _M_ARENA_MAX, _ARENAS = -8, 2
-
 
 # glibc's own calls; other systems, and Linux with another C library, do without.
 _libc = ctypes.CDLL(None)

@@ -39,7 +39,7 @@ TABLE: dict[type[errors.ServiceError], Envelope] = {
     errors.NonFiniteVectorError: Envelope(500, _SERVER, "internal_error"),
 }
 
-# What Flask and Werkzeug raise by themselves: status to code and message.
+# What Flask and Werkzeug raise by themselves: status to code and message, with values of the configuration in it.
 _HTTP = {
     400: ("invalid_request", "the request is malformed; send a JSON object as an HTTP/1.1 POST"),
     404: (
@@ -79,11 +79,13 @@ def _of_ours(error: errors.ServiceError) -> Response:
 
 def _of_http(error: HTTPException) -> Response:
     status = error.code or 500
-    code, message = _HTTP.get(status, (error.name.lower().replace(" ", "_"), error.description or error.name))
     if status >= 500:
         code, message = _INTERNAL
-    elif status == 413:
-        message = message.format_map(current_app.config)
+    elif status in _HTTP:
+        code, template = _HTTP[status]
+        message = template.format_map(current_app.config)
+    else:
+        code, message = error.name.lower().replace(" ", "_"), error.description or error.name
     response = _envelope(status, _SERVER if status >= 500 else _CALLER, code, message, None)
     response.headers.extend((name, value) for name, value in error.get_headers() if name != "Content-Type")
     return response

@@ -45,6 +45,15 @@ def environment(**settings) -> dict[str, str]:
     return {**kept, **dict.fromkeys(SETTINGS, ""), **settings}
 
 
+def request(port, method, path, body=None, headers=None, *, timeout=60):
+    """Status, JSON and headers of one request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read() or b"null"), response.headers
+
+
 class Server:
     """A master and its workers, in the checkout or another folder."""
 
@@ -75,13 +84,9 @@ class Server:
 
         until(ready, deadline_s=120, what="ready")
 
-    def request(self, method, path, body=None, headers=None, *, port=None, timeout=60):
-        """Status, JSON and headers of one request on a connection of its own, through another port if need be."""
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return response.status, json.loads(response.read() or b"null"), response.headers
+    def request(self, *arguments, **options):
+        """See `request`."""
+        return request(self.port, *arguments, **options)
 
     def embed(self, texts, model=MINILM, **fields):
         """The vectors of texts; fails on anything but 200."""

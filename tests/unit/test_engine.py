@@ -13,6 +13,13 @@ from embedding_api.errors import EmptyTextError, ModelNotFoundError, NonFiniteVe
 from tests.fakes import DIM, FakeBackend, fake_engine, fake_model, vector, word_tokenizer
 
 
+def wait_until_one_waits(engine):
+    """Until a request has handed in a batch behind the one in work."""
+    deadline = time.monotonic() + 10
+    while engine._dispatcher._executor._work_queue.qsize() == 0:
+        assert time.monotonic() < deadline, "no request was handed in"
+
+
 @pytest.fixture
 def backend():
     return FakeBackend()
@@ -74,9 +81,7 @@ def test_a_short_request_waits_for_one_batch_of_a_long_one_not_for_all(engine, b
         long = clients.submit(engine.embed, "m", ["cat " * 14] * 100)
         assert backend.entered.wait(10)
         short = clients.submit(engine.embed, "m", ["a"])
-        deadline = time.monotonic() + 10
-        while engine._dispatcher._executor._work_queue.qsize() == 0:
-            assert time.monotonic() < deadline, "the short request was never handed in"
+        wait_until_one_waits(engine)
         backend.proceed.set()
         short.result(10)
         long.result(10)
@@ -198,9 +203,7 @@ def test_a_request_whose_turn_does_not_come_any_more_is_told(backend):
         first = clients.submit(engine.embed, "m", ["a"])
         assert backend.entered.wait(10)
         second = clients.submit(engine.embed, "m", ["cat"])
-        deadline = time.monotonic() + 10
-        while engine._dispatcher._executor._work_queue.qsize() == 0:
-            assert time.monotonic() < deadline, "the second request was never handed in"
+        wait_until_one_waits(engine)
         closing = clients.submit(engine.close)
         with pytest.raises(NotReadyError, match="stopped before"):
             second.result(10)
