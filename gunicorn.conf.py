@@ -43,9 +43,20 @@ def when_ready(server):
     listen.announce(server.LISTENERS[0].sock.getsockname(), settings)
 
 
+def pre_fork(server, worker):
+    """Gives the worker its place among those that exchange batches."""
+    worker.seat = _engine(worker).take_seat()
+
+
 def post_worker_init(worker):
     """Starts the engine after the fork; a worker that cannot do so stops the service."""
-    _engine(worker).start()
+    _engine(worker).start(worker.seat)
+
+
+def child_exit(server, worker):
+    """Lets the other workers know that one is gone, so that they compute again what it had of theirs."""
+    if worker.seat is not None:
+        worker.seat.leave()
 
 
 def worker_exit(server, worker):

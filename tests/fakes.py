@@ -5,6 +5,7 @@ import threading
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from embedding_api.engine.cost import Cost
 from embedding_api.engine.engine import Engine
 from embedding_api.engine.registry import Model, Registry
 from embedding_api.engine.text import Reader
@@ -75,5 +76,10 @@ def fake_model(name="org/fake", names=None, **changes) -> Model:
     return Model(**{**parts, **changes})
 
 
+# A batch's start costs as much as eight tokens.
+COST = Cost(start_s=8e-4, token_s=1e-4)
+
+
 def fake_engine(*served, **options) -> Engine:
-    return Engine(Registry(served or [fake_model()]), **options)
+    registry = Registry(served or [fake_model()])
+    return Engine(registry, [COST] * len(registry.models), **options)

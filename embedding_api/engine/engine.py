@@ -1,16 +1,19 @@
 """The door to the engine room: `Engine.embed(model, texts)` gives vectors. The web room knows this file alone."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from time import monotonic
 
 import numpy as np
 
+from embedding_api import cores
 from embedding_api.config import Settings
-from embedding_api.engine import batching, registry
+from embedding_api.engine import cost, registry
 from embedding_api.engine.arrays import Vectors
+from embedding_api.engine.cost import Cost
 from embedding_api.engine.dispatch import Dispatcher
+from embedding_api.engine.exchange import WORKERS_CAN_SEND, Exchange, Seat
 from embedding_api.engine.registry import Model, Registry
 from embedding_api.engine.text import Text, Tokens
 from embedding_api.errors import (
@@ -20,10 +23,18 @@ from embedding_api.errors import (
     UnsupportedDimensionsError,
 )
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Timing:
-    """Where a request's time went, in seconds. Queue and inference are sums over its batches."""
+    """Where a request's time went, in seconds.
+
+    Attributes:
+        tokenize_s: From the texts to their token ids.
+        queue_s: Until a core took the first of them.
+        inference_s: From then on until the last of them had its vector.
+    """
 
     tokenize_s: float = 0.0
     queue_s: float = 0.0
@@ -53,22 +64,43 @@ class Engine:
 
     Args:
         models: What is served.
+        costs: Of a batch, for each model.
+        exchange: Over which workers send each other batches; None if each computes alone.
+        n_computing: How many workers compute at the same time.
         accepts_token_ids: Whether `embed` takes the model's own token ids in the place of texts.
         inference_timeout_s: Seconds after which a batch counts as stuck.
     """
 
-    def __init__(self, models: Registry, *, accepts_token_ids: bool = False, inference_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        models: Registry,
+        costs: Sequence[Cost],
+        *,
+        exchange: Exchange | None = None,
+        n_computing: int = 1,
+        accepts_token_ids: bool = False,
+        inference_timeout_s: float = 30.0,
+    ) -> None:
         self.models = models
+        self._places = {model.name: place for place, model in enumerate(models.models)}
+        self._exchange = exchange
         self._accepts_token_ids = accepts_token_ids
         self._inference_timeout_s = inference_timeout_s
-        self._dispatcher = Dispatcher(self._prepare)
+        self._dispatcher = Dispatcher([model.backend for model in models.models], costs, n_computing)
 
-    def start(self) -> None:
+    def take_seat(self) -> Seat | None:
+        """A place on the exchange for a worker that is about to be forked; None if there is none, so it works alone.
+
+        The master calls it, and `leave` of what it got when that worker is gone.
+        """
+        return None if self._exchange is None else self._exchange.take_seat()
+
+    def start(self, seat: Seat | None = None) -> None:
         """Starts to compute in this process; in a worker, after the fork. Raises what a backend's `prepare` raises."""
-        self._dispatcher.start()
+        self._dispatcher.start(seat)
 
     def close(self) -> None:
-        """Finishes the batch in work and ends the inference thread; requests that still wait get NotReadyError."""
+        """Finishes the batch in work and ends the threads; requests that still wait get NotReadyError."""
         self._dispatcher.close()
 
     def problem(self) -> str | None:
@@ -117,21 +149,11 @@ class Engine:
         )
 
     def _compute(self, model: Model, tokens: Sequence[Tokens], n_prompt_tokens: int, timing: Timing) -> Vectors:
-        vectors = np.empty((len(tokens), model.backend.dim), dtype=np.float32)
-        for rows in batching.cut([len(item.ids) for item in tokens], model.backend.max_batch_tokens):
-            batch = [tokens[row].ids for row in rows]
-            vectors[rows], waited_s, ran_s = self._dispatcher.compute(
-                partial(model.backend.embed, batch, n_prompt_tokens)
-            )
-            timing.queue_s += waited_s
-            timing.inference_s += ran_s
-        if not np.isfinite(vectors).all():
+        job = self._dispatcher.compute(self._places[model.name], [item.ids for item in tokens], n_prompt_tokens)
+        timing.queue_s, timing.inference_s = job.queue_s, job.inference_s
+        if not np.isfinite(job.vectors).all():
             raise NonFiniteVectorError(f"model {model.name} gave NaN or infinity")
-        return vectors
-
-    def _prepare(self) -> None:
-        for model in self.models.models:
-            model.backend.prepare()
+        return job.vectors
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -140,8 +162,25 @@ def load_engine(settings: Settings) -> Engine:
     Raises:
         StartError: A model or the device cannot be had.
     """
+    models = registry.load(settings)
+    on_cpu = settings.device == "cpu"
+    # A device cannot be used before the fork.
+    costs = [cost.measure(model.backend) if on_cpu else cost.UNMEASURED for model in models.models]
+    n_computing = min(settings.workers, cores.count()) if on_cpu else 1
+    logger.info(
+        "%d usable cores: %d workers, of which %d compute at a time, with %d threads each%s",
+        cores.count(),
+        settings.workers,
+        n_computing,
+        max(1, cores.count() // settings.workers),
+        "; batches travel between them" if WORKERS_CAN_SEND and settings.workers > 1 else "",
+    )
     return Engine(
-        registry.load(settings),
+        models,
+        costs,
+        # Workers that are replaced overlap with the new ones.
+        exchange=Exchange(2 * settings.workers + 2) if WORKERS_CAN_SEND else None,
+        n_computing=n_computing,
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
         inference_timeout_s=settings.inference_timeout_s,
     )

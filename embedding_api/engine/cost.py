@@ -1,0 +1,56 @@
+"""What a batch costs: a few runs of the backend, and a line through them."""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from embedding_api.engine.backends import Backend
+
+# Rows and tokens of the batches that are timed: one short text, and what fills a core.
+_SMALL, _LARGE = (1, 8), (4, 64)
+
+# A batch that takes longer is timed once: with large models a start would take long otherwise.
+_SLOW_S = 0.1
+
+
+class Cost(NamedTuple):
+    """What a batch of `rows` texts padded to `longest` tokens costs: `start_s + token_s · rows · longest`.
+
+    Attributes:
+        start_s: Seconds that any batch takes: the model's weights are read once.
+        token_s: Seconds that each padded token adds.
+    """
+
+    start_s: float
+    token_s: float
+
+    @property
+    def start_tokens(self) -> float:
+        """Tokens that cost as much as the start of a batch."""
+        return self.start_s / self.token_s
+
+
+# For devices that nobody has measured yet: only the ratio matters, and a device wants many tokens at once.
+UNMEASURED = Cost(start_s=1e-3, token_s=1e-6)
+
+
+def measure(backend: Backend) -> Cost:
+    """Times a backend, in the thread that calls."""
+    small_s, large_s = _fastest_s(backend, *_SMALL), _fastest_s(backend, *_LARGE)
+    n_small, n_large = np.prod(_SMALL), np.prod(_LARGE)
+    token_s = max((large_s - small_s) / (n_large - n_small), 1e-9)
+    return Cost(start_s=max(small_s - token_s * n_small, 0.0), token_s=float(token_s))
+
+
+def _fastest_s(backend: Backend, n_rows: int, n_tokens: int) -> float:
+    """The least of several runs, since whatever else the machine does only adds; the first one sets up its shape."""
+    batch = [np.ones(n_tokens, dtype=np.int64)] * n_rows
+    fastest_s = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        backend.embed(batch, 0)
+        fastest_s = min(fastest_s, time.perf_counter() - started)
+        if fastest_s > _SLOW_S:
+            break
+    return fastest_s

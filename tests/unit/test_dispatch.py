@@ -1,0 +1,241 @@
+"""Several workers on one exchange: batches travel, come back, and survive whoever had them."""
+
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from embedding_api.engine.dispatch import Dispatcher
+from embedding_api.engine.exchange import Exchange
+from tests.fakes import COST, FakeBackend, vector
+
+
+def texts(n, n_tokens=8, first=1):
+    """Distinct ids, int64, (n_tokens,)."""
+    return [np.array([first + i, *range(2, n_tokens + 1)], dtype=np.int64) for i in range(n)]
+
+
+def assert_right(ids, vectors):
+    np.testing.assert_array_equal(vectors, np.stack([vector(text) for text in ids]))
+
+
+class Worker:
+    """What a worker process has of the engine, in a thread of the test."""
+
+    def __init__(self, exchange, n_computing=2, backend=None):
+        self.backend = backend or FakeBackend()
+        self.seat = exchange.take_seat()
+        self.dispatcher = Dispatcher([self.backend], [COST], n_computing)
+        self.dispatcher.start(self.seat)
+
+    def compute(self, ids):
+        return self.dispatcher.compute(0, ids, 0).vectors
+
+
+@pytest.fixture
+def exchange(no_leaked_threads):
+    exchange = Exchange(4)
+    yield exchange
+    exchange.close()
+
+
+@pytest.fixture
+def workers(exchange):
+    workers = []
+
+    def start(**options):
+        workers.append(Worker(exchange, **options))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.backend.proceed.set()
+        worker.dispatcher.close()
+
+
+def test_one_request_is_computed_by_every_worker(workers):
+    one, other = workers(), workers()
+    ids = texts(200)
+    assert_right(ids, one.compute(ids))
+    shares = [sum(map(len, worker.backend.batches)) for worker in (one, other)]
+    assert sum(shares) == 200
+    assert min(shares) > 0
+
+
+def test_requests_of_all_workers_at_once_each_get_their_own(workers):
+    crew = [workers(n_computing=3) for _ in range(3)]
+
+    def ask(number):
+        ids = texts(number % 17 + 1, n_tokens=number % 11 + 1, first=number * 20)
+        return ids, crew[number % 3].compute(ids)
+
+    with ThreadPoolExecutor(24) as clients:
+        for ids, vectors in clients.map(ask, range(600)):
+            assert_right(ids, vectors)
+
+
+def test_a_busy_worker_lets_an_idle_one_compute(workers):
+    """Given a worker whose core is held, when it gets another request, then the other core computes it."""
+    one, other = workers(), workers()
+    one.backend.proceed.clear()
+    with ThreadPoolExecutor(2) as clients:
+        held = clients.submit(one.compute, texts(1))
+        assert one.backend.entered.wait(10)
+        assert_right(texts(3, first=50), one.compute(texts(3, first=50)))
+        assert not held.done()
+        assert other.backend.batches == [[8] * 3]
+        one.backend.proceed.set()
+        held.result(10)
+
+
+def test_a_core_that_gets_free_fetches_what_waits_elsewhere(workers):
+    """Given two held cores and a waiting request, when the other worker's core gets free, then it computes that."""
+    one, other = workers(), workers()
+    one.backend.proceed.clear()
+    other.backend.proceed.clear()
+    with ThreadPoolExecutor(3) as clients:
+        held = [clients.submit(one.compute, texts(1)), clients.submit(other.compute, texts(1, first=20))]
+        assert one.backend.entered.wait(10)
+        assert other.backend.entered.wait(10)
+        waiting = clients.submit(one.compute, texts(2, first=50))
+        other.backend.proceed.set()
+        assert_right(texts(2, first=50), waiting.result(10))
+        assert not held[0].done()
+        one.backend.proceed.set()
+
+
+def test_the_batch_of_a_worker_that_is_gone_is_computed_again(workers, exchange):
+    """Given a batch at another worker, when that is gone, as the master says, then the batch is computed elsewhere."""
+    one, other = workers(), workers()
+    other.backend.proceed.clear()
+    with ThreadPoolExecutor(1) as clients:
+        asked = clients.submit(one.compute, texts(60))
+        assert other.backend.entered.wait(10)
+        # The master does this for a worker that was killed; here its thread lives on, and answers late.
+        other.seat.leave()
+        assert_right(texts(60), asked.result(10))
+        other.backend.proceed.set()
+        assert_right(texts(100, first=70), one.compute(texts(100, first=70)))
+
+
+def test_a_worker_that_stops_gives_back_what_it_did_not_compute(workers):
+    one, other = workers(), workers()
+    other.backend.proceed.clear()
+    with ThreadPoolExecutor(2) as clients:
+        asked = clients.submit(one.compute, texts(60))
+        assert other.backend.entered.wait(10)
+        stopped = clients.submit(other.dispatcher.close)
+        other.backend.proceed.set()
+        stopped.result(10)
+        assert_right(texts(60), asked.result(10))
+        assert_right(texts(9, first=80), one.compute(texts(9, first=80)))
+
+
+def test_only_so_many_workers_compute_as_there_are_cores(workers):
+    owner, other = workers(n_computing=1), workers(n_computing=1)
+    assert other.backend.prepared_in is None
+    assert_right(texts(40), other.compute(texts(40)))
+    assert other.backend.batches == []
+    assert sum(map(len, owner.backend.batches)) == 40
+
+
+def test_the_next_worker_computes_when_the_first_is_gone(workers):
+    owner, other = workers(n_computing=1), workers(n_computing=1)
+    owner.backend.proceed.clear()
+    with ThreadPoolExecutor(1) as clients:
+        asked = clients.submit(other.compute, texts(5))
+        assert owner.backend.entered.wait(10)
+        owner.seat.leave()
+        assert_right(texts(5), asked.result(10))
+    assert other.backend.prepared_in.startswith("inference")
+
+
+def test_a_text_that_fails_at_another_worker_fails_alone(workers):
+    """Given one text that no backend can compute, then the requests that shared its batch still get their vectors."""
+
+    class Picky(FakeBackend):
+        def embed(self, batch, n_prompt_tokens):
+            if any(ids[0] == 666 for ids in batch):
+                raise ValueError("broken")
+            return super().embed(batch, n_prompt_tokens)
+
+    one, _ = workers(backend=Picky()), workers(backend=Picky())
+    one.backend.proceed.clear()
+    with ThreadPoolExecutor(8) as clients:
+        bad = clients.submit(one.compute, texts(1, first=666))
+        good = [clients.submit(one.compute, texts(2, first=10 * n)) for n in range(1, 6)]
+        one.backend.proceed.set()
+        assert bad.exception(10) is not None
+        for n, future in zip(range(1, 6), good, strict=True):
+            assert_right(texts(2, first=10 * n), future.result(10))
+
+
+def test_batches_too_large_to_travel_are_computed_where_they_are(workers):
+    one, other = workers(backend=FakeBackend(max_batch_tokens=10**6)), workers()
+    huge = texts(2, n_tokens=40_000)
+    assert_right(huge, one.compute(huge))
+    assert other.backend.batches == []
+
+
+def test_vectors_larger_than_an_inbox_come_whole(exchange):
+    """Given a receiver that does not read, then who sends is not held up, and all of it arrives in the end."""
+    one, other = exchange.take_seat(), exchange.take_seat()
+    assert one.send_batch(other.address, 7, 0, 0, texts(3))
+    order = other.receive()
+    assert [ids.tolist() for ids in order.ids] == [ids.tolist() for ids in texts(3)]
+    vectors = np.random.default_rng(0).normal(size=(512, 1024)).astype(np.float32)
+    other.send_vectors(order, vectors)
+    got = np.zeros(vectors.size, dtype=np.float32)
+    n_missing = vectors.size
+    arrived = threading.Event()
+
+    def carry():
+        while not arrived.is_set():
+            other.receive()
+
+    courier = threading.Thread(target=carry)
+    courier.start()
+    while n_missing:
+        delivery = one.receive()
+        assert (delivery.number, delivery.sender) == (7, other.address)
+        got[delivery.start : delivery.start + len(delivery.components)] = delivery.components
+        n_missing -= len(delivery.components)
+    np.testing.assert_array_equal(got.reshape(vectors.shape), vectors)
+    arrived.set()
+    other.wake_self()
+    courier.join(10)
+    assert not courier.is_alive()
+
+
+def test_a_message_for_an_earlier_worker_on_the_seat_is_not_read(exchange):
+    one, other = exchange.take_seat(), exchange.take_seat()
+    assert one.send_batch(other.address, 1, 0, 0, texts(1))
+    other.leave()
+    new = exchange.take_seat()
+    assert new.address.seat == other.address.seat
+    assert new.receive() is None
+
+
+def test_a_full_exchange_has_no_seat(exchange):
+    assert [exchange.take_seat() is None for _ in range(5)] == [False] * 4 + [True]
+
+
+def test_equal_texts_are_computed_once(workers):
+    """Given equal texts in one request and in requests that wait, then each distinct one is computed once."""
+    one = workers()
+    one.backend.proceed.clear()
+    with ThreadPoolExecutor(4) as clients:
+        first = clients.submit(one.compute, texts(1))
+        assert one.backend.entered.wait(10)
+        same = [clients.submit(one.compute, texts(5, first=10) * 3) for _ in range(3)]
+        end = time.monotonic() + 10
+        while one.dispatcher._backlog.n_waiting_tokens < 40:
+            assert time.monotonic() < end
+        one.backend.proceed.set()
+        first.result(10)
+        for future in same:
+            assert_right(texts(5, first=10) * 3, future.result(10))
+    assert len(list(itertools.chain(*one.backend.batches))) <= 1 + 5 * 2
