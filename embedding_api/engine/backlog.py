@@ -271,7 +271,7 @@ class Backlog:
             job.fail(error)
 
     def give_back(self, batch: Batch) -> None:
-        """A batch was not computed; its texts wait again, and are due first."""
+        """A batch was not computed; its texts wait again, each for the turn that it had."""
         batch.line.wait(batch.texts)
 
     def refuse(self, error: Exception) -> None:

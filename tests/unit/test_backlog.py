@@ -1,0 +1,197 @@
+"""The backlog: whose turn it is, what goes together, and that every text is answered once."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from embedding_api.engine.backlog import Backlog, Job
+from embedding_api.engine.cost import Cost
+from tests.fakes import DIM, vector
+
+# A batch's start costs as much as ten tokens.
+COST = Cost(start_s=1e-3, token_s=1e-4)
+
+
+def texts(n, n_tokens=8, first=1):
+    """Distinct ids, int64, (n_tokens,)."""
+    return [np.array([first + i, *range(2, n_tokens + 1)], dtype=np.int64) for i in range(n)]
+
+
+@pytest.fixture
+def backlog():
+    return Backlog([COST, COST], [64, 64])
+
+
+@pytest.fixture
+def add(backlog):
+    def add(ids, model=0, n_prompt_tokens=0):
+        job = Job(len(ids), DIM)
+        backlog.add(job, model, ids, n_prompt_tokens)
+        return job
+
+    return add
+
+
+def answer(backlog, batch):
+    backlog.answer(batch, np.stack([vector(ids) for ids in batch.ids]))
+
+
+def run(backlog, n_cores=1):
+    """Computes all that waits; the lengths in each batch."""
+    lengths = []
+    while (batch := backlog.take(n_cores)) is not None:
+        lengths.append([len(ids) for ids in batch.ids])
+        answer(backlog, batch)
+    return lengths
+
+
+def assert_right(job, ids):
+    assert job.done.is_set()
+    assert job.error is None
+    np.testing.assert_array_equal(job.vectors, np.stack([vector(text) for text in ids]))
+
+
+def test_texts_of_all_jobs_go_together_and_each_job_gets_its_own(backlog, add):
+    groups = [texts(3, n_tokens=8, first=10 * n) for n in range(4)]
+    jobs = [add(ids) for ids in groups]
+    assert run(backlog) == [[8] * 8, [8] * 4]
+    for job, ids in zip(jobs, groups, strict=True):
+        assert_right(job, ids)
+    assert backlog.n_waiting_tokens == 0
+
+
+def test_models_and_prompts_are_not_mixed(backlog, add):
+    jobs = [
+        (add(texts(1, first=n), model, prompt), texts(1, first=n))
+        for n, (model, prompt) in enumerate(itertools.product([0, 1], [0, 3]), 1)
+    ]
+    assert run(backlog) == [[8]] * 4
+    for job, ids in jobs:
+        assert_right(job, ids)
+
+
+def test_a_short_job_passes_the_backlog_of_large_ones(backlog, add):
+    """Given large jobs that came long ago and are half done, when a short one comes, then it is next."""
+    for n in range(4):
+        add(texts(100, n_tokens=16, first=1000 * n))
+    for _ in range(40):
+        answer(backlog, backlog.take(1))
+    short = add(texts(1, n_tokens=3))
+    answer(backlog, backlog.take(1))
+    assert short.done.is_set()
+
+
+def test_a_long_text_is_not_starved_by_short_ones_that_keep_coming(backlog, add):
+    long = add(texts(1, n_tokens=60))
+    for n in range(100):
+        add(texts(20, n_tokens=3, first=100 * n))
+        answer(backlog, backlog.take(1))
+        if long.done.is_set():
+            break
+    assert n <= 60 / 3
+
+
+def test_with_cores_to_spare_a_job_is_parted(backlog, add):
+    add(texts(8, n_tokens=8))
+    assert len(backlog.take(2).ids) == 4
+
+
+def test_a_batch_is_not_parted_where_its_start_costs_more(backlog, add):
+    add(texts(2, n_tokens=4))
+    assert len(backlog.take(2).ids) == 2
+
+
+def test_a_text_over_the_budget_travels_alone(backlog, add):
+    add(texts(2, n_tokens=65))
+    assert run(backlog) == [[65], [65]]
+
+
+def test_equal_texts_are_computed_once_waiting_or_under_way(backlog, add):
+    ids = texts(2)
+    jobs = [add(ids), add([ids[0], ids[1], ids[0]])]
+    batch = backlog.take(1)
+    jobs.append(add(ids[:1]))
+    assert backlog.take(1) is None
+    answer(backlog, batch)
+    for job, wanted in zip(jobs, [ids, [ids[0], ids[1], ids[0]], ids[:1]], strict=True):
+        assert_right(job, wanted)
+    add(ids)
+    assert run(backlog) == [[8, 8]]
+
+
+def test_a_text_in_a_hurry_takes_the_equal_one_of_a_large_job_with_it(backlog, add):
+    large = texts(100, n_tokens=16)
+    add(large)
+    answer(backlog, backlog.take(1))
+    short = add(large[99:])
+    answer(backlog, backlog.take(1))
+    assert_right(short, large[99:])
+
+
+def test_what_is_given_back_keeps_its_turn(backlog, add):
+    first = add(texts(8))
+    batch = backlog.take(1)
+    add(texts(200, first=100))
+    backlog.give_back(batch)
+    for _ in range(3):
+        answer(backlog, backlog.take(1))
+    assert_right(first, texts(8))
+
+
+def test_a_batch_that_fails_is_tried_text_by_text(backlog, add):
+    good, bad = add(texts(2)), add(texts(1, first=666))
+    backlog.fail(backlog.take(1), ValueError("one of them"))
+    while (batch := backlog.take(1)) is not None:
+        assert len(batch.ids) == 1
+        if batch.ids[0][0] == 666:
+            backlog.fail(batch, ValueError("this one"))
+        else:
+            answer(backlog, batch)
+    assert_right(good, texts(2))
+    assert str(bad.error) == "this one"
+    assert backlog.n_waiting_tokens == 0
+
+
+def test_the_rest_of_a_job_that_failed_is_not_computed(backlog, add):
+    job = add(texts(1, n_tokens=64) + texts(4))
+    backlog.fail(backlog.take(1), ValueError("broken"))
+    assert job.done.is_set()
+    assert backlog.take(1) is None
+    assert backlog.n_waiting_tokens == 0
+
+
+def test_when_all_is_refused_every_job_is_told(backlog, add):
+    jobs = [add(texts(40)), add(texts(2, first=100), model=1)]
+    backlog.refuse(ValueError("the end"))
+    assert [str(job.error) for job in jobs] == ["the end"] * 2
+    assert backlog.take(1) is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_happens_every_text_is_answered_once(seed):
+    """Given jobs, and batches that end in any order, come back undone or fail, then all jobs are answered right."""
+    random = np.random.default_rng(seed)
+    backlog = Backlog([COST], [64])
+    jobs, away, n_new = [], [], 0
+    while len(jobs) < 100 or away or backlog.n_waiting_tokens:
+        what = random.integers(5)
+        if what <= 1 and len(jobs) < 100:
+            n_new += 10
+            n_tokens = int(random.integers(1, 40))
+            ids = texts(int(random.integers(1, 20)), n_tokens, first=int(random.integers(n_new)))
+            jobs.append((Job(len(ids), DIM), ids))
+            backlog.add(jobs[-1][0], 0, ids, 0)
+        elif what == 2 and (batch := backlog.take(int(random.integers(1, 4)))) is not None:
+            away.append(batch)
+        elif away:
+            batch = away.pop(int(random.integers(len(away))))
+            fate = random.integers(4)
+            if fate == 0:
+                backlog.give_back(batch)
+            elif fate == 1 and len(batch.ids) > 1:
+                backlog.fail(batch, ValueError("try again"))
+            else:
+                answer(backlog, batch)
+    for job, ids in jobs:
+        assert_right(job, ids)
