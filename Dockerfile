@@ -1,7 +1,8 @@
 # The service without root, with torch's CPU build and the model all-MiniLM-L6-v2 inside.
 #
 #   docker build -t memementor-embedding-service .
-#   docker run -p 8000:8000 -v embeddings-cache:/var/cache/huggingface --env-file .env memementor-embedding-service
+#   docker run -p 8000:8000 -v embeddings-cache:/var/cache/huggingface \
+#     -v converted-cache:/var/cache/memementor-embeddings --env-file .env memementor-embedding-service
 #
 # Keys and tokens come in when it runs; none belongs in here. `docker stop` kills after 10 s: -t 35 gives requests their
 # GRACEFUL_TIMEOUT_S.
@@ -19,13 +20,14 @@ RUN python -m venv /opt/venv \
     && scripts/install.sh /opt/venv/bin/python requirements.txt \
     && /opt/venv/bin/python -m pip uninstall --quiet --yes pip \
     && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
-    && /opt/venv/bin/python -c "import sentence_transformers"
+    && /opt/venv/bin/python -c "import sentence_transformers, openvino"
 
 FROM python:3.11-slim
 # A fixed number, since it owns the files in the volume, and since Kubernetes' runAsNonRoot believes no name.
 RUN useradd --uid 10001 --create-home service \
-    && mkdir -p /var/cache/huggingface \
-    && chown 10001 /var/cache/huggingface
+    && mkdir -p /var/cache/huggingface /var/cache/memementor-embeddings \
+    && chown 10001 /var/cache/huggingface \
+    && chown 10001 /var/cache/memementor-embeddings
 # At the path where it was made: its scripts name their interpreter.
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
@@ -34,10 +36,11 @@ COPY embedding_api embedding_api/
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/var/cache/huggingface \
+    CACHE_DIR=/var/cache/memementor-embeddings \
     HOST=0.0.0.0 \
     PORT=8000
 EXPOSE 8000
-VOLUME /var/cache/huggingface
+VOLUME /var/cache/huggingface /var/cache/memementor-embeddings
 USER 10001
 # The start period lets a first start download its models; one that fails ends by itself. The settings read PORT, since
 # --env-file leaves quotes around it, and HTTP_PROXY is for downloads alone.

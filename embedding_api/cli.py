@@ -42,7 +42,7 @@ def check() -> None:
     for model in load_engine(told).models.models:
         click.echo(
             f"{model.name}: {model.backend.dim} dimensions, window {model.reader.window or 'without limit'} tokens, "
-            f"{model.backend.name} {model.backend.precision}, within {model.proof:.0e} of sentence-transformers"
+            f"{model.backend.name} {model.backend.precision}, against sentence-transformers {model.proof}"
         )
     click.echo(
         f"{told.bind}: {told.workers} workers, {told.threads} threads each, {'keys' if told.require_auth else 'open'}"

@@ -1,14 +1,25 @@
 """Isolation for every test: no setting from outside, no .env, no thread left behind."""
 
 import dataclasses
+import os
+import shutil
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from embedding_api.config import Settings
 
+# One for the whole session, so that no model is converted twice, and never that of who runs it.
+CACHE_DIR = Path(os.environ.setdefault("TESTS_CACHE_DIR", tempfile.mkdtemp(prefix="memementor-tests-")))
+
 SETTINGS = [field.name.upper() for field in dataclasses.fields(Settings)]
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(CACHE_DIR, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +27,7 @@ def clean_settings(monkeypatch, tmp_path):
     """No test sees the settings of who runs it, from the environment or from a .env in the working folder."""
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CACHE_DIR", str(CACHE_DIR))
     monkeypatch.chdir(tmp_path)
 
 

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from embedding_api.engine.cost import Cost
 from embedding_api.engine.engine import Engine
+from embedding_api.engine.proof import Proof
 from embedding_api.engine.registry import Model, Registry
 from embedding_api.engine.text import Reader
 
@@ -70,7 +71,7 @@ def fake_model(name="org/fake", names=None, **changes) -> Model:
         "reader": Reader(word_tokenizer(), window=WINDOW),
         "backend": FakeBackend(),
         "prompts": {"query": "query: "},
-        "proof": 1e-7,
+        "proof": Proof("largest_difference", 1e-7, 2e-6),
         "is_normalized": True,
     }
     return Model(**{**parts, **changes})

@@ -1,17 +1,16 @@
-"""The models that are served: loads all before the fork, proves each, finds them by name."""
+"""The models that are served: all loaded before the fork, found by name."""
 
 import logging
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from embedding_api import cores
 from embedding_api.config import Settings
-from embedding_api.engine import preload, proof, sources
+from embedding_api.engine import loading, preload, proof, sources
 from embedding_api.engine.backends import Backend
+from embedding_api.engine.proof import Proof
 from embedding_api.engine.text import Reader
 from embedding_api.errors import DeviceNotFoundError, ModelLoadError, ModelNotFoundError
 from embedding_api.model_spec import ModelSpec
@@ -31,7 +30,7 @@ class Model:
         owner: The organisation on the hub, or `local`.
         loaded_at: Seconds since 1970.
         prompts: Its named prompts.
-        proof: Largest difference to sentence-transformers in any component, as a share of the vector's length.
+        proof: How near it came to sentence-transformers when it was loaded.
         is_normalized: Whether its vectors are of unit length.
     """
 
@@ -42,7 +41,7 @@ class Model:
     reader: Reader
     backend: Backend
     prompts: Mapping[str, str]
-    proof: float
+    proof: Proof
     is_normalized: bool
 
 
@@ -95,44 +94,21 @@ def load(settings: Settings) -> Registry:
 def _load(spec: ModelSpec, settings: Settings) -> Model:
     started = time.monotonic()
     folder = sources.locate(spec, settings)
-    try:
-        # Here, since it takes seconds and torch must not be imported before the process is prepared.
-        from embedding_api.engine.backends import torch
-
-        loaded = torch.load(
-            folder,
-            device=settings.device,
-            n_threads=max(1, cores.count() // settings.workers),
-            trust_remote_code=any(name in settings.trust_remote_code for name in spec.names),
-            allow_pickle=settings.allow_pickle,
-        )
-        reading = loaded.reader.read(proof.PROBE_TEXTS)
-        vectors = loaded.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
-    except Exception as error:
-        logger.debug("model %s cannot be loaded", spec.name, exc_info=True)
-        reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 300) or 'no message'}"
-        cure = _cure(str(error), spec)
-        raise ModelLoadError(f"model {spec.name} from {folder} cannot be loaded: {reason}; {cure}") from error
-    difference = proof.largest_difference(loaded.reference, vectors)
-    if not difference <= proof.BOUND:
-        raise ModelLoadError(
-            f"model {spec.name} from {folder} gives vectors that differ from sentence-transformers' own by "
-            f"{difference:.1e} of their length, more than {proof.BOUND:.0e}; this service cannot serve it"
-        )
+    loaded, proven = loading.load(spec, folder, settings)
     if not proof.tells_apart(loaded.reference):
         raise ModelLoadError(
             f"model {spec.name} from {folder} gives different texts the same vector; check that its tokenizer's "
             "files are there"
         )
     logger.info(
-        "model %s loaded from %s: %d dimensions, window %s tokens, %s %s, within %.0e of sentence-transformers, %.1f s",
+        "model %s loaded from %s: %d dimensions, window %s tokens, %s %s, against sentence-transformers %s, %.1f s",
         spec.name,
         folder,
         loaded.backend.dim,
         loaded.reader.window,
         loaded.backend.name,
         loaded.backend.precision,
-        difference,
+        proven,
         time.monotonic() - started,
     )
     return Model(
@@ -143,15 +119,9 @@ def _load(spec: ModelSpec, settings: Settings) -> Model:
         reader=loaded.reader,
         backend=loaded.backend,
         prompts=loaded.prompts,
-        proof=difference,
+        proof=proven,
         is_normalized=proof.all_of_unit_length(loaded.reference),
     )
-
-
-def _cure(reason: str, spec: ModelSpec) -> str:
-    if "trust_remote_code" in reason:
-        return f"it brings Python code of its own: read that, then name it in TRUST_REMOTE_CODE={spec.name}"
-    return "check that the folder holds a complete sentence-transformers model and that memory suffices"
 
 
 def _require_device(device: str) -> None:

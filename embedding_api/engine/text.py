@@ -1,9 +1,11 @@
 """From texts to token ids: prompt, tokenizer, window. Imports tokenizers, not torch."""
 
+import json
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -77,6 +79,13 @@ class Reader:
         add_special_tokens: bool = True,
         truncation_side: str = "right",
     ) -> None:
+        self._parameters = {
+            "window": window,
+            "prompt": prompt,
+            "n_prompt_tokens": n_prompt_tokens,
+            "add_special_tokens": add_special_tokens,
+            "truncation_side": truncation_side,
+        }
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -85,11 +94,22 @@ class Reader:
         self._n_special = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
         self._add_special_tokens = add_special_tokens
         self._prompt = prompt
-        self._n_prompt_tokens = n_prompt_tokens
+        self.n_prompt_tokens = n_prompt_tokens
         self.window = window
         self._near = _FAR * (window + _MARGIN) if window is not None and truncation_side == "right" else sys.maxsize
         self._one_at_a_time = threading.Lock()
         self.n_vocabulary = self._tokenizer.get_vocab_size()
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The reader that `save` wrote into this folder."""
+        parameters = json.loads((folder / "reader.json").read_bytes())
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **parameters)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and reader.json, all that it takes to make this reader again."""
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "reader.json").write_text(json.dumps(self._parameters))
 
     def read(self, texts: Sequence[Text]) -> Reading:
         """Reads texts, or the model's own token ids.
@@ -102,7 +122,7 @@ class Reader:
             TokenIdsNotAcceptedError: An id is not in the vocabulary.
         """
         if isinstance(texts[0], str):
-            reading = Reading(self._read_strings(texts), self._n_prompt_tokens)
+            reading = Reading(self._read_strings(texts), self.n_prompt_tokens)
         else:
             reading = Reading(self._read_ids(texts), 0)
         for index, tokens in enumerate(reading.tokens):

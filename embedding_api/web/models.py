@@ -1,5 +1,6 @@
 """GET /v1/models: what is served, as OpenAI's API has it, with what we know of each model."""
 
+import dataclasses
 from typing import Any
 
 from flask import Blueprint, Response
@@ -40,5 +41,5 @@ def _dump(model: Model) -> dict[str, Any]:
         "prompts": dict(model.prompts),
         "backend": model.backend.name,
         "precision": model.backend.precision,
-        "proof": model.proof,
+        "proof": dataclasses.asdict(model.proof),
     }

@@ -35,7 +35,7 @@ def test_models_are_listed_in_openais_shape_and_ours(client):
         "prompts": {"query": "query: "},
         "backend": "fake",
         "precision": "float32",
-        "proof": 1e-7,
+        "proof": {"measure": "largest_difference", "value": 1e-7, "bound": 2e-6},
     }
 
 

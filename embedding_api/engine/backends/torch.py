@@ -6,7 +6,7 @@ and changes its tokenizer as it goes.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import sentence_transformers
@@ -18,6 +18,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 
 from embedding_api.engine import preload
 from embedding_api.engine.arrays import Ids, Vectors
+from embedding_api.engine.backends import Loaded
+from embedding_api.engine.backends.padding import Padding
 from embedding_api.engine.proof import PROBE_TEXTS
 from embedding_api.engine.text import Reader
 
@@ -42,26 +44,15 @@ _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 256, 16_384
 _TRIM_EVERY = 64
 
 
-class Loaded(NamedTuple):
-    """A model as it came from its folder.
-
-    Attributes:
-        reference: What `SentenceTransformer.encode` gives for the probe texts, float32, (n_probe_texts, dim).
-        prompts: The model's named prompts, empty ones left out.
-    """
-
-    reader: Reader
-    backend: "TorchBackend"
-    reference: Vectors
-    prompts: dict[str, str]
-
-
-def load(folder: Path, *, device: str, n_threads: int, trust_remote_code: bool, allow_pickle: bool) -> Loaded:
-    """Loads a model into main memory, in float32; it moves to its device when a worker prepares it.
+def load(
+    folder: Path, *, device: str, precision: str, n_threads: int, trust_remote_code: bool, allow_pickle: bool
+) -> Loaded:
+    """Loads a model into main memory; it moves to its device when a worker prepares it.
 
     Args:
         folder: A complete sentence-transformers model.
         device: Where it will compute: cpu, cuda or mps.
+        precision: What its Transformer computes in, float32 or bfloat16; the rest stays in float32.
         n_threads: Threads that one inference may use on a CPU.
         trust_remote_code: Whether Python files that come with the model may run.
         allow_pickle: Whether weights may come from pickle files.
@@ -81,29 +72,45 @@ def load(folder: Path, *, device: str, n_threads: int, trust_remote_code: bool, 
         model_kwargs=model_kwargs,
     ).eval()
     prompt = model.prompts.get(model.default_prompt_name or "") or ""
-    reader, feed = _entrance(model, prompt)
+    reader, feed, transformer = _entrance(model, prompt)
     reference = model.encode(list(PROBE_TEXTS), show_progress_bar=False)
-    backend = TorchBackend(model, feed, dim=reference.shape[1], device=device, n_threads=n_threads)
+    if precision == "bfloat16" and transformer is not None:
+        _halve(transformer)
+    backend = TorchBackend(
+        model,
+        feed,
+        # Without a Transformer there is nothing that gains from less precision.
+        precision="float32" if transformer is None else precision,
+        dim=reference.shape[1],
+        device=device,
+        n_threads=n_threads,
+    )
     return Loaded(reader, backend, reference, {name: text for name, text in model.prompts.items() if text})
 
 
 class TorchBackend:
-    """Runs a sentence-transformers module chain; see `Backend` for what the parts mean."""
+    """Runs a sentence-transformers module chain; see `Backend` for what the parts mean.
+
+    Attributes:
+        model: The chain.
+        feed: Makes of a batch what the chain's first module reads.
+    """
 
     name = "torch"
-    precision = "float32"
 
     def __init__(
         self,
         model: sentence_transformers.SentenceTransformer,
-        feed: "_Padded | _Concatenated",
+        feed: "Padded | Concatenated",
         *,
+        precision: str,
         dim: int,
         device: str,
         n_threads: int,
     ) -> None:
-        self._model = model
-        self._feed = feed
+        self.model = model
+        self.feed = feed
+        self.precision = precision
         self._device = device
         self._n_threads = n_threads
         self._n_batches = 0
@@ -113,53 +120,50 @@ class TorchBackend:
     def prepare(self) -> None:
         """Takes the threads and the device that are this worker's; OpenMP keeps the former for each thread."""
         torch.set_num_threads(self._n_threads)
-        self._model.to(self._device)
+        self.model.to(self._device)
 
     def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
         """See `Backend.embed`."""
-        features: dict[str, Any] = self._feed(batch)
+        features: dict[str, Any] = self.feed(batch)
         if n_prompt_tokens:
             features["prompt_length"] = n_prompt_tokens
-        device = self._model.device
+        device = self.model.device
         features = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in features.items()
         }
         with torch.inference_mode():
-            vectors = self._model(features)["sentence_embedding"]
+            vectors = self.model(features)["sentence_embedding"]
         self._n_batches += 1
         if self._n_batches % _TRIM_EVERY == 0:
             preload.trim()
         return np.asarray(vectors[:, : self.dim].float().cpu().numpy())
 
 
-class _Padded:
+class Padded:
     """What a Transformer module reads: ids and mask, int64, (n_texts, longest)."""
 
-    def __init__(self, pad_id: int, padding_side: str) -> None:
-        self._pad_id = pad_id
-        self._left = padding_side == "left"
+    def __init__(self, padding: Padding) -> None:
+        self.padding = padding
 
     def __call__(self, batch: Sequence[Ids]) -> dict[str, Any]:
-        longest = max(map(len, batch))
-        ids = np.full((len(batch), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, text in enumerate(batch):
-            real = slice(longest - len(text), None) if self._left else slice(len(text))
-            ids[row, real] = text
-            mask[row, real] = 1
+        """What the module reads for this batch."""
+        ids, mask = self.padding(batch)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "modality": "text"}
 
 
-class _Concatenated:
+class Concatenated:
     """What a StaticEmbedding module reads: all ids in a row, int64, and where each text begins, (n_texts,)."""
 
     def __call__(self, batch: Sequence[Ids]) -> dict[str, Any]:
+        """What the module reads for this batch."""
         offsets = np.cumsum([0, *map(len, batch[:-1])])
         return {"input_ids": torch.from_numpy(np.concatenate(batch)), "offsets": torch.from_numpy(offsets)}
 
 
-def _entrance(model: sentence_transformers.SentenceTransformer, prompt: str) -> tuple[Reader, _Padded | _Concatenated]:
-    """How texts enter a model: what reads them, and what its first module is fed with."""
+def _entrance(
+    model: sentence_transformers.SentenceTransformer, prompt: str
+) -> tuple[Reader, Padded | Concatenated, Transformer | None]:
+    """How texts enter a model: what reads them, what its first module is fed with, its Transformer if it has one."""
     first = model[0]
     while isinstance(first, Router):
         if first.default_route is None:
@@ -168,7 +172,7 @@ def _entrance(model: sentence_transformers.SentenceTransformer, prompt: str) -> 
     if isinstance(first, StaticEmbedding):
         truncation = first.tokenizer.truncation or {}
         reader = Reader(first.tokenizer, window=truncation.get("max_length"), prompt=prompt, add_special_tokens=False)
-        return reader, _Concatenated()
+        return reader, Concatenated(), None
     tokenizer: Any = getattr(first, "tokenizer", None)
     if not isinstance(first, Transformer) or not getattr(tokenizer, "is_fast", False):
         raise ValueError(
@@ -188,7 +192,24 @@ def _entrance(model: sentence_transformers.SentenceTransformer, prompt: str) -> 
         n_prompt_tokens=_n_prompt_tokens(model, prompt),
         truncation_side=tokenizer.truncation_side,
     )
-    return reader, _Padded(tokenizer.pad_token_id or 0, tokenizer.padding_side)
+    return reader, Padded(Padding(tokenizer.pad_token_id or 0, is_left=tokenizer.padding_side == "left")), first
+
+
+def _halve(transformer: Transformer) -> None:
+    """Makes a Transformer compute in bfloat16 and hand on float32.
+
+    The modules behind it, a thousandth of the work, keep their precision: a vector that Normalize made in bfloat16 is
+    not 1 long.
+    """
+    transformer.model.to(torch.bfloat16)
+    transformer.register_forward_hook(lambda _module, _inputs, features: _floated(features))
+
+
+def _floated(features: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in features.items()
+    }
 
 
 def _n_prompt_tokens(model: sentence_transformers.SentenceTransformer, prompt: str) -> int:

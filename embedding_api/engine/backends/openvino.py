@@ -1,0 +1,102 @@
+"""The OpenVINO backend: a converted model, compiled for this CPU. Imports openvino, and neither torch nor transformers.
+
+Compiled and run once in the master, it is shared by the workers that are forked from it.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino
+
+from embedding_api.engine import preload
+from embedding_api.engine.arrays import Ids, Vectors
+from embedding_api.engine.backends import Loaded, UnfitError
+from embedding_api.engine.backends.padding import Padding
+from embedding_api.engine.text import Reader
+
+logger = logging.getLogger(__name__)
+
+# What a converted model consists of; `convert.py` writes it. MODEL has its weights beside it, in a file of the same
+# name that ends in .bin.
+MODEL, REFERENCE, DESCRIPTION = "model.xml", "reference.npy", "description.json"
+
+# No stream: inference runs in the thread that asks for it. A stream is a thread, which no fork survives: with one a
+# worker computes but hangs when it exits, with two it hangs at once. One thread and no pinning: with it every worker
+# computes on the same core.
+_OPTIONS = {"NUM_STREAMS": "0", "INFERENCE_NUM_THREADS": "1", "ENABLE_CPU_PINNING": False}
+
+# Named for float32 too: without a hint OpenVINO takes bfloat16 where the CPU has it. What int8 leaves is faster so.
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
+
+# Padded tokens of a batch, and the step of its length: see docs/decisions/0004.
+_BATCH_TOKENS, _STEP = 512, 8
+_TRIM_EVERY = 64
+
+
+def load(folder: Path, *, precision: str) -> Loaded:
+    """Loads what `convert.py` made, for a CPU.
+
+    Args:
+        folder: A whole entry of the cache.
+        precision: float32, bfloat16 or int8; the latter is what the entry itself was made in.
+
+    Raises:
+        UnfitError: OpenVINO cannot compile it.
+    """
+    description = json.loads((folder / DESCRIPTION).read_bytes())
+    reader = Reader.load(folder)
+    core = openvino.Core()
+    hint = _HINTS[precision]
+    if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        hint = "f32"
+        if precision == "bfloat16":
+            logger.warning("this CPU has no bfloat16 instructions; computing in float32, as PRECISION=float32 does")
+            precision = "float32"
+    try:
+        compiled = core.compile_model(folder / MODEL, "CPU", {**_OPTIONS, "INFERENCE_PRECISION_HINT": hint})
+    except RuntimeError as error:
+        raise UnfitError(f"OpenVINO cannot compile it: {next(iter(str(error).splitlines()), '')}") from error
+    backend = OpenVinoBackend(
+        compiled,
+        Padding(description["pad_id"], step=_STEP, window=reader.window),
+        precision=precision,
+        dim=description["dim"],
+    )
+    return Loaded(reader, backend, np.load(folder / REFERENCE), description["prompts"])
+
+
+class OpenVinoBackend:
+    """Runs a compiled model; see `Backend` for what the parts mean.
+
+    Args:
+        compiled: Reads ids and mask, int64, (n_texts, length), and gives vectors, float32, (n_texts, dim).
+        padding: On the right whatever side the model was taught with: a row that begins with padding has positions
+            that may look at nothing, which become NaN in OpenVINO. The proof tells whether a model bears it.
+    """
+
+    name = "openvino"
+    max_batch_tokens = _BATCH_TOKENS
+
+    def __init__(self, compiled: openvino.CompiledModel, padding: Padding, *, precision: str, dim: int) -> None:
+        self._request = compiled.create_infer_request()
+        self._padding = padding
+        self._n_batches = 0
+        self.precision = precision
+        self.dim = dim
+
+    def prepare(self) -> None:
+        """Nothing is left to do: OpenVINO's own state survives the fork."""
+
+    def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
+        """See `Backend.embed`; models whose prompts are not pooled are not converted."""
+        if n_prompt_tokens:
+            raise ValueError(f"n_prompt_tokens={n_prompt_tokens} for a model that pools all tokens; this is a bug")
+        # Shared with OpenVINO, not copied; its output lies in memory that the next batch overwrites.
+        vectors = self._request.infer(list(self._padding(batch)), share_inputs=True, share_outputs=True)[0].copy()
+        self._n_batches += 1
+        if self._n_batches % _TRIM_EVERY == 0:
+            preload.trim()
+        return np.asarray(vectors, dtype=np.float32)

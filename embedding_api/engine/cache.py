@@ -1,0 +1,151 @@
+"""A folder of things that take long to make: each is a folder named by its key, whole or not there at all.
+
+Several processes may use it at once. Whoever can write to it decides what vectors come out, so it is this user's alone.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# The checksums of an entry's files, written last.
+_MANIFEST = "manifest.json"
+_UNFINISHED, _LOCK = ".unfinished", ".lock"
+
+
+class CacheError(Exception):
+    """The folder cannot be used; the message says why and what to do."""
+
+
+def obtain(folder: Path, key: str, make: Callable[[Path, int], None]) -> Path:
+    """An entry that is whole, made if need be.
+
+    Args:
+        folder: Where the entries are; made if it is not there.
+        key: Names everything that the entry depends on.
+        make: Fills an empty folder. Its second argument is the lock's file descriptor: a child process that inherits it
+            keeps others from making the same entry, should it outlive this process.
+
+    Raises:
+        CacheError: The folder cannot be used.
+        Exception: What `make` raises; nothing is kept then.
+    """
+    try:
+        _claim(folder)
+        entry = folder / key
+        if entry.exists() and _flaw(entry) is None:
+            return entry
+        with _locked(folder / f"{key}{_LOCK}") as lock:
+            flaw = _flaw(entry)
+            if flaw is None:
+                return entry
+            if entry.exists():
+                logger.warning("the cache's entry %s is damaged (%s); making it again", entry, flaw)
+            _sweep(folder, key)
+            return _make(entry, make, lock)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CacheError(
+            f"CACHE_DIR={folder.parent} cannot be used ({reason}); free space there, or set CACHE_DIR to a folder that "
+            "this user can write to"
+        ) from error
+
+
+def _claim(folder: Path) -> None:
+    """Makes the folder, for this user alone; one that another could have filled is refused."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True, mode=0o700)
+    status = folder.stat(follow_symlinks=False)
+    # A group may write: Kubernetes' fsGroup sees to it, and the owner is still this user.
+    if status.st_uid != os.geteuid() or status.st_mode & 0o002 or folder.is_symlink():
+        raise CacheError(
+            f"CACHE_DIR={folder.parent}: others can write to {folder.name} in it, and so decide what this service "
+            "answers; set CACHE_DIR to a folder of this user"
+        )
+
+
+def _flaw(entry: Path) -> str | None:
+    """What is wrong with an entry, or None if it is whole."""
+    try:
+        checksums = json.loads((entry / _MANIFEST).read_bytes())
+        wrong = [name for name, checksum in checksums.items() if _sha256(entry / name) != checksum]
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{wrong[0]} is not what was written" if wrong else None
+
+
+def _make(entry: Path, make: Callable[[Path, int], None], lock: int) -> Path:
+    unfinished = entry.with_name(entry.name + _UNFINISHED)
+    unfinished.mkdir(mode=0o700)
+    try:
+        make(unfinished, lock)
+        _seal(unfinished)
+        shutil.rmtree(entry, ignore_errors=True)
+        unfinished.rename(entry)
+        _sync(entry.parent)
+        return entry
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Puts every file on the disk, and last what they should be."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for path in files:
+        _sync(path)
+    manifest = folder / _MANIFEST
+    manifest.write_text(json.dumps({path.name: _sha256(path) for path in files}))
+    _sync(manifest)
+    _sync(folder)
+
+
+def _sweep(folder: Path, key: str) -> None:
+    """Removes what processes that were killed left unfinished; called with the key's lock, as one at work holds its."""
+    for unfinished in folder.glob(f"*{_UNFINISHED}"):
+        other = unfinished.name.removesuffix(_UNFINISHED)
+        if other == key:
+            shutil.rmtree(unfinished)
+        else:
+            with contextlib.suppress(BlockingIOError), _locked(folder / f"{other}{_LOCK}", wait=False):
+                shutil.rmtree(unfinished)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[int]:
+    """Holds a lock, which ends with the last process that has its file descriptor.
+
+    Raises:
+        BlockingIOError: Another holds it, and it was not to be waited for.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            logger.info("another process is making the cache's entry %s; waiting for it", path.stem)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

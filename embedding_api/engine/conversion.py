@@ -1,0 +1,152 @@
+"""From a model's folder to what the OpenVINO backend reads: from the cache, or made by a program of its own."""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+
+import embedding_api
+from embedding_api.config import Settings
+from embedding_api.engine import cache
+from embedding_api.engine.backends import UnfitError
+from embedding_api.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+# Goes up when what `convert.py` writes changes, so that nobody reads what an older one wrote.
+_FORMAT = 1
+
+# What decides what comes out. nncf is not among them: an int8 model in the cache needs none, so its version is the one
+# that pyproject.toml pins, and no other makes one.
+_PACKAGES = ("openvino", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
+NNCF_VERSION = "3.4.0"
+
+# What no model reads, at the ends of file names in a model's folder.
+_IRRELEVANT = (".md", ".onnx", ".h5", ".msgpack", ".gguf", ".tflite", ".ot", ".png", ".jpg", ".lock", ".metadata")
+
+# In the place of a converted model: why there is none.
+_REFUSAL = "refusal.json"
+
+
+def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> Path:
+    """The folder of a converted model.
+
+    Args:
+        source: The model as sentence-transformers has it.
+        settings: Of which precision, cache_dir, calibration_texts and allow_pickle matter.
+        trust_remote_code: Whether Python files that come with the model may run.
+
+    Raises:
+        UnfitError: The model cannot be converted, or the cache not used.
+        ModelLoadError: PRECISION=int8 without what it takes.
+    """
+    is_int8 = settings.precision == "int8"
+    options: dict[str, str | bool] = {
+        "quantise": is_int8,
+        "calibration_texts": str(settings.calibration_texts or ""),
+        "trust_remote_code": trust_remote_code,
+        "allow_pickle": settings.allow_pickle,
+    }
+    key = _key(source, options)
+
+    def make(target: Path, lock: int) -> None:
+        if is_int8:
+            _require_nncf()
+        _run(source, target, options, lock)
+
+    try:
+        entry = cache.obtain(settings.cache_dir / "openvino", key, make)
+    except cache.CacheError as error:
+        raise UnfitError(str(error)) from error
+    refusal = entry / _REFUSAL
+    if refusal.exists():
+        raise UnfitError(json.loads(refusal.read_bytes()))
+    return entry
+
+
+def _key(source: Path, options: dict[str, str | bool]) -> str:
+    """SHA-256 over everything that the result depends on, in hexadecimal."""
+    calibration_texts = options["calibration_texts"]
+    parts = {
+        "format": _FORMAT,
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "nncf": NNCF_VERSION if options["quantise"] else None,
+        "options": {**options, "calibration_texts": _sha256(Path(str(calibration_texts))) if calibration_texts else ""},
+        "files": {
+            str(path.relative_to(source)): _sha256(path)
+            for path in sorted(source.rglob("*"))
+            if path.is_file() and path.suffix not in _IRRELEVANT and not _is_hidden(path.relative_to(source))
+        },
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _require_nncf() -> None:
+    if (found := _version("nncf")) != NNCF_VERSION:
+        raise ModelLoadError(
+            f"PRECISION=int8 needs nncf {NNCF_VERSION} once, to quantise the model, and there is {found or 'none'}: "
+            f"pip install nncf=={NNCF_VERSION}, or set PRECISION to float32 or bfloat16"
+        )
+
+
+def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int) -> None:
+    """Fills `target` with the converted model, or with the reason why there cannot be one."""
+    started = time.monotonic()
+    logger.info("converting the model in %s for OpenVINO; its next start will find it in %s", source, target.parent)
+    job = {"source": str(source), "target": str(target), **options}
+    # -P: the working folder stays off the module path; this package may be nowhere on it but there.
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "embedding_api.engine.backends.convert", json.dumps(job)],
+        env=_environment(),
+        capture_output=True,
+        pass_fds=[lock],
+        text=True,
+        check=False,
+    )
+    logger.debug("the conversion wrote:\n%s", done.stderr)
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = next(reversed(done.stderr.splitlines()), "")
+        answer = {"problem": f"its conversion ended with code {done.returncode} ({last[:300] or 'no message'})"}
+    if answer.get("problem"):
+        raise UnfitError(answer["problem"])
+    if answer["refusal"]:
+        (target / _REFUSAL).write_text(json.dumps(answer["refusal"]))
+    logger.info("done in %.1f s", time.monotonic() - started)
+
+
+def _environment() -> dict[str, str]:
+    """What the conversion needs: this process's variables without its secrets, and no connection."""
+    secrets = {field.name.upper() for field in fields(Settings) if field.metadata["secret"]} | {
+        "HUGGING_FACE_HUB_TOKEN"
+    }
+    root = str(Path(embedding_api.__file__).parents[1])
+    return {
+        **{name: value for name, value in os.environ.items() if name not in secrets},
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }

@@ -1,0 +1,114 @@
+"""One model: which backend serves it, loaded and proven."""
+
+import importlib.util
+import logging
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from embedding_api import cores
+from embedding_api.config import Settings
+from embedding_api.engine import conversion, proof
+from embedding_api.engine.backends import Loaded, UnfitError
+from embedding_api.engine.proof import Proof
+from embedding_api.errors import ModelLoadError
+from embedding_api.model_spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+# Loads a model from its folder.
+Loader = Callable[[ModelSpec, Path, Settings], Loaded]
+
+
+class Proven(NamedTuple):
+    """A model whose vectors were compared with sentence-transformers' own."""
+
+    loaded: Loaded
+    proof: Proof
+
+
+def load(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Proven:
+    """Loads a model with the backend that was named, or with the first that can serve it.
+
+    Args:
+        spec: What SUPPORTED_MODELS says of it.
+        folder: Where its files are.
+        settings: Of which backend, precision, device and those of the cache matter.
+        loaders: How each backend loads, by name; those of this package if None.
+
+    Raises:
+        ModelLoadError: No backend that may serve it can.
+    """
+    loaders = loaders or {"openvino": _openvino, "torch": _torch}
+    if settings.backend == "auto" and settings.device == "cpu":
+        try:
+            return _proven(loaders["openvino"](spec, folder, settings))
+        except UnfitError as error:
+            logger.warning(
+                "model %s is served by torch in %s, which is slower, since for OpenVINO: %s; BACKEND=torch says that "
+                "you know",
+                spec.name,
+                _torch_precision(settings),
+                error,
+            )
+    name = "openvino" if settings.backend == "openvino" else "torch"
+    try:
+        return _proven(loaders[name](spec, folder, settings))
+    except UnfitError as error:
+        cure = "; set BACKEND=auto" if name == "openvino" else ""
+        raise ModelLoadError(f"model {spec.name} from {folder} cannot be served by {name}: {error}{cure}") from error
+
+
+def _proven(loaded: Loaded) -> Proven:
+    reading = loaded.reader.read(proof.PROBE_TEXTS)
+    vectors = loaded.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
+    proven = proof.prove(loaded.reference, vectors, loaded.backend.precision)
+    if not proven.holds:
+        raise UnfitError(f"its vectors in {loaded.backend.precision} differ from sentence-transformers' own: {proven}")
+    return Proven(loaded, proven)
+
+
+def _openvino(spec: ModelSpec, folder: Path, settings: Settings) -> Loaded:
+    if importlib.util.find_spec("openvino") is None:
+        raise UnfitError("openvino is not installed; pip install openvino")
+    converted = conversion.converted(folder, settings, trust_remote_code=_is_trusted(spec, settings))
+    # Here, since it takes a quarter of a second, and since not every service needs it.
+    from embedding_api.engine.backends import openvino
+
+    return openvino.load(converted, precision=settings.precision)
+
+
+def _torch(spec: ModelSpec, folder: Path, settings: Settings) -> Loaded:
+    try:
+        # Here, since it takes seconds and torch must not be imported before the process is prepared.
+        from embedding_api.engine.backends import torch
+
+        return torch.load(
+            folder,
+            device=settings.device,
+            precision=_torch_precision(settings),
+            n_threads=max(1, cores.count() // settings.workers),
+            trust_remote_code=_is_trusted(spec, settings),
+            allow_pickle=settings.allow_pickle,
+        )
+    except Exception as error:
+        logger.debug("model %s cannot be loaded", spec.name, exc_info=True)
+        reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 300) or 'no message'}"
+        cure = _cure(str(error), spec)
+        raise ModelLoadError(f"model {spec.name} from {folder} cannot be loaded: {reason}; {cure}") from error
+
+
+def _torch_precision(settings: Settings) -> str:
+    """What torch computes in; it has no int8 here."""
+    return "float32" if settings.precision == "int8" else settings.precision
+
+
+def _is_trusted(spec: ModelSpec, settings: Settings) -> bool:
+    return any(name in settings.trust_remote_code for name in spec.names)
+
+
+def _cure(reason: str, spec: ModelSpec) -> str:
+    if "trust_remote_code" in reason:
+        return f"it brings Python code of its own: read that, then name it in TRUST_REMOTE_CODE={spec.name}"
+    return "check that the folder holds a complete sentence-transformers model and that memory suffices"

@@ -1,0 +1,233 @@
+"""The OpenVINO backend: vectors equal `SentenceTransformer.encode`; the cache; a start without torch; a fork."""
+
+import json
+import logging
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from embedding_api.config import load_settings
+from embedding_api.engine import conversion, loading
+from embedding_api.engine.backends import Loaded, convert, openvino
+from embedding_api.engine.engine import load_engine
+from embedding_api.errors import ModelLoadError
+from tests import models
+from tests.fakes import FakeBackend, word_tokenizer
+from tests.model.test_torch import DOCS, TEXTS, differences
+
+# torch.export uses what torch has deprecated itself; a conversion of ours runs in a process that warns nobody.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+ROOT = Path(__file__).parents[2]
+BOUND = 2e-6
+# Those that the conversion refuses, and how it says so.
+REFUSED = {"bert_prompt_not_pooled": "leaves the prompt out", "static_embedding": "gain nothing"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def job(source, target, **changes) -> convert.Job:
+    told = {"quantise": False, "calibration_texts": "", "trust_remote_code": False, "allow_pickle": False}
+    return convert.Job(source=str(source), target=str(target), **{**told, **changes})
+
+
+def embed(loaded: Loaded, texts):
+    """In one padded batch of mixed lengths."""
+    return loaded.backend.embed([tokens.ids for tokens in loaded.reader.read(texts).tokens], 0)
+
+
+@pytest.mark.parametrize(
+    "make", [make for make in models.SERVED if make.__name__ not in REFUSED], ids=lambda m: m.__name__
+)
+def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tmp_path):
+    source = models.save(make, folder)
+    assert convert.main(job(source, tmp_path)) == convert.Answer()
+    reference = SentenceTransformer(str(source), device="cpu").encode(TEXTS, show_progress_bar=False)
+    loaded = openvino.load(tmp_path, precision="float32")
+    alone = np.concatenate([embed(loaded, [text]) for text in TEXTS])
+    for vectors in (embed(loaded, TEXTS), alone):
+        assert vectors.shape == reference.shape
+        assert differences(reference, vectors).max() < BOUND
+    halved = embed(openvino.load(tmp_path, precision="bfloat16"), TEXTS)
+    lengths = np.linalg.norm(reference, axis=1) * np.linalg.norm(halved, axis=1)
+    assert ((reference * halved).sum(axis=1) / lengths).min() > 0.999
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_converted_or_gains_nothing_is_refused(name, folder, tmp_path):
+    answer = convert.main(job(models.save(getattr(models, name), folder), tmp_path))
+    assert REFUSED[name] in answer.refusal
+
+
+def test_what_cannot_be_loaded_is_a_problem_and_no_lasting_refusal(tmp_path):
+    answer = convert.main(job(tmp_path, tmp_path))
+    assert not answer.refusal
+    assert answer.problem.startswith("it cannot be loaded")
+
+
+def settings(monkeypatch, tmp_path, source, **told):
+    for name, value in {"SUPPORTED_MODELS": f"m={source}", "CACHE_DIR": str(tmp_path / "cache"), **told}.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def test_a_refusal_is_remembered_and_torch_serves_with_a_warning(folder, tmp_path, monkeypatch, caplog):
+    told = settings(monkeypatch, tmp_path, models.save(models.static_embedding, folder))
+    for _ in range(2):
+        engine = load_engine(told)
+        assert engine.models.get("m").backend.name == "torch"
+        engine.close()
+    assert caplog.text.count("is served by torch in float32") == 2
+    (refusal,) = (tmp_path / "cache" / "openvino").glob("*/refusal.json")
+    changed = refusal.stat().st_mtime_ns
+    load_engine(told).close()
+    assert refusal.stat().st_mtime_ns == changed
+    with pytest.raises(ModelLoadError, match=r"cannot be served by openvino: .* gain nothing; set BACKEND=auto"):
+        load_engine(settings(monkeypatch, tmp_path, models.save(models.static_embedding, folder), BACKEND="openvino"))
+
+
+def test_two_starts_at_once_convert_once_and_a_damaged_entry_is_made_again(folder, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    source = models.save(models.bert_mean, folder)
+    told = settings(monkeypatch, tmp_path, source)
+    with ThreadPoolExecutor(2) as starts:
+        first, second = starts.map(lambda _: conversion.converted(source, told, trust_remote_code=False), range(2))
+    assert first == second
+    assert caplog.text.count("converting the model") == 1
+    weights = first / "model.bin"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    assert conversion.converted(source, told, trust_remote_code=False) == first
+    assert "is damaged (model.bin is not what was written); making it again" in caplog.text
+    assert caplog.text.count("converting the model") == 2
+
+
+def test_int8_multiplies_in_8_bits(folder, tmp_path):
+    pytest.importorskip("nncf")
+    texts = tmp_path / "texts"
+    texts.write_text("\n".join(" ".join(doc.split()) for doc in DOCS[:20]))
+    target = tmp_path / "target"
+    target.mkdir()
+    source = models.save(models.bert_mean, folder)
+    assert convert.main(job(source, target, quantise=True, calibration_texts=str(texts))) == convert.Answer()
+    assert "FakeQuantize" in (target / "model.xml").read_text()
+    assert embed(openvino.load(target, precision="int8"), TEXTS).shape == (len(TEXTS), 32)
+
+
+class _Stored:
+    """A loader whose backend gives vectors that are a given way off the reference."""
+
+    def __init__(self, name: str, off: float) -> None:
+        self.name, self.off = name, off
+
+    def __call__(self, spec, folder, settings) -> Loaded:
+        from embedding_api.engine.proof import PROBE_TEXTS
+        from embedding_api.engine.text import Reader
+
+        reader = Reader(word_tokenizer(), window=None)
+        backend = FakeBackend()
+        backend.name = self.name
+        reference = backend.embed([tokens.ids for tokens in reader.read(PROBE_TEXTS).tokens], 0)
+        return Loaded(reader, backend, reference * (1 + self.off), {})
+
+
+def test_a_backend_out_of_its_bound_is_left_by_auto_and_refused_where_it_was_named(monkeypatch, caplog):
+    loaders = {"openvino": _Stored("openvino", 1e-3), "torch": _Stored("torch", 0)}
+    told = load_settings()
+    spec = told.supported_models[0]
+    loaded, proof = loading.load(spec, ROOT, told, loaders)
+    assert (loaded.backend.name, proof.holds) == ("torch", True)
+    assert "its vectors in float32 differ from sentence-transformers' own: largest difference" in caplog.text
+    monkeypatch.setenv("BACKEND", "openvino")
+    with pytest.raises(
+        ModelLoadError, match=r"cannot be served by openvino: .* largest difference \d.*set BACKEND=auto"
+    ):
+        loading.load(spec, ROOT, load_settings(), loaders)
+
+
+# Runs in a child: loads MiniLM, says which modules there are, how many threads, and whether a fork computes and exits.
+_WARM_START = """
+import json, os, sys
+from embedding_api.config import load_settings
+from embedding_api.engine import registry
+model, = registry.load(load_settings()).models
+ids = [tokens.ids for tokens in model.reader.read(["a cat", "tax law for small firms"]).tokens]
+vectors = model.backend.embed(ids, 0)
+n_threads = len(os.listdir("/proc/self/task"))
+child = os.fork()
+if not child:
+    same = (model.backend.embed(ids, 0) == vectors).all()
+    sys.exit(0 if same else 1)
+status = os.waitpid(child, 0)[1]
+print(json.dumps([model.backend.name, n_threads, status, sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells a process's threads")
+def test_a_start_from_the_cache_imports_no_torch_leaves_no_thread_and_survives_a_fork(monkeypatch):
+    load_engine(load_settings()).close()
+    done = subprocess.run(
+        [sys.executable, "-c", _WARM_START], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    name, n_threads, status, modules = json.loads(done.stdout)
+    assert (name, n_threads, status) == ("openvino", 1, 0)
+    imported = {"torch", "transformers", "sentence_transformers", "huggingface_hub", "nncf"} & set(modules)
+    assert imported == set()
+
+
+# Put before the conversion's own imports by way of sitecustomize.
+_RECORD = """
+import os, socket
+def _recorded(name, original):
+    def record(*arguments, **options):
+        with open(os.environ["RECORD"], "a") as file:
+            file.write(f"{name} {arguments[-1]}\\n")
+        return original(*arguments, **options)
+    return record
+socket.getaddrinfo = _recorded("getaddrinfo", socket.getaddrinfo)
+socket.socket.connect = _recorded("connect", socket.socket.connect)
+"""
+
+
+def test_a_conversion_opens_no_connection(folder, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(_RECORD)
+    record = tmp_path / "record"
+    monkeypatch.setenv("RECORD", str(record))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    # Which hides what openvino's telemetry would do.
+    monkeypatch.delenv("CI", raising=False)
+    environment = conversion._environment()
+    probe = "import socket\ntry: socket.create_connection(('127.0.0.1', 9))\nexcept OSError: pass"
+    subprocess.run([sys.executable, "-c", probe], env=environment, check=True)
+    assert "connect" in record.read_text()
+    record.unlink()
+    told = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder))
+    conversion.converted(Path(told.supported_models[0].source), told, trust_remote_code=False)
+    assert not record.exists(), record.read_text()
+
+
+def test_the_conversion_gets_no_secret(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "token-1")
+    monkeypatch.setenv("API_KEY_SECRET", "key-1")
+    assert not {"HF_TOKEN", "API_KEY_SECRET"} & conversion._environment().keys()
+
+
+def test_nncf_is_the_one_that_the_extra_pins():
+    assert f'"nncf=={conversion.NNCF_VERSION}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"nncf=={conversion.NNCF_VERSION} " in (ROOT / "requirements-dev.txt").read_text()
+
+
+def test_int8_without_nncf_is_one_line_with_the_cure(folder, tmp_path, monkeypatch):
+    told = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder), PRECISION="int8")
+    monkeypatch.setattr(conversion, "NNCF_VERSION", "0.0.0")
+    with pytest.raises(ModelLoadError, match=r"PRECISION=int8 needs nncf 0\.0\.0.*pip install nncf==0\.0\.0"):
+        load_engine(told)
