@@ -55,10 +55,7 @@ def _choice(*words: str) -> Callable[[str], str]:
 
 
 def _file(text: str) -> Path:
-    file = Path(text).expanduser().absolute()
-    if not file.is_file():
-        raise ValueError("must be a file that is there")
-    return file
+    return Path(text).expanduser().absolute()
 
 
 def _cache_folder(text: str) -> Path:
@@ -265,6 +262,10 @@ class Settings:
             raise SettingsError(
                 f"PRECISION=int8 with {other}: only OpenVINO on a CPU computes in int8; "
                 f"set PRECISION to float32 or bfloat16, or unset {other.partition('=')[0]}"
+            )
+        if self.precision == "int8" and self.calibration_texts is not None and not self.calibration_texts.is_file():
+            raise SettingsError(
+                f"CALIBRATION_TEXTS={self.calibration_texts} is not there; name a file of texts, one a line, or unset it"
             )
         known = {name for spec in self.supported_models for name in spec.names}
         if unknown := [name for name in self.trust_remote_code if name not in known]:

@@ -17,6 +17,7 @@ _ENVIRONMENT = {
 # From glibc's malloc.h. Threads that allocate get up to eight arenas a core, each with holes of its own; see
 # docs/decisions/0002. MALLOC_ARENA_MAX has no effect from inside a running process.
 _M_ARENA_MAX, _ARENAS = -8, 2
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 65_536
 
 # glibc's own calls; other systems, and Linux with another C library, do without.
 _libc = ctypes.CDLL(None)
@@ -28,6 +29,11 @@ def prepare() -> None:
     """Makes this process safe to load models in and to fork from; call it before anything imports torch."""
     os.environ.update(_ENVIRONMENT)
     _mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def map_large_pieces() -> None:
+    """Gives each large piece of memory pages of its own, so that it leaves no hole; see docs/decisions/0004."""
+    _mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def freeze() -> None:

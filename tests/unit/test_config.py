@@ -79,6 +79,8 @@ def test_a_value_is_read_with_or_without_quotes_and_an_empty_one_means_the_defau
         ("INFERENCE_TIMEOUT_S", "soon"),
         ("TRUNCATE", "2"),
         ("TOKEN_IDS", "decode"),
+        ("BACKEND", "onnx"),
+        ("PRECISION", "float16"),
         ("ALLOW_PICKLE", "?"),
         ("SUPPORTED_MODELS", ","),
         ("SUPPORTED_MODELS", "a/b/c"),
@@ -114,6 +116,38 @@ def test_secrets_are_in_no_representation(monkeypatch):
 def test_asking_for_keys_without_any_is_refused(monkeypatch):
     with pytest.raises(SettingsError, match=r"REQUIRE_AUTH=true without API_KEY_SECRET.*set API_KEY_SECRET"):
         load(monkeypatch, REQUIRE_AUTH="true")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"BACKEND": "openvino", "DEVICE": "cuda"}, r"BACKEND=openvino with DEVICE=cuda: .*unset BACKEND"),
+        ({"PRECISION": "int8", "BACKEND": "torch"}, r"PRECISION=int8 with BACKEND=torch: .*unset BACKEND"),
+        (
+            {"PRECISION": "int8", "CALIBRATION_TEXTS": "/no/such"},
+            r"CALIBRATION_TEXTS=/no/such is not there; name a file",
+        ),
+        ({"PRECISION": "int8", "DEVICE": "mps"}, r"PRECISION=int8 with DEVICE=mps: .*unset DEVICE"),
+    ],
+)
+def test_a_precision_or_backend_that_the_rest_does_not_have_is_refused(monkeypatch, told, said):
+    with pytest.raises(SettingsError, match=said):
+        load(monkeypatch, **told)
+
+
+@pytest.mark.parametrize(
+    ("xdg", "folder"),
+    [
+        ("/x", "/x/memementor-embeddings"),
+        ("x", "/h/.cache/memementor-embeddings"),
+        ("", "/h/.cache/memementor-embeddings"),
+    ],
+)
+def test_the_cache_is_the_users_unless_it_is_named(monkeypatch, xdg, folder):
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    monkeypatch.setenv("HOME", "/h")
+    assert load(monkeypatch, CACHE_DIR="").cache_dir == Path(folder)
+    assert load(monkeypatch, CACHE_DIR="/named").cache_dir == Path("/named")
 
 
 def test_several_workers_on_one_gpu_are_refused(monkeypatch):

@@ -1,0 +1,113 @@
+"""The cache: entries whole or not there, folders of this user alone."""
+
+import errno
+import logging
+import threading
+
+import pytest
+
+from embedding_api.engine import cache
+
+
+def fill(folder, lock):
+    (folder / "a").write_text("some")
+    (folder / "b").write_bytes(b"more")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache" / "kind"
+
+
+def fail(folder, lock):
+    raise AssertionError("made again")
+
+
+def test_an_entry_is_made_once_for_this_user_alone(folder):
+    entry = cache.obtain(folder, "k", fill)
+    assert {path.name for path in entry.iterdir()} == {"a", "b", "manifest.json"}
+    assert cache.obtain(folder, "k", fail) == entry
+    assert [path.stat().st_mode & 0o777 for path in (folder.parent, folder, entry)] == [0o700] * 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: (entry / "a").write_text("some "),
+        lambda entry: (entry / "a").write_text("sane"),
+        lambda entry: (entry / "b").unlink(),
+        lambda entry: (entry / "manifest.json").write_text('{"a"'),
+        lambda entry: (entry / "manifest.json").write_text("[]"),
+        lambda entry: (entry / "manifest.json").unlink(),
+    ],
+)
+def test_a_damaged_entry_is_made_again_and_told(folder, damage, caplog):
+    entry = cache.obtain(folder, "k", fill)
+    damage(entry)
+    assert cache.obtain(folder, "k", fill) == entry
+    assert (entry / "a").read_text() == "some"
+    assert "is damaged" in caplog.text
+    assert cache.obtain(folder, "k", fail) == entry
+
+
+def test_what_fails_leaves_nothing(folder):
+    def breaks(target, lock):
+        fill(target, lock)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        cache.obtain(folder, "k", breaks)
+    assert [path.name for path in folder.iterdir()] == ["k.lock"]
+
+
+def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_kept(folder):
+    (folder / "k.unfinished").mkdir(parents=True)
+    (folder / "dead.unfinished").mkdir()
+    folder.chmod(0o700)
+
+    def with_another_at_work(target, lock):
+        assert not (folder / "dead.unfinished").exists()
+        cache.obtain(folder, "other", fill)
+        assert target.exists()
+
+    cache.obtain(folder, "k", with_another_at_work)
+
+
+def test_the_second_of_two_waits_and_uses_what_the_first_made(folder, caplog):
+    caplog.set_level(logging.INFO)
+    entered, proceed = threading.Event(), threading.Event()
+
+    def slow(target, lock):
+        entered.set()
+        assert proceed.wait(30)
+        fill(target, lock)
+
+    first = threading.Thread(target=cache.obtain, args=(folder, "k", slow))
+    first.start()
+    assert entered.wait(30)
+    second = threading.Thread(target=cache.obtain, args=(folder, "k", fail))
+    second.start()
+    while "waiting for it" not in caplog.text:
+        second.join(0.01)
+    proceed.set()
+    first.join(30)
+    second.join(30)
+    assert (folder / "k" / "a").exists()
+
+
+def test_a_full_disk_and_a_folder_that_cannot_be_are_told_with_the_cure(folder, tmp_path):
+    def full(target, lock):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.*\(No space left on device\); free space there"):
+        cache.obtain(folder, "k", full)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.* cannot be used"):
+        cache.obtain(tmp_path / "file" / "kind", "k", fill)
+
+
+def test_a_folder_that_others_can_write_to_is_refused(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(cache.CacheError, match="others can write to"):
+        cache.obtain(folder, "k", fill)
