@@ -265,7 +265,7 @@ class Settings:
             )
         if self.precision == "int8" and self.calibration_texts is not None and not self.calibration_texts.is_file():
             raise SettingsError(
-                f"CALIBRATION_TEXTS={self.calibration_texts} is not there; name a file of texts, one a line, or unset it"
+                f"CALIBRATION_TEXTS={self.calibration_texts} is not there; name a file of texts, or unset it"
             )
         known = {name for spec in self.supported_models for name in spec.names}
         if unknown := [name for name in self.trust_remote_code if name not in known]:

@@ -28,7 +28,7 @@ _PACKAGES = ("openvino", "torch", "transformers", "sentence-transformers", "toke
 NNCF_VERSION = "3.4.0"
 
 # What no model reads, at the ends of file names in a model's folder.
-_IRRELEVANT = (".md", ".onnx", ".h5", ".msgpack", ".gguf", ".tflite", ".ot", ".png", ".jpg", ".lock", ".metadata")
+_IRRELEVANT = (".md", ".onnx", ".h5", ".msgpack", ".gguf", ".tflite", ".png", ".jpg", ".lock", ".metadata")
 
 # In the place of a converted model: why there is none.
 _REFUSAL = "refusal.json"
