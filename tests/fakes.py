@@ -51,6 +51,9 @@ class FakeBackend:
     def prepare(self):
         self.prepared_in = threading.current_thread().name
 
+    def n_computed(self, n_texts, longest, n_tokens):
+        return n_texts * longest
+
     def embed(self, batch, n_prompt_tokens):
         self.batches.append([len(ids) for ids in batch])
         self.n_prompt_tokens.append(n_prompt_tokens)

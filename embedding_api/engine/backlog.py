@@ -13,6 +13,7 @@ import numpy as np
 
 from embedding_api.engine import batching
 from embedding_api.engine.arrays import Ids, Vectors
+from embedding_api.engine.backends import Backend
 from embedding_api.engine.cost import Cost
 
 # Texts that are cut into batches together: enough to find company for each, few enough to cut within a millisecond.
@@ -106,13 +107,13 @@ class Batch:
 class _Line:
     """The texts that may travel together, being of one model and one length of prompt, by turn."""
 
-    def __init__(self, model: int, n_prompt_tokens: int, cost: Cost, max_batch_tokens: int) -> None:
+    def __init__(self, model: int, n_prompt_tokens: int, backend: Backend, cost: Cost) -> None:
         self.model = model
         self.n_prompt_tokens = n_prompt_tokens
         self.texts: dict[bytes, _Text] = {}
         self.n_waiting_tokens = 0
         self._cost = cost
-        self._max_batch_tokens = max_batch_tokens
+        self._backend = backend
         # Both with the next one last: texts, and what of them has been cut into batches of at most `_limit` tokens.
         self._waiting: list[_Text] = []
         self._batches: list[list[_Text]] = []
@@ -137,7 +138,7 @@ class _Line:
         """The batch with the text that is due next; empty if none is wanted any more."""
         # With cores to spare a batch is no more than each one's part, unless starting it would cost more than the rest.
         part = max(self.n_waiting_tokens / n_cores, self._cost.start_tokens)
-        limit = min(part, float(self._max_batch_tokens))
+        limit = min(part, float(self._backend.max_batch_tokens))
         if limit != self._limit:
             self.wait([])
             self._limit = limit
@@ -159,7 +160,7 @@ class _Line:
         self._batches = [[text] for text in ahead if text.alone]
         company = sorted((text for text in ahead if not text.alone), key=_length, reverse=True)
         begin = 0
-        for end in batching.cut([len(text.ids) for text in company], self._cost, self._limit):
+        for end in batching.cut([len(text.ids) for text in company], self._backend, self._cost, self._limit):
             self._batches.append(company[begin:end])
             begin = end
         self._batches.sort(key=_turn_of_batch, reverse=True)
@@ -188,13 +189,13 @@ class Backlog:
     by side, each from the moment it came. So a small job passes a large one's backlog, and no text starves.
 
     Args:
-        costs: Of a batch, for each model.
-        max_batch_tokens: The padded size of a batch that suits each model best, in tokens.
+        backends: Of each model, in the registry's order.
+        costs: Of a batch, for each of them.
     """
 
-    def __init__(self, costs: Sequence[Cost], max_batch_tokens: Sequence[int]) -> None:
+    def __init__(self, backends: Sequence[Backend], costs: Sequence[Cost]) -> None:
+        self._backends = backends
         self._costs = costs
-        self._max_batch_tokens = max_batch_tokens
         self._lines: dict[tuple[int, int], _Line] = {}
         # Virtual time: seconds of computing that a job would have had since the start, had it always been there.
         self._now = 0.0
@@ -286,7 +287,7 @@ class Backlog:
     def _line(self, model: int, n_prompt_tokens: int) -> _Line:
         key = model, n_prompt_tokens
         if key not in self._lines:
-            self._lines[key] = _Line(model, n_prompt_tokens, self._costs[model], self._max_batch_tokens[model])
+            self._lines[key] = _Line(model, n_prompt_tokens, self._backends[model], self._costs[model])
         return self._lines[key]
 
 

@@ -2,44 +2,44 @@
 
 from collections.abc import Sequence
 
+from embedding_api.engine.backends import Backend
 from embedding_api.engine.cost import Cost
 
 
-def cut(lengths: Sequence[int], cost: Cost, max_tokens: float) -> list[int]:
+def cut(lengths: Sequence[int], backend: Backend, cost: Cost, max_tokens: float) -> list[int]:
     """Cuts texts into the batches that take the least time together.
 
-    A batch is padded to its longest text and every batch has a price of its own, so texts of similar length belong
-    together. Of all ways to cut a list sorted by length the cheapest is found from its end: what follows a cut does
-    not depend on what was before.
+    Every batch has a price of its own, and so has what fills it up, be it each row to the longest text or the whole to
+    one of few sizes. Of all ways to cut a list sorted by length the cheapest is found from its end: what follows a cut
+    does not depend on what was before.
 
     Args:
         lengths: Tokens of each text, longest first, each at least 1.
+        backend: Says how much is computed for a batch.
         cost: Of a batch.
-        max_tokens: The most `rows · longest` of a batch; a longer text travels alone.
+        max_tokens: The most tokens that are computed for a batch; a longer text travels alone.
 
     Returns:
         Where each batch ends: batch `k` is `lengths[ends[k-1]:ends[k]]`.
     """
-    n_texts = len(lengths)
-    start_s, token_s = cost
-    least_s = [0.0] * (n_texts + 1)
-    best_end = [0] * n_texts
-    for begin in range(n_texts - 1, -1, -1):
-        longest = lengths[begin]
-        most_rows = max(1, min(n_texts - begin, int(max_tokens // longest)))
-        row_s = token_s * longest
-        least, end_of_least = float("inf"), begin + 1
-        spent_s = start_s
-        for end in range(begin + 1, begin + most_rows + 1):
-            spent_s += row_s
-            total_s = spent_s + least_s[end]
+    least_s = [0.0] * (len(lengths) + 1)
+    best_end = list(range(1, len(lengths) + 1))
+    for begin in range(len(lengths) - 1, -1, -1):
+        least = float("inf")
+        n_tokens = 0
+        for end in range(begin + 1, len(lengths) + 1):
+            n_tokens += lengths[end - 1]
+            n_computed = backend.n_computed(end - begin, lengths[begin], n_tokens)
+            if n_computed > max_tokens and end > begin + 1:
+                break
+            total_s = cost.start_s + cost.token_s * n_computed + least_s[end]
             # Of equal ones the later end: fewer batches.
             if total_s <= least:
-                least, end_of_least = total_s, end
-        least_s[begin], best_end[begin] = least, end_of_least
+                least, best_end[begin] = total_s, end
+        least_s[begin] = least
     ends = []
     end = 0
-    while end < n_texts:
+    while end < len(lengths):
         end = best_end[end]
         ends.append(end)
     return ends

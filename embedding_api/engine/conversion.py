@@ -20,7 +20,7 @@ from embedding_api.errors import ModelLoadError
 logger = logging.getLogger(__name__)
 
 # Goes up when what `convert.py` writes changes, so that nobody reads what an older one wrote.
-_FORMAT = 1
+_FORMAT = 2
 
 # What decides what comes out. nncf is not among them: an int8 model in the cache needs none, so its version is the one
 # that pyproject.toml pins, and no other makes one.

@@ -15,11 +15,11 @@ _SLOW_S = 0.1
 
 
 class Cost(NamedTuple):
-    """What a batch of `rows` texts padded to `longest` tokens costs: `start_s + token_s · rows · longest`.
+    """What a batch costs: `start_s + token_s · n_computed`; see `Layout.n_computed`.
 
     Attributes:
         start_s: Seconds that any batch takes: the model's weights are read once.
-        token_s: Seconds that each padded token adds.
+        token_s: Seconds that each token adds that is computed, what fills the batch up included.
     """
 
     start_s: float
@@ -52,6 +52,6 @@ def measure(backend: Backend) -> Cost:
             fastest_s[n_rows, n_tokens] = min(fastest_s[n_rows, n_tokens], taken_s)
         if taken_s > _SLOW_S:
             break
-    n_small, n_large = (n_rows * n_tokens for n_rows, n_tokens in fastest_s)
+    n_small, n_large = (backend.n_computed(n_rows, n_tokens, n_rows * n_tokens) for n_rows, n_tokens in fastest_s)
     token_s = max((fastest_s[_LARGE] - fastest_s[_SMALL]) / (n_large - n_small), 1e-9)
     return Cost(start_s=max(fastest_s[_SMALL] - token_s * n_small, 0.0), token_s=token_s)

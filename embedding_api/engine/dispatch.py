@@ -50,7 +50,7 @@ class Dispatcher:
     def __init__(self, backends: Sequence[Backend], costs: Sequence[Cost], n_computing: int) -> None:
         self._backends = backends
         self._n_computing = n_computing
-        self._backlog = Backlog(costs, [backend.max_batch_tokens for backend in backends])
+        self._backlog = Backlog(backends, costs)
         self._is_prepared = False
         self._start_error: Exception | None = None
         self._has_started = threading.Event()

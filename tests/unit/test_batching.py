@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from embedding_api.engine.backends.layout import Packing
 from embedding_api.engine.batching import cut
 from embedding_api.engine.cost import Cost, measure
 from tests.fakes import FakeBackend
@@ -24,7 +25,7 @@ def seconds(cost, lengths, ends):
 @pytest.mark.parametrize("seed", range(5))
 def test_every_text_is_in_one_batch_within_the_budget(seed, budget):
     lengths = sorted(np.random.default_rng(seed).integers(1, 257, size=200).tolist(), reverse=True)
-    made = batches(lengths, cut(lengths, COST, budget))
+    made = batches(lengths, cut(lengths, FakeBackend(), COST, budget))
     assert list(itertools.chain(*made)) == lengths
     assert all(len(batch) * batch[0] <= budget or len(batch) == 1 for batch in made)
 
@@ -41,17 +42,26 @@ def test_no_other_cut_costs_less(seed):
         if all(len(batch) * batch[0] <= 200 or len(batch) == 1 for batch in batches(lengths, ends))
     ]
     least = min(seconds(cost, lengths, ends) for ends in allowed)
-    assert seconds(cost, lengths, cut(lengths, cost, 200)) == pytest.approx(least)
+    assert seconds(cost, lengths, cut(lengths, FakeBackend(), cost, 200)) == pytest.approx(least)
 
 
 def test_a_dear_start_brings_texts_together_and_a_cheap_one_parts_them():
     lengths = [100, 10, 10, 10]
-    assert cut(lengths, Cost(start_s=1.0, token_s=1e-6), 1000) == [4]
-    assert cut(lengths, Cost(start_s=1e-6, token_s=1.0), 1000) == [1, 4]
+    assert cut(lengths, FakeBackend(), Cost(start_s=1.0, token_s=1e-6), 1000) == [4]
+    assert cut(lengths, FakeBackend(), Cost(start_s=1e-6, token_s=1.0), 1000) == [1, 4]
+
+
+def test_packs_are_filled_whatever_the_lengths():
+    """Given a backend that packs, then texts of different lengths share a batch, and none is over the budget."""
+    backend = FakeBackend()
+    backend.n_computed = Packing(0, 0).n_computed
+    assert cut([100, 60, 40, 30, 20], backend, COST, 256) == [5]
+    assert cut([256, 200, 56], backend, COST, 256) == [1, 3]
+    assert cut([300, 20], backend, COST, 256) == [1, 2]
 
 
 def test_nothing_gives_no_batch():
-    assert cut([], COST, 512) == []
+    assert cut([], FakeBackend(), COST, 512) == []
 
 
 def test_a_cost_is_measured_from_the_backend(monkeypatch):

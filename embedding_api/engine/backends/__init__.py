@@ -14,7 +14,7 @@ class Backend(Protocol):
         name: What it is called in GET /v1/models, such as `torch`.
         precision: The arithmetic it computes in, such as `float32`.
         dim: Components of a vector.
-        max_batch_tokens: The padded size of a batch that suits it best, in tokens.
+        max_batch_tokens: The size of a batch that suits it best, in tokens that are computed.
     """
 
     name: str
@@ -24,6 +24,9 @@ class Backend(Protocol):
 
     def prepare(self) -> None:
         """Makes this thread ready to compute; runs once, in the inference thread of a worker."""
+
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
+        """See `Layout.n_computed`."""
 
     def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
         """Vectors of one batch.

@@ -5,23 +5,31 @@ threads, which a master that forks must not have. It needs no network, no key an
 """
 
 import json
+import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 import torch
+from sentence_transformers.base.modules import Transformer
 
+from embedding_api.engine import proof
 from embedding_api.engine.arrays import Ids
 from embedding_api.engine.backends import Loaded
 from embedding_api.engine.backends import openvino as served
 from embedding_api.engine.backends import torch as source
-from embedding_api.engine.backends.padding import Padding
+from embedding_api.engine.backends.layout import Layout, Packing, Padding
 
 # What the calibration reads when no texts are named.
 _CALIBRATION_TEXTS = Path(__file__).parents[1] / "calibration.txt"
+
+# The length of padded rows is a multiple of this: see docs/decisions/0004.
+_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -90,22 +98,50 @@ def _convert(loaded: Loaded, job: Job) -> None:
         raise _RefusedError("it looks vectors up and computes next to nothing, so that it would gain nothing")
     if reader.n_prompt_tokens:
         raise _RefusedError("its pooling leaves the prompt out, and must be told of it with each batch")
+    model, layout = _converted(loaded, backend, backend.feed.padding.pad_id)
+    if job.quantise:
+        file = Path(job.calibration_texts) if job.calibration_texts else _CALIBRATION_TEXTS
+        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        model = quantise(model, [list(layout([tokens.ids])) for tokens in reader.read(texts).tokens])
+    _save(model, target / served.MODEL)
+    reader.save(target)
+    np.save(target / served.REFERENCE, loaded.reference)
+    description = {
+        "dim": backend.dim,
+        "prompts": loaded.prompts,
+        "layout": {"name": type(layout).__name__, **layout._asdict()},
+    }
+    (target / served.DESCRIPTION).write_text(json.dumps(description))
+
+
+def _converted(loaded: Loaded, backend: source.TorchBackend, pad_id: int) -> tuple[openvino.Model, Packing | Padding]:
+    """The model for packed texts if it bears them, and for padded rows otherwise."""
+    window = loaded.reader.window
+    if isinstance(transformer := backend.model[0], Transformer):
+        packing = Packing(pad_id, source.first_position(transformer))
+        try:
+            model = openvino.convert_model(_export(_Packed(backend), packing, window))
+            if _equals(model, packing, loaded):
+                return model, packing
+            print("packed texts see each other", file=sys.stderr)  # noqa: T201 - for whoever debugs a conversion
+        except Exception:  # noqa: BLE001 - a model can be at odds with it in any way
+            traceback.print_exc()
+    # To the right whatever side the model was taught with: a row that begins with padding has positions that may look
+    # at nothing, which become NaN in OpenVINO. The proof tells whether a model bears it.
+    padding = Padding(pad_id, step=_STEP, window=window)
     try:
-        model = openvino.convert_model(_export(backend, reader.window))
+        return openvino.convert_model(_export(_Padded(backend), padding._replace(step=1), window)), padding
     except MemoryError:
         raise
     except Exception as error:
         raise _RefusedError(f"it cannot be exported ({_line(error)})") from error
-    pad_id = backend.feed.padding.pad_id
-    if job.quantise:
-        file = Path(job.calibration_texts) if job.calibration_texts else _CALIBRATION_TEXTS
-        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        model = quantise(model, [list(Padding(pad_id)([tokens.ids])) for tokens in reader.read(texts).tokens])
-    _save(model, target / served.MODEL)
-    reader.save(target)
-    np.save(target / served.REFERENCE, loaded.reference)
-    description = {"dim": backend.dim, "pad_id": pad_id, "prompts": loaded.prompts}
-    (target / served.DESCRIPTION).write_text(json.dumps(description))
+
+
+def _equals(model: openvino.Model, layout: Layout, loaded: Loaded) -> bool:
+    """Whether the model gives the reference in float32, all probe texts in one batch."""
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    batch = [tokens.ids for tokens in loaded.reader.read(proof.PROBE_TEXTS).tokens]
+    return proof.prove(loaded.reference, compiled(list(layout(batch)))[0], "float32").holds
 
 
 def _save(model: openvino.Model, path: Path) -> None:
@@ -117,46 +153,95 @@ def _save(model: openvino.Model, path: Path) -> None:
 
 
 class _Chain(torch.nn.Module):
-    """A module chain as a function: ids and mask, int64, (n_texts, length), to vectors, float32, (n_texts, dim)."""
+    """A module chain as a function of what a layout makes of a batch; gives vectors, float32, (n_texts, dim)."""
 
     def __init__(self, backend: source.TorchBackend) -> None:
         super().__init__()
         self.model = backend.model
         self.dim = backend.dim
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        vectors: torch.Tensor = self.model({"input_ids": ids, "attention_mask": mask, "modality": "text"})[
-            "sentence_embedding"
-        ]
+    def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
+        vectors: torch.Tensor = self.embed(*arrays)["sentence_embedding"]
         return vectors[:, : self.dim]
 
+    def embed(self, *arrays: torch.Tensor) -> dict[str, Any]:
+        raise NotImplementedError
 
-def _export(backend: source.TorchBackend, window: int | None) -> torch.export.ExportedProgram:
-    """The chain for any number of texts of any length up to the window."""
-    # Numbers of rows and columns that stand for nothing else, and padding, so that no branch is taken for all cases.
-    n_texts, length = 3, min(17, window or 17)
-    ids = torch.ones((n_texts, length), dtype=torch.int64)
-    mask = torch.ones_like(ids)
-    mask[1, length // 2 :] = 0
-    mask[2, length // 4 :] = 0
-    rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns", max=window)
-    shapes = {"ids": {0: rows, 1: columns}, "mask": {0: rows, 1: columns}}
+
+class _Padded(_Chain):
+    """Of `Rows`."""
+
+    def embed(self, *arrays: torch.Tensor) -> dict[str, Any]:
+        ids, mask = arrays
+        features: dict[str, Any] = self.model({"input_ids": ids, "attention_mask": mask, "modality": "text"})
+        return features
+
+
+class _Packed(_Chain):
+    """Of a `Pack`: the Transformer reads one row, and what follows it reads rows of texts again."""
+
+    def embed(self, *arrays: torch.Tensor) -> dict[str, Any]:
+        ids, positions, segments, cells, mask = arrays
+        transformer, *rest = self.model
+        is_same_text = segments[:, None, :, None] == segments[:, None, None, :]
+        features: dict[str, Any] = {
+            "input_ids": ids,
+            "position_ids": positions,
+            # Added to how much one token looks at another: so little that nothing is left of it.
+            "attention_mask": torch.where(is_same_text, 0.0, -1e9),
+            "modality": "text",
+        }
+        tokens = transformer(features)["token_embeddings"]
+        features = {"input_ids": ids[0][cells], "token_embeddings": tokens[0][cells], "attention_mask": mask}
+        for module in rest:
+            features = module(features)
+        return features
+
+
+def _export(chain: _Chain, layout: Layout, window: int | None) -> torch.export.ExportedProgram:
+    """The chain for any number of texts of any length."""
+    # Lengths so that no size stands for two things, and padding, so that no branch is taken for all cases.
+    longest = min(20, window or 20)
+    example = layout([np.ones(n_tokens, dtype=np.int64) for n_tokens in (longest, 3, longest // 2)])
+    # A padded row has no more positions than the model, all rows of a pack together may have more.
+    most = window if isinstance(layout, Padding) else None
+    sizes: dict[int, Any] = {}
+    shapes = tuple(
+        {
+            axis: sizes.setdefault(size, torch.export.Dim(f"size_{size}", max=most if axis else None))
+            for axis, size in enumerate(array.shape)
+            if size > 1
+        }
+        for array in example
+    )
     with torch.no_grad():
-        return torch.export.export(_Chain(backend).eval(), (ids, mask), dynamic_shapes=shapes)
+        return torch.export.export(chain.eval(), tuple(map(torch.from_numpy, example)), dynamic_shapes=(shapes,))
 
 
 def quantise(model: openvino.Model, batches: Sequence[Sequence[Ids]]) -> openvino.Model:
-    """The model with its matrices multiplied in 8-bit integers, scaled by what these texts make of them.
+    """The model with its linear layers, and queries with keys, multiplied in 8-bit integers.
+
+    Ranges come from running these texts through it in float32, one at a time. What stays in floating point (softmax,
+    norms, pooling) follows the hint that the model is compiled with.
 
     Args:
-        model: Reads ids and mask.
-        batches: For each text its ids and mask, int64, (1, n_tokens).
+        model: What the layout's arrays are read by; may be changed.
+        batches: For each text, alone, its arrays.
     """
     import nncf
+    import rich
 
-    # Texts of a model's own language and length: SmoothQuant moves the outliers of what flows into the weights.
+    # Its progress bars would go where our answer goes.
+    nncf.set_log_level(logging.ERROR)
+    rich.get_console().quiet = True
+    # Both choices were measured: see docs/decisions/0005.
     quantised: openvino.Model = nncf.quantize(
-        model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches)
+        model,
+        nncf.Dataset(batches),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+        subset_size=len(batches),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
     )
     return quantised
 

@@ -6,8 +6,9 @@ Compiled and run once in the master, it is shared by the workers that are forked
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -15,7 +16,7 @@ import openvino
 from embedding_api.engine import preload
 from embedding_api.engine.arrays import Ids, Vectors
 from embedding_api.engine.backends import Loaded, UnfitError
-from embedding_api.engine.backends.padding import Padding
+from embedding_api.engine.backends.layout import Packing, Padding, rounded_up
 from embedding_api.engine.text import Reader
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ _OPTIONS = {"NUM_STREAMS": "0", "INFERENCE_NUM_THREADS": "1", "ENABLE_CPU_PINNIN
 # Named for float32 too: without a hint OpenVINO takes bfloat16 where the CPU has it. What int8 leaves is faster so.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 
-# Padded tokens of a batch, and the step of its length: see docs/decisions/0004.
-_BATCH_TOKENS, _STEP = 256, 16
+# Tokens that are computed for a batch: see docs/decisions/0004.
+_BATCH_TOKENS = 256
 _TRIM_EVERY = 64
 
 # What OpenVINO compiles for a shape of batch that it sees for the first time takes 2 to 5 ms and up to 1 MB. What the
@@ -65,45 +66,52 @@ def load(folder: Path, *, precision: str) -> Loaded:
         compiled = core.compile_model(folder / MODEL, "CPU", {**_OPTIONS, "INFERENCE_PRECISION_HINT": hint})
     except RuntimeError as error:
         raise UnfitError(f"OpenVINO cannot compile it: {next(iter(str(error).splitlines()), '')}") from error
-    backend = OpenVinoBackend(
-        compiled,
-        Padding(description["pad_id"], step=_STEP, window=reader.window),
-        precision=precision,
-        dim=description["dim"],
-    )
-    _warm_up(backend, _BATCH_TOKENS if reader.window is None else min(reader.window, _BATCH_TOKENS))
+    backend = OpenVinoBackend(compiled, _layout(**description["layout"]), precision=precision, dim=description["dim"])
+    _warm_up(backend, reader.window or _BATCH_TOKENS)
     return Loaded(reader, backend, np.load(folder / REFERENCE), description["prompts"])
 
 
-def _warm_up(backend: "OpenVinoBackend", longest: int) -> None:
+def _layout(name: str, **fields: Any) -> Packing | Padding:
+    return Packing(**fields) if name == "Packing" else Padding(**fields)
+
+
+def _warm_up(backend: "OpenVinoBackend", window: int) -> None:
     """Computes one batch of each shape, the fullest first, until the time is over."""
-    shapes = [
-        (n_rows, length)
-        for length in range(_STEP, longest + 1, _STEP)
-        for n_rows in range(1, _BATCH_TOKENS // length + 1)
-    ]
     ends = time.monotonic() + _WARM_UP_S
-    for n_rows, length in sorted(shapes, key=lambda shape: -shape[0] * shape[1]):
+    for lengths in sorted(_shapes(backend.layout, min(window, _BATCH_TOKENS)), key=sum, reverse=True):
         if time.monotonic() > ends:
             return
-        backend.embed([np.zeros(length, dtype=np.int64)] * n_rows, 0)
+        backend.embed([np.zeros(length, dtype=np.int64) for length in lengths], 0)
+
+
+def _shapes(layout: Packing | Padding, longest: int) -> Iterator[list[int]]:
+    """The lengths of the texts of a batch of each shape that OpenVINO compiles something large for."""
+    if isinstance(layout, Packing):
+        for n_tokens in sorted({rounded_up(n_tokens) for n_tokens in range(1, _BATCH_TOKENS + 1)}):
+            n_texts, rest = divmod(n_tokens, longest)
+            yield [longest] * n_texts + [rest] * (rest > 0)
+    else:
+        for length in range(layout.step, longest + 1, layout.step):
+            for n_texts in range(1, _BATCH_TOKENS // length + 1):
+                yield [length] * n_texts
 
 
 class OpenVinoBackend:
     """Runs a compiled model; see `Backend` for what the parts mean.
 
     Args:
-        compiled: Reads ids and mask, int64, (n_texts, length), and gives vectors, float32, (n_texts, dim).
-        padding: On the right whatever side the model was taught with: a row that begins with padding has positions
-            that may look at nothing, which become NaN in OpenVINO. The proof tells whether a model bears it.
+        compiled: Reads what the layout gives, and gives vectors, float32, (n_texts, dim).
+        layout: What the model was converted for.
     """
 
     name = "openvino"
     max_batch_tokens = _BATCH_TOKENS
 
-    def __init__(self, compiled: openvino.CompiledModel, padding: Padding, *, precision: str, dim: int) -> None:
+    def __init__(
+        self, compiled: openvino.CompiledModel, layout: Packing | Padding, *, precision: str, dim: int
+    ) -> None:
         self._request = compiled.create_infer_request()
-        self._padding = padding
+        self.layout = layout
         self._n_batches = 0
         self.precision = precision
         self.dim = dim
@@ -111,12 +119,16 @@ class OpenVinoBackend:
     def prepare(self) -> None:
         """Nothing is left to do: OpenVINO's own state survives the fork."""
 
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
+        """See `Layout.n_computed`."""
+        return self.layout.n_computed(n_texts, longest, n_tokens)
+
     def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
         """See `Backend.embed`; models whose prompts are not pooled are not converted."""
         if n_prompt_tokens:
             raise ValueError(f"n_prompt_tokens={n_prompt_tokens} for a model that pools all tokens; this is a bug")
         # Shared with OpenVINO, not copied; its output lies in memory that the next batch overwrites.
-        vectors = self._request.infer(list(self._padding(batch)), share_inputs=True, share_outputs=True)[0].copy()
+        vectors = self._request.infer(list(self.layout(batch)), share_inputs=True, share_outputs=True)[0].copy()
         self._n_batches += 1
         if self._n_batches % _TRIM_EVERY == 0:
             preload.trim()

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from embedding_api.engine import preload
 from embedding_api.engine.arrays import Ids, Vectors
 from embedding_api.engine.backends import Loaded
-from embedding_api.engine.backends.padding import Padding
+from embedding_api.engine.backends.layout import Padding
 from embedding_api.engine.proof import PROBE_TEXTS
 from embedding_api.engine.text import Reader
 
@@ -122,6 +122,10 @@ class TorchBackend:
         torch.set_num_threads(self._n_threads)
         self.model.to(self._device)
 
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
+        """See `Layout.n_computed`."""
+        return self.feed.n_computed(n_texts, longest, n_tokens)
+
     def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
         """See `Backend.embed`."""
         features: dict[str, Any] = self.feed(batch)
@@ -150,6 +154,10 @@ class Padded:
         ids, mask = self.padding(batch)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "modality": "text"}
 
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
+        """See `Layout.n_computed`."""
+        return self.padding.n_computed(n_texts, longest, n_tokens)
+
 
 class Concatenated:
     """What a StaticEmbedding module reads: all ids in a row, int64, and where each text begins, (n_texts,)."""
@@ -158,6 +166,10 @@ class Concatenated:
         """What the module reads for this batch."""
         offsets = np.cumsum([0, *map(len, batch[:-1])])
         return {"input_ids": torch.from_numpy(np.concatenate(batch)), "offsets": torch.from_numpy(offsets)}
+
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Layout
+        """See `Layout.n_computed`."""
+        return n_tokens
 
 
 def _entrance(
@@ -225,9 +237,18 @@ def _window(first: Transformer) -> int | None:
     for module in first.model.modules():
         positions = getattr(module, "position_embeddings", None)
         if isinstance(positions, torch.nn.Embedding):
-            # RoBERTa and its kin count positions from padding_idx + 1 on.
-            padding_idx = getattr(module, "padding_idx", None)
-            limits.append(positions.num_embeddings - (padding_idx + 1 if isinstance(padding_idx, int) else 0))
+            limits.append(positions.num_embeddings - _first_position(module))
     window = min(limits, default=None)
     # transformers writes "no limit" as 1e30.
     return None if window is None or window > 2**31 else int(window)
+
+
+def first_position(transformer: Transformer) -> int:
+    """What the model calls the first position of a text."""
+    return max(map(_first_position, transformer.model.modules()))
+
+
+def _first_position(module: torch.nn.Module) -> int:
+    """RoBERTa and its kin count positions from padding_idx + 1 on."""
+    padding_idx = getattr(module, "padding_idx", None)
+    return padding_idx + 1 if isinstance(padding_idx, int) and hasattr(module, "position_embeddings") else 0

@@ -1,0 +1,42 @@
+"""Texts of different lengths in padded rows, and packed into one."""
+
+import numpy as np
+import pytest
+
+from embedding_api.engine.backends.layout import Packing, Padding, rounded_up
+
+
+@pytest.mark.parametrize(
+    ("padding", "ids", "mask"),
+    [
+        (Padding(9), [[1, 2, 3], [4, 9, 9]], [[1, 1, 1], [1, 0, 0]]),
+        (Padding(9, is_left=True), [[1, 2, 3], [9, 9, 4]], [[1, 1, 1], [0, 0, 1]]),
+        (Padding(0, step=4), [[1, 2, 3, 0], [4, 0, 0, 0]], [[1, 1, 1, 0], [1, 0, 0, 0]]),
+        (Padding(9, step=4, window=3), [[1, 2, 3], [4, 9, 9]], [[1, 1, 1], [1, 0, 0]]),
+    ],
+)
+def test_a_batch_is_filled_up_to_a_multiple_but_never_over_the_window(padding, ids, mask):
+    made = padding([np.array([1, 2, 3]), np.array([4])])
+    assert made.ids.tolist() == ids
+    assert made.mask.tolist() == mask
+    assert padding.n_computed(2, 3, 4) == made.ids.size
+
+
+def test_a_pack_holds_the_texts_one_behind_the_other():
+    packing = Packing(9, first_position=2)
+    made = packing([np.array([1, 2, 3]), np.array([4]), np.array([5, 6])])
+    assert made.ids.tolist() == [[1, 2, 3, 4, 5, 6, 9, 9]]
+    assert made.positions.tolist() == [[2, 3, 4, 2, 2, 3, 2, 2]]
+    assert made.segments.tolist() == [[0, 0, 0, 1, 2, 2, -1, -1]]
+    assert packing.n_computed(3, 3, 6) == made.ids.size
+    assert made.cells.shape == made.mask.shape == (3, 8)
+    taken_apart = [made.ids[0][cells[mask == 1]].tolist() for cells, mask in zip(made.cells, made.mask, strict=True)]
+    assert taken_apart == [[1, 2, 3], [4], [5, 6]]
+
+
+def test_lengths_of_packs_are_few_and_waste_little():
+    lengths = [rounded_up(n) for n in range(1, 8193)]
+    assert all(n <= length for n, length in enumerate(lengths, 1))
+    assert all(length < n * 1.25 + 8 for n, length in enumerate(lengths, 1))
+    assert len({length for length in lengths if length <= 256}) == 19
+    assert len(set(lengths)) == 39
