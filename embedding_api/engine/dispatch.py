@@ -147,20 +147,23 @@ class Dispatcher:
     def _assign(self, seat: Seat) -> None:
         """Gives what waits to the cores that are free; to be called, with the lock, whenever one of both has changed.
 
+        This worker's own core takes its batch itself, when its thread gets to run: what comes until then joins it.
         Others see what waits before we see who is idle, and say that they are idle before they see what waits: so one
         of both notices the other.
         """
-        may_compute = seat.rank() < self._n_computing and not self._is_closing
+        is_idle = self._in_work is None and self._may_compute(seat)
+        if is_idle and (self._orders or self._backlog.n_waiting_tokens):
+            self._changed.notify_all()
         seat.say(idle=False, waiting_tokens=self._backlog.n_waiting_tokens)
-        if self._in_work is None and may_compute:
-            self._in_work = self._orders.popleft() if self._orders else self._take(seat)
-            if self._in_work is not None:
-                self._changed.notify_all()
         while self._backlog.n_waiting_tokens and seat.n_idle() and (batch := self._take(seat)):
-            if not self._send(seat, batch):
+            is_last = is_idle and not self._backlog.n_waiting_tokens
+            if is_last or not self._send(seat, batch):
                 self._backlog.give_back(batch)
                 break
-        seat.say(idle=self._in_work is None and may_compute, waiting_tokens=self._backlog.n_waiting_tokens)
+        seat.say(idle=is_idle and not self._orders, waiting_tokens=self._backlog.n_waiting_tokens)
+
+    def _may_compute(self, seat: Seat) -> bool:
+        return seat.rank() < self._n_computing and not self._is_closing
 
     def _take(self, seat: Seat) -> Batch | None:
         """The next batch, for as many cores as are free or work for this worker already."""
@@ -180,7 +183,7 @@ class Dispatcher:
     def _inference(self, seat: Seat) -> None:
         """The inference thread: prepares, then computes one batch after the other."""
         try:
-            if seat.rank() < self._n_computing:
+            if self._may_compute(seat):
                 self._prepare()
         except Exception as error:  # noqa: BLE001 - whatever a backend raises, start() shall raise
             self._start_error = error
@@ -205,12 +208,15 @@ class Dispatcher:
     def _next_work(self, seat: Seat) -> Batch | Order | None:
         """Waits for something to compute; None when there will be nothing more."""
         with self._changed:
-            self._assign(seat)
-            if self._in_work is None and not self._is_closing:
+            while not self._is_closing:
+                if self._may_compute(seat):
+                    self._in_work = self._orders.popleft() if self._orders else self._take(seat)
+                self._assign(seat)
+                if self._in_work is not None:
+                    return self._in_work
                 seat.offer_core()
-            while self._in_work is None and not self._is_closing:
                 self._changed.wait()
-            return self._in_work
+            return None
 
     def _answer(self, seat: Seat, work: Batch | Order, vectors: Vectors) -> None:
         if isinstance(work, Order):
