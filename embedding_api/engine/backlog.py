@@ -16,9 +16,6 @@ from embedding_api.engine.arrays import Ids, Vectors
 from embedding_api.engine.backends import Backend
 from embedding_api.engine.cost import Cost
 
-# Texts that are cut into batches together: enough to find company for each, few enough to cut within a millisecond.
-_AHEAD = 256
-
 
 class Job:
     """The texts of one request.
@@ -69,16 +66,16 @@ class _Text:
     """One distinct text, and who wants its vector.
 
     Attributes:
-        turn: When it is due, in the backlog's virtual time.
+        turn_s: When it is due, in the backlog's virtual time.
         wanted_by: The jobs, and the row of each.
         alone: Whether a batch that held it failed, so that it is computed by itself now.
     """
 
-    __slots__ = ("alone", "ids", "turn", "wanted_by")
+    __slots__ = ("alone", "ids", "turn_s", "wanted_by")
 
-    def __init__(self, ids: Ids, turn: float) -> None:
+    def __init__(self, ids: Ids, turn_s: float) -> None:
         self.ids = ids
-        self.turn = turn
+        self.turn_s = turn_s
         self.wanted_by: list[tuple[Job, int]] = []
         self.alone = False
 
@@ -110,76 +107,59 @@ class _Line:
     def __init__(self, model: int, n_prompt_tokens: int, backend: Backend, cost: Cost) -> None:
         self.model = model
         self.n_prompt_tokens = n_prompt_tokens
+        # Every text that is not answered, by its ids.
         self.texts: dict[bytes, _Text] = {}
         self.n_waiting_tokens = 0
-        self._cost = cost
-        self._backend = backend
-        # Both with the next one last: texts, and what of them has been cut into batches of at most `_limit` tokens.
+        # The one that is due next last.
         self._waiting: list[_Text] = []
-        self._batches: list[list[_Text]] = []
-        self._limit = 0.0
+        self._backend = backend
+        self._cost = cost
+        # Enough texts to choose from for a full batch, few enough to choose within a fraction of a millisecond.
+        self._n_ahead = max(256, backend.max_batch_tokens // 16)
+        # A text that is due so much later, in seconds, does not delay another job's batch: half of a full one.
+        self._patience_s = cost.start_s + cost.token_s * backend.max_batch_tokens / 2
 
     def wait(self, texts: list[_Text]) -> None:
-        """Lets texts wait; what was cut is cut anew, so that they may join it."""
-        self.n_waiting_tokens += sum(len(text.ids) for text in texts)
+        """Lets texts wait."""
         self._waiting += texts
-        for batch in self._batches:
-            self._waiting += batch
-        self._batches = []
-        self._waiting.sort(key=_turn, reverse=True)
+        self._waiting.sort(key=lambda text: text.turn_s, reverse=True)
+        self.n_waiting_tokens += sum(len(text.ids) for text in texts)
 
-    def next_turn(self) -> float:
+    def next_turn_s(self) -> float:
         """When its next text is due; infinity if none waits."""
-        if self._batches:
-            return _turn_of_batch(self._batches[-1])
-        return self._waiting[-1].turn if self._waiting else float("inf")
+        while self._waiting and not self._waiting[-1].is_wanted:
+            text = self._waiting.pop()
+            self.n_waiting_tokens -= len(text.ids)
+            self.forget(text)
+        return self._waiting[-1].turn_s if self._waiting else float("inf")
 
     def take(self, n_cores: int) -> list[_Text]:
-        """The batch with the text that is due next; empty if none is wanted any more."""
+        """The text that is due next, which must be one, and those that go well with it."""
         # With cores to spare a batch is no more than each one's part, unless starting it would cost more than the rest.
-        part = max(self.n_waiting_tokens / n_cores, self._cost.start_tokens)
-        limit = min(part, float(self._backend.max_batch_tokens))
-        if limit != self._limit:
-            self.wait([])
-            self._limit = limit
-        if not self._batches:
-            self._cut()
-        texts = self._batches.pop() if self._batches else []
-        self.n_waiting_tokens -= sum(len(text.ids) for text in texts)
-        return texts
+        part = max(self.n_waiting_tokens / n_cores, self._cost.start_s / self._cost.token_s)
+        seed = self._waiting.pop()
+        batch = [seed]
+        if not seed.alone:
+            ahead = [text for text in reversed(self._waiting[-self._n_ahead :]) if self._goes_with(text, seed)]
+            lengths = [len(text.ids) for text in ahead]
+            limit = min(part, self._backend.max_batch_tokens)
+            chosen = batching.company(len(seed.ids), lengths, self._backend, self._cost, limit)
+            batch += [ahead[position] for position in chosen]
+            taken = set(map(id, batch))
+            self._waiting[-self._n_ahead :] = [
+                text for text in self._waiting[-self._n_ahead :] if id(text) not in taken
+            ]
+        self.n_waiting_tokens -= sum(len(text.ids) for text in batch)
+        return batch
 
-    def _cut(self) -> None:
-        ahead: list[_Text] = []
-        while self._waiting and len(ahead) < _AHEAD:
-            text = self._waiting.pop()
-            if text.is_wanted:
-                ahead.append(text)
-            else:
-                self.forget(text)
-                self.n_waiting_tokens -= len(text.ids)
-        self._batches = [[text] for text in ahead if text.alone]
-        company = sorted((text for text in ahead if not text.alone), key=_length, reverse=True)
-        begin = 0
-        for end in batching.cut([len(text.ids) for text in company], self._backend, self._cost, self._limit):
-            self._batches.append(company[begin:end])
-            begin = end
-        self._batches.sort(key=_turn_of_batch, reverse=True)
+    def _goes_with(self, text: _Text, seed: _Text) -> bool:
+        is_of_same_job = text.wanted_by[0][0] is seed.wanted_by[0][0]
+        is_due_soon = text.turn_s <= seed.turn_s + self._patience_s
+        return (is_of_same_job or is_due_soon) and text.is_wanted and not text.alone
 
     def forget(self, text: _Text) -> None:
         """Whoever wants it from now on wants it anew."""
         del self.texts[text.ids.tobytes()]
-
-
-def _turn(text: _Text) -> float:
-    return text.turn
-
-
-def _length(text: _Text) -> int:
-    return len(text.ids)
-
-
-def _turn_of_batch(texts: list[_Text]) -> float:
-    return min(text.turn for text in texts)
 
 
 class Backlog:
@@ -198,7 +178,7 @@ class Backlog:
         self._costs = costs
         self._lines: dict[tuple[int, int], _Line] = {}
         # Virtual time: seconds of computing that a job would have had since the start, had it always been there.
-        self._now = 0.0
+        self._now_s = 0.0
 
     @property
     def n_waiting_tokens(self) -> int:
@@ -215,16 +195,17 @@ class Backlog:
             n_prompt_tokens: See `Backend.embed`.
         """
         line = self._line(model, n_prompt_tokens)
-        turn = self._now
+        cost = self._costs[model]
+        turn_s = self._now_s + cost.start_s
         new = []
         # Longest first, so that what is left at the end is small, and all cores end together.
         for row in sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True):
-            turn += self._costs[model].token_s * len(ids[row])
+            turn_s += cost.token_s * len(ids[row])
             text = line.texts.get(key := ids[row].tobytes())
             if text is None:
-                text = line.texts[key] = _Text(ids[row], turn)
+                text = line.texts[key] = _Text(ids[row], turn_s)
                 new.append(text)
-            text.turn = min(text.turn, turn)
+            text.turn_s = min(text.turn_s, turn_s)
             text.wanted_by.append((job, row))
         line.wait(new)
 
@@ -234,18 +215,14 @@ class Backlog:
         Args:
             n_cores: Cores that are free for what waits here; this batch leaves the others their part.
         """
-        while self._lines:
-            line = min(self._lines.values(), key=_Line.next_turn)
-            due = line.next_turn()
-            if due == float("inf"):
-                return None
-            if texts := line.take(n_cores):
-                self._now = max(self._now, due)
-                batch = Batch(line, texts)
-                for job, _ in _wanted(batch):
-                    job.begin()
-                return batch
-        return None
+        line = min(self._lines.values(), key=_Line.next_turn_s, default=None)
+        if line is None or (due_s := line.next_turn_s()) == float("inf"):
+            return None
+        self._now_s = max(self._now_s, due_s)
+        batch = Batch(line, line.take(n_cores))
+        for job, _ in _wanted(batch):
+            job.begin()
+        return batch
 
     def answer(self, batch: Batch, vectors: Vectors) -> None:
         """A batch was computed.
@@ -277,12 +254,11 @@ class Backlog:
 
     def refuse(self, error: Exception) -> None:
         """Nothing that waits will be computed any more; batches under way may still end."""
-        for line in self._lines.values():
-            while texts := line.take(1):
-                for text in texts:
-                    line.forget(text)
-                    for job, _ in text.wanted_by:
-                        job.fail(error)
+        while (batch := self.take(1)) is not None:
+            for text in batch.texts:
+                batch.line.forget(text)
+            for job, _ in _wanted(batch):
+                job.fail(error)
 
     def _line(self, model: int, n_prompt_tokens: int) -> _Line:
         key = model, n_prompt_tokens

@@ -6,40 +6,40 @@ from embedding_api.engine.backends import Backend
 from embedding_api.engine.cost import Cost
 
 
-def cut(lengths: Sequence[int], backend: Backend, cost: Cost, max_tokens: float) -> list[int]:
-    """Cuts texts into the batches that take the least time together.
+def company(seed: int, lengths: Sequence[int], backend: Backend, cost: Cost, max_tokens: float) -> list[int]:
+    """Whom to take along with the text whose turn it is, so that the batch does the most in its time.
 
     Every batch has a price of its own, and so has what fills it up, be it each row to the longest text or the whole to
-    one of few sizes. Of all ways to cut a list sorted by length the cheapest is found from its end: what follows a cut
-    does not depend on what was before.
+    one of few sizes. Texts are tried from the nearest in length to the farthest, and the number of them is kept with
+    which most tokens a second are computed.
 
     Args:
-        lengths: Tokens of each text, longest first, each at least 1.
+        seed: Tokens of the text whose turn it is.
+        lengths: Tokens of each of the others, the preferred first.
         backend: Says how much is computed for a batch.
         cost: Of a batch.
         max_tokens: The most tokens that are computed for a batch; a longer text travels alone.
 
     Returns:
-        Where each batch ends: batch `k` is `lengths[ends[k-1]:ends[k]]`.
+        Positions in `lengths`.
     """
-    least_s = [0.0] * (len(lengths) + 1)
-    best_end = list(range(1, len(lengths) + 1))
-    for begin in range(len(lengths) - 1, -1, -1):
-        least = float("inf")
-        n_tokens = 0
-        for end in range(begin + 1, len(lengths) + 1):
-            n_tokens += lengths[end - 1]
-            n_computed = backend.n_computed(end - begin, lengths[begin], n_tokens)
-            if n_computed > max_tokens and end > begin + 1:
-                break
-            total_s = cost.start_s + cost.token_s * n_computed + least_s[end]
-            # Of equal ones the later end: fewer batches.
-            if total_s <= least:
-                least, best_end[begin] = total_s, end
-        least_s[begin] = least
-    ends = []
-    end = 0
-    while end < len(lengths):
-        end = best_end[end]
-        ends.append(end)
-    return ends
+    chosen: list[int] = []
+    n_best = 0
+    longest = n_tokens = seed
+    best_rate = seed / _seconds(backend, cost, 1, seed, seed)
+    for position in sorted(range(len(lengths)), key=lambda position: abs(lengths[position] - seed)):
+        length = lengths[position]
+        n_texts = len(chosen) + 2
+        if backend.n_computed(n_texts, max(longest, length), n_tokens + length) > max_tokens:
+            continue
+        chosen.append(position)
+        longest = max(longest, length)
+        n_tokens += length
+        rate = n_tokens / _seconds(backend, cost, n_texts, longest, n_tokens)
+        if rate >= best_rate:
+            best_rate, n_best = rate, len(chosen)
+    return chosen[:n_best]
+
+
+def _seconds(backend: Backend, cost: Cost, n_texts: int, longest: int, n_tokens: int) -> float:
+    return cost.start_s + cost.token_s * backend.n_computed(n_texts, longest, n_tokens)

@@ -25,11 +25,6 @@ class Cost(NamedTuple):
     start_s: float
     token_s: float
 
-    @property
-    def start_tokens(self) -> float:
-        """Tokens that cost as much as the start of a batch."""
-        return self.start_s / self.token_s
-
 
 # For devices that nobody has measured yet: only the ratio matters, and a device wants many tokens at once.
 UNMEASURED = Cost(start_s=1e-3, token_s=1e-6)

@@ -1,67 +1,58 @@
-"""Batches hold every text once, keep to their budget, and cost the least that is possible."""
-
-import itertools
+"""Batches keep to their budget, and waste little."""
 
 import numpy as np
 import pytest
 
-from embedding_api.engine.backends.layout import Packing
-from embedding_api.engine.batching import cut
+from embedding_api.engine.backends.layout import Packing, Padding
+from embedding_api.engine.batching import company
 from embedding_api.engine.cost import Cost, measure
 from tests.fakes import FakeBackend
 
 COST = Cost(start_s=3e-3, token_s=1e-4)
 
 
-def batches(lengths, ends):
-    return [lengths[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+def with_layout(layout):
+    backend = FakeBackend()
+    backend.n_computed = layout.n_computed
+    return backend
 
 
-def seconds(cost, lengths, ends):
-    return sum(cost.start_s + cost.token_s * len(batch) * batch[0] for batch in batches(lengths, ends))
+PADDED, PACKED = with_layout(Padding(0)), with_layout(Packing(0, 0))
 
 
+@pytest.mark.parametrize("backend", [PADDED, PACKED])
 @pytest.mark.parametrize("budget", [1, 64, 512, 10_000])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_text_is_in_one_batch_within_the_budget(seed, budget):
-    lengths = sorted(np.random.default_rng(seed).integers(1, 257, size=200).tolist(), reverse=True)
-    made = batches(lengths, cut(lengths, FakeBackend(), COST, budget))
-    assert list(itertools.chain(*made)) == lengths
-    assert all(len(batch) * batch[0] <= budget or len(batch) == 1 for batch in made)
+def test_a_batch_keeps_to_its_budget_and_takes_no_text_twice(seed, budget, backend):
+    first, *others = np.random.default_rng(seed).integers(1, 257, size=200).tolist()
+    chosen = company(first, others, backend, COST, budget)
+    assert len(chosen) == len(set(chosen))
+    lengths = [first, *(others[position] for position in chosen)]
+    assert backend.n_computed(len(lengths), max(lengths), sum(lengths)) <= budget or len(lengths) == 1
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_no_other_cut_costs_less(seed):
-    random = np.random.default_rng(seed)
-    lengths = sorted(random.integers(1, 100, size=9).tolist(), reverse=True)
-    cost = Cost(start_s=float(random.integers(0, 50)), token_s=1.0)
-    every_cut = ([*inner, 9] for n_cuts in range(9) for inner in itertools.combinations(range(1, 9), n_cuts))
-    allowed = [
-        ends
-        for ends in every_cut
-        if all(len(batch) * batch[0] <= 200 or len(batch) == 1 for batch in batches(lengths, ends))
-    ]
-    least = min(seconds(cost, lengths, ends) for ends in allowed)
-    assert seconds(cost, lengths, cut(lengths, FakeBackend(), cost, 200)) == pytest.approx(least)
-
-
-def test_a_dear_start_brings_texts_together_and_a_cheap_one_parts_them():
-    lengths = [100, 10, 10, 10]
-    assert cut(lengths, FakeBackend(), Cost(start_s=1.0, token_s=1e-6), 1000) == [4]
-    assert cut(lengths, FakeBackend(), Cost(start_s=1e-6, token_s=1.0), 1000) == [1, 4]
+def test_padded_texts_keep_to_their_like_unless_a_start_is_dear():
+    lengths = [10, 100, 11, 9, 90]
+    assert sorted(company(10, lengths, PADDED, Cost(start_s=2e-3, token_s=1e-4), 1000)) == [0, 2, 3]
+    assert sorted(company(10, lengths, PADDED, Cost(start_s=1.0, token_s=1e-6), 1000)) == [0, 1, 2, 3, 4]
+    assert company(10, [100], PADDED, Cost(start_s=1e-6, token_s=1.0), 1000) == []
 
 
 def test_packs_are_filled_whatever_the_lengths():
-    """Given a backend that packs, then texts of different lengths share a batch, and none is over the budget."""
-    backend = FakeBackend()
-    backend.n_computed = Packing(0, 0).n_computed
-    assert cut([100, 60, 40, 30, 20], backend, COST, 256) == [5]
-    assert cut([256, 200, 56], backend, COST, 256) == [1, 3]
-    assert cut([300, 20], backend, COST, 256) == [1, 2]
+    assert sorted(company(100, [60, 40, 200, 30, 26], PACKED, COST, 256)) == [0, 1, 3, 4]
 
 
-def test_nothing_gives_no_batch():
-    assert cut([], FakeBackend(), COST, 512) == []
+def test_a_pack_leaves_out_what_would_leave_more_of_it_empty():
+    """129 tokens are computed as 160: better without the last one."""
+    assert company(120, [8, 1], PACKED, Cost(start_s=0.0, token_s=1e-4), 256) == [0]
+
+
+def test_of_equal_ones_the_first_are_taken():
+    assert company(16, [16] * 9, PADDED, COST, 64) == [0, 1, 2]
+
+
+def test_nobody_is_there():
+    assert company(16, [], PADDED, COST, 64) == []
 
 
 def test_a_cost_is_measured_from_the_backend(monkeypatch):
