@@ -25,11 +25,11 @@ def test_a_batch_is_filled_up_to_a_multiple_but_never_over_the_window(padding, i
 def test_a_pack_holds_the_texts_one_behind_the_other():
     packing = Packing(9, first_position=2)
     made = packing([np.array([1, 2, 3]), np.array([4]), np.array([5, 6])])
-    assert made.ids.tolist() == [[1, 2, 3, 4, 5, 6, 9, 9]]
-    assert made.positions.tolist() == [[2, 3, 4, 2, 2, 3, 2, 2]]
-    assert made.segments.tolist() == [[0, 0, 0, 1, 2, 2, -1, -1]]
+    assert made.ids.tolist() == [[1, 2, 3, 4, 5, 6, *[9] * 10]]
+    assert made.positions.tolist() == [[2, 3, 4, 2, 2, 3, *[2] * 10]]
+    assert made.segments.tolist() == [[0, 0, 0, 1, 2, 2, *[-1] * 10]]
     assert packing.n_computed(3, 3, 6) == made.ids.size
-    assert made.cells.shape == made.mask.shape == (3, 8)
+    assert made.cells.shape == made.mask.shape == (3, 16)
     taken_apart = [made.ids[0][cells[mask == 1]].tolist() for cells, mask in zip(made.cells, made.mask, strict=True)]
     assert taken_apart == [[1, 2, 3], [4], [5, 6]]
 
@@ -37,6 +37,6 @@ def test_a_pack_holds_the_texts_one_behind_the_other():
 def test_lengths_of_packs_are_few_and_waste_little():
     lengths = [rounded_up(n) for n in range(1, 8193)]
     assert all(n <= length for n, length in enumerate(lengths, 1))
-    assert all(length < n * 1.25 + 8 for n, length in enumerate(lengths, 1))
-    assert len({length for length in lengths if length <= 256}) == 19
-    assert len(set(lengths)) == 39
+    assert all(length < n * 1.25 + 16 for n, length in enumerate(lengths, 1))
+    assert len({length for length in lengths if length <= 256}) == 12
+    assert len(set(lengths)) == 32
