@@ -3,6 +3,7 @@
 Compiled and run once in the master, it is shared by the workers that are forked from it.
 """
 
+import ctypes
 import json
 import logging
 import time
@@ -117,7 +118,8 @@ class OpenVinoBackend:
         self.dim = dim
 
     def prepare(self) -> None:
-        """Nothing is left to do: OpenVINO's own state survives the fork."""
+        """Keeps what the master compiled until the process is gone: taking it down in a fork can end in a crash."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._request))
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
         """See `Layout.n_computed`."""
