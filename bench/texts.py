@@ -4,6 +4,7 @@ import ast
 import functools
 import itertools
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 # Words, and about how many tokens of a BERT vocabulary they make: 16, 145, and more than MiniLM's window of 256.
@@ -16,17 +17,25 @@ _NOT_PROSE = {"idlelib", "lib2to3", "site-packages", "test", "tests"}
 
 
 class Shelf:
-    """Texts from the shelf, each once, in an order that is the same in every run with one Python."""
+    """Texts from the shelf, each once, in an order that is the same in every run with one Python.
 
-    def __init__(self) -> None:
-        self._words = iter(_words())
+    The library has about 250,000 words. Whoever has read them all begins again, each time one word later, so that
+    sentences return but no text does.
+
+    Args:
+        words: To cut texts from, in place of the library's.
+    """
+
+    def __init__(self, words: Sequence[str] | None = None) -> None:
+        words = _words() if words is None else words
+        self._words = itertools.chain.from_iterable(itertools.islice(words, start, None) for start in range(len(words)))
         self._given: set[str] = set()
 
     def take(self, kind: str) -> str:
         """The next text of a kind in N_WORDS.
 
         Raises:
-            RuntimeError: The library has no words left.
+            RuntimeError: There are no words left.
         """
         while True:
             words = list(itertools.islice(self._words, N_WORDS[kind]))

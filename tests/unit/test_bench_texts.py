@@ -42,8 +42,16 @@ def test_texts_have_about_as_many_tokens_as_they_say(tokenizer, kind, low, high)
     assert lengths[10] >= 0.8 * low
 
 
+def test_whoever_has_read_all_words_begins_again_one_word_later():
+    shelf = Shelf([str(number) for number in range(20)])
+    texts = [shelf.take("short").split() for _ in range(4)]
+
+    assert [text[0] for text in texts] == ["0", "9", "18", "8"]
+    assert texts[2][:4] == ["18", "19", "1", "2"]
+
+
 def test_an_empty_shelf_says_so():
-    shelf = Shelf()
+    shelf = Shelf(["few", "words"])
 
     with pytest.raises(RuntimeError, match="no docstrings left"):
-        list(iter(lambda: shelf.take("long"), None))
+        shelf.take("long")
