@@ -34,7 +34,7 @@ format: $(BIN)/.installed-dev ## put the code into the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BIN)/.installed-dev ## measure the service against the bare model, side by side
+bench: $(BIN)/.installed-dev ## measure the service and what else there is, side by side: bench/README.md
 	$(BIN)/python -m bench
 
 clean: ## remove the environment and what tools left behind

@@ -1,1 +1,1 @@
-"""Measures the service against the bare model, side by side: `make bench`. Imports nothing from `embedding_api.web`."""
+"""Measures the service and what else there is, side by side: `make bench`; see README.md. Knows nothing of `web`."""

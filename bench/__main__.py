@@ -1,178 +1,137 @@
-"""`python -m bench`: a table of what was measured, here and now, and how. It claims nothing beyond that."""
+"""`python -m bench`: measures the service and what else there is, here and now, side by side. See README.md."""
 
+import argparse
 import contextlib
-import dataclasses
-import importlib.metadata
-import platform
+import json
+import math
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import NamedTuple
 
-import psutil
-
-from bench import contestants
-from bench.contestants import ROOT, Contestant
-from bench.drive import Round
-from bench.texts import MIXED, Shelf
-from embedding_api import cores
+from bench import interference, large, machine, measure, memory, plot, report, targets, workloads
+from bench.contestants import PEER, PEER_AT_ITS_BEST, PRECISIONS, Contestant, Field
+from bench.report import Results
+from bench.servers import ROOT
+from bench.texts import Shelf
 from embedding_api.config import Settings, load_settings
 from embedding_api.engine import sources
 
-N_ROUNDS = 3
-
-
-class Workload(NamedTuple):
-    """What is asked.
-
-    Attributes:
-        name: As the table shows it.
-        kinds: Of the texts in one request.
-        n_connections: From how many connections at once.
-        n_requests: In one round.
-    """
-
-    name: str
-    kinds: Sequence[str]
-    n_connections: int
-    n_requests: int
-
-
-WORKLOADS = (
-    Workload("1 short text x 1 connection", ["short"], 1, 80),
-    Workload("1 short text x 8 connections", ["short"], 8, 100),
-    Workload("32 mixed texts x 1 connection", MIXED, 1, 2),
-    Workload("32 mixed texts x 4 connections", MIXED, 4, 4),
+CONTESTANTS = (
+    *(f"service {precision}" for precision in PRECISIONS),
+    "Flask",
+    PEER,
+    PEER_AT_ITS_BEST,
+    "infinity optimum",
+    *(f"bare {precision}" for precision in PRECISIONS),
 )
 
-COLUMNS = "{:<30}  {:<10}  {:>10}  {:>7}  {:>8}  {:>8}  {:>8}  {:>4}  {}"
-HEADER = ("workload", "contestant", "requests/s", "texts/s", "tokens/s", "p50 ms", "p99 ms", "n", "ratio")
-
-FOOTNOTES = f"""\
-requests/s, texts/s, tokens/s: medians of {N_ROUNDS} rounds after a short one to get warm. In each round all contestants
-answer the same new texts, in turn. p50, p99: of the n requests of all rounds; p99 is the slowest where n is below 100.
-ratio: texts/s over those of encode in the same round, median (least-most).
-service: over HTTP; its client is on the same cores. encode: SentenceTransformer.encode on one request after the other,
-in one process of its own, no HTTP, with the threads that torch takes by default; connections mean nothing to it.
-Where other work takes cores, all numbers mean less, and ratios flatter the service: encode's threads wait for each
-other, so one that is held up holds up all."""
-
-
-def measure(workload: Workload, field: Sequence[Contestant], shelf: Shelf) -> list[list[Round]]:
-    """Lets all contestants answer the same new texts in each round, in turn; who begins changes.
-
-    Returns:
-        For each contestant its rounds, without the first one, in which they get warm.
-
-    Raises:
-        RuntimeError: They did not read the same number of tokens, so that their times cannot be compared.
-    """
-    results: list[list[Round]] = [[] for _ in field]
-    for number in range(1 + N_ROUNDS):
-        n_requests = workload.n_requests if number else workload.n_connections
-        requests = [[shelf.take(kind) for kind in workload.kinds] for _ in range(n_requests)]
-        in_turn = list(zip(field, results, strict=True))
-        for contestant, rounds in in_turn[:: 1 if number % 2 else -1]:
-            rounds.append(contestant.run(requests, workload.n_connections))
-        n_tokens = [rounds[-1].n_tokens for rounds in results]
-        if len(set(n_tokens)) > 1:
-            raise RuntimeError(f"{workload.name}: the contestants read {n_tokens} tokens in the same texts")
-    return [rounds[1:] for rounds in results]
-
-
-def line(workload: Workload, contestant: Contestant, rounds: Sequence[Round], reference: Sequence[Round]) -> list[str]:
-    """The table's line for what a contestant did; the reference did the same requests."""
-    requests_per_s = median(workload.n_requests / round_.elapsed_s for round_ in rounds)
-    tokens_per_s = median(round_.n_tokens / round_.elapsed_s for round_ in rounds)
-    latencies_ms = sorted(1000 * latency_s for round_ in rounds for latency_s in round_.latencies_s)
-    ratios = [theirs.elapsed_s / ours.elapsed_s for ours, theirs in zip(rounds, reference, strict=True)]
-    return [
-        workload.name,
-        contestant.name,
-        f"{requests_per_s:.1f}",
-        f"{requests_per_s * len(workload.kinds):.0f}",
-        f"{tokens_per_s:.0f}",
-        f"{median(latencies_ms):.1f}",
-        f"{latencies_ms[-1 - len(latencies_ms) // 100]:.1f}",
-        str(len(latencies_ms)),
-        "1" if rounds is reference else f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
-    ]
-
-
-def circumstances(settings: Settings) -> Iterator[str]:
-    """Lines on where and how this is measured, one for each thing that could make other numbers come out."""
-    yield f"machine   {_cpu()}, {cores.count()} cores usable"
-    names = ("torch", "sentence-transformers", "transformers", "tokenizers", "gunicorn", "flask")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    yield f"versions  Python {platform.python_version()}, {versions}"
-    changed = [
-        f"{field.name.upper()}={getattr(settings, field.name)}"
-        for field in dataclasses.fields(settings)
-        if not field.metadata["secret"]
-        and field.name.upper() not in {*contestants.OUR_SETTINGS, "SUPPORTED_MODELS"}
-        and getattr(settings, field.name) != field.metadata["parse"](field.metadata["default"])
-    ]
-    yield f"settings  model {settings.supported_models[0].name}, {', '.join([*changed, 'all else default'])}"
-    yield f"commit    {_commit()}"
-
-
-class Others:
-    """What other work takes from the machine while this one is measured: no line of a table is worth more than this."""
-
-    def __init__(self) -> None:
-        self._started, self._used_s = time.monotonic(), _used_by_others_s()
-
-    def cores(self) -> float:
-        """How many cores were busy for others, on average since the start."""
-        return max(0.0, _used_by_others_s() - self._used_s) / (time.monotonic() - self._started)
-
-
-def _used_by_others_s() -> float:
-    total = psutil.cpu_times()
-    busy_s = sum(total) - total.idle - getattr(total, "iowait", 0) - getattr(total, "guest", 0)
-    us = psutil.Process()
-    ours = [process.cpu_times() for process in (us, *us.children(recursive=True))]
-    return busy_s - sum(times.user + times.system for times in ours)
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for entry in Path("/proc/cpuinfo").read_text().splitlines():
-            if entry.startswith("model name"):
-                return entry.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    with contextlib.suppress(OSError):
-        return (
-            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-        )
-    return "unknown"
+# Of more than one length, and one beyond the window, so that who reads more or less of it is found out.
+PROBE = ("short", "passage", "long", "long", "short")
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the command line and measures."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("all", "large"), default="all", help="large: a model of 567M")
+    parser.add_argument("--quick", action="store_true", help="short rounds: to see that it runs, not to believe")
+    parser.add_argument("--only", default="", help="contestants that begin with one of these words, comma-separated")
+    parser.add_argument("--workload", default="", help="workloads whose names hold this; 'beside' is the interference")
+    parser.add_argument("--memory", action="store_true", help="only memory after 1,000 requests a worker; takes long")
+    options = parser.parse_args()
+    if options.what == "large":
+        large.main()
+        return
+    wanted = tuple(options.only.split(","))
+    names = [name for name in CONTESTANTS if name.startswith(wanted)]
     settings = load_settings(ROOT / ".env")
+    results = Results(machine.circumstances(settings), measure.QUICK if options.quick else measure.Pace())
+    print(*(f"{name:<9} {value}" for name, value in results.circumstances.items()), sep="\n", flush=True)
+    if options.memory:
+        _memory(settings, [name for name in names if name.startswith("service")])
+        return
+    _measure(results, settings, names, options.workload)
+    is_whole = not (options.quick or options.only or options.workload)
+    print("\n" + report.markdown(results))
+    if is_whole:
+        plot.draw(results.rows, f"{results.circumstances['machine']}, commit {results.circumstances['commit']}")
+        print(*report.write(results), plot.PICTURE, sep="\n")
+    else:
+        print("a part of the benchmark: nothing was written")
+
+
+def _measure(results: Results, settings: Settings, names: Sequence[str], wanted: str) -> None:
     spec = settings.supported_models[0]
-    print(*circumstances(settings), sep="\n", flush=True)
+    folder = sources.locate(spec, settings)
+    shelf, started = Shelf(), time.monotonic()
+    probe = [shelf.take(kind) for kind in PROBE]
+    reference = _reference(folder, probe)
+    n_tokens = workloads.TokenCount(folder)
+    with contextlib.ExitStack() as stack:
+        entrance = Field(stack, spec.name, folder, workloads.window(folder))
+        field = [each for each in entrance.enter(names) if _is_true(each, probe, reference, results)]
+        results.left_out |= entrance.left_out
+        _print_left_out(results.left_out)
+        results.circumstances["idle contestants"] = f"{machine.idle_cores():.2f} cores"
+        print(f"{time.monotonic() - started:.0f} s: {', '.join(each.name for each in field)} are ready", flush=True)
+        others = machine.Others()
+        for workload in workloads.ALL:
+            if wanted not in workload.name:
+                continue
+            rows = measure.measure(workload, field, shelf, n_tokens, results.pace, results.left_out)
+            results.rows += rows
+            told = ", ".join(f"{row.contestant} {report.number(row.texts_per_s)}" for row in rows)
+            print(f"{time.monotonic() - started:.0f} s: {workload.name}: texts/s: {told}", flush=True)
+        if wanted in "short texts beside bulk work":
+            results.interferences = interference.measure(field, shelf, results.pace)
+        results.private_mb = memory.now(field)
+        results.circumstances["other work"] = f"{others.cores():.2f} cores on average while this was measured"
+    outcomes = targets.outcomes(results.rows, results.interferences)
+    results.outcomes = [each for each in outcomes if each.met is not None or not wanted]
+    results.circumstances["took"] = f"{time.monotonic() - started:.0f} s"
+
+
+def _memory(settings: Settings, names: Sequence[str]) -> None:
+    spec = settings.supported_models[0]
+    folder = sources.locate(spec, settings)
     shelf = Shelf()
-    others = Others()
-    with contestants.service(spec.name) as service, contestants.reference(sources.locate(spec, settings)) as encode:
-        field: list[Contestant] = [service, encode]
-        print("\n" + COLUMNS.format(*HEADER))
-        for workload in WORKLOADS:
-            results = measure(workload, field, shelf)
-            for contestant, rounds in zip(field, results, strict=True):
-                print(COLUMNS.format(*line(workload, contestant, rounds, results[-1])), flush=True)
-        memory = [f"{each.name} {' + '.join(f'{mib:.0f}' for mib in each.private_mib())}" for each in field]
-        n_others = others.cores()
-    print(f"\nprivate memory in MiB afterwards, of each process that computes: {', '.join(memory)}")
-    print(f"cores that other work on this machine took meanwhile: {n_others:.1f}")
-    print(FOOTNOTES)
+    measured = {}
+    for name in names:  # one after the other, so that each has the machine to itself
+        with contextlib.ExitStack() as stack:
+            entrance = Field(stack, spec.name, folder, workloads.window(folder))
+            for contestant in entrance.enter([name]):
+                measured[name] = memory.after_requests(contestant, shelf)
+        _print_left_out(entrance.left_out)
+    print(f"\nafter {memory.N_REQUESTS} requests of 32 mixed texts a worker:")
+    print(report.targets(targets.private_memory(measured)))
+
+
+def _print_left_out(left_out: Mapping[str, str]) -> None:
+    for what, why in left_out.items():
+        print(f"left out: {what}: {why}", flush=True)
+
+
+def _reference(folder: Path, texts: Sequence[str]) -> list[list[float]]:
+    command = [sys.executable, "-m", "bench.reference", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(texts), stdout=subprocess.PIPE, text=True, check=True)
+    return list(json.loads(done.stdout))
+
+
+def _is_true(contestant: Contestant, probe: list[str], reference: list[list[float]], results: Results) -> bool:
+    """Whether a contestant gives the reference's vectors, in every variant; who does not is not measured."""
+    lowest = 1.0
+    for variant in contestant.variants:
+        vectors = variant.vectors(probe)
+        for ours, theirs in zip(vectors or [], reference if vectors else [], strict=True):
+            product = sum(one * other for one, other in zip(ours, theirs, strict=True))
+            lowest = min(lowest, product / math.hypot(*ours))
+        if vectors is not None:
+            results.cosines[contestant.name] = lowest
+    if lowest < contestant.lowest_cosine:
+        results.left_out[contestant.name] = f"its vectors have a cosine of {lowest:.5f} to those of encode"
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""The bare backend: no HTTP, no queue, no tokenizer in the clock. What bulk work could at best reach on this machine.
+
+Loads the model as the service does, forks one process a core, and answers a line of JSON for each one that it reads:
+`[texts, batch_tokens]` gives `[elapsed_s, n_tokens]`. Batches are sorted by length, longest first, and each process
+takes the next one when it is done with its last.
+"""
+
+import json
+import multiprocessing
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from bench.servers import ROOT
+from embedding_api import cores
+from embedding_api.config import load_settings
+from embedding_api.engine import registry
+
+Job = tuple[list[list[Any]], int]
+
+
+def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Positions of texts, longest first, cut where a batch's rows times its longest text would be over the budget."""
+    order = [int(position) for position in np.argsort(-np.asarray(lengths), kind="stable")]
+    cut: list[list[int]] = []
+    for position in order:
+        if not cut or (len(cut[-1]) + 1) * lengths[cut[-1][0]] > batch_tokens:
+            cut.append([])
+        cut[-1].append(position)
+    return cut
+
+
+def compute(backend: Any, jobs: Connection, following: Any, all_ready: Any) -> None:
+    """What a forked process does: prepares once, then takes batches off each list that comes."""
+    backend.prepare()
+    while True:
+        todo, n_prompt_tokens = jobs.recv()
+        all_ready.wait()
+        while True:
+            with following.get_lock():
+                number = following.value
+                following.value += 1
+            if number >= len(todo):
+                break
+            backend.embed(todo[number], n_prompt_tokens)
+        jobs.send(None)
+
+
+def main() -> None:
+    """Loads, forks, and answers until standard input ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    settings = load_settings(ROOT / ".env")
+    model = registry.load(settings).models[0]
+    context = multiprocessing.get_context("fork")
+    n_processes = cores.count()
+    following, all_ready = context.Value("q", 0), context.Barrier(n_processes + 1)
+    ours = []
+    for _ in range(n_processes):
+        mine, theirs = context.Pipe()
+        context.Process(target=compute, args=(model.backend, theirs, following, all_ready), daemon=True).start()
+        theirs.close()
+        ours.append(mine)
+    print(json.dumps({"precision": model.backend.precision, "backend": model.backend.name}), file=answers, flush=True)
+    for line in sys.stdin:
+        texts, batch_tokens = json.loads(line)
+        reading = model.reader.read(texts)
+        ids = [tokens.ids for tokens in reading.tokens]
+        todo = [[ids[position] for position in batch] for batch in batches([len(each) for each in ids], batch_tokens)]
+        following.value = 0
+        for pipe in ours:
+            pipe.send((todo, reading.n_prompt_tokens))
+        all_ready.wait()
+        started = time.perf_counter()
+        for pipe in ours:
+            pipe.recv()
+        print(json.dumps([time.perf_counter() - started, sum(map(len, ids))]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What single short texts wait for while a bulk client keeps the server full."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from bench.contestants import PEER, PEER_AT_ITS_BEST, Contestant, Served
+from bench.drive import Background
+from bench.measure import Pace, percentile
+from bench.texts import Shelf
+from bench.workloads import BULK_X_1
+
+# The bulk client has its next request waiting while one is answered. So many different ones, then again from the first.
+_N_BULK_CONNECTIONS, _N_BULK = 2, 12
+_LEAD_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Interference:
+    """Short texts one after another, idle and beside bulk work.
+
+    Attributes:
+        long_ms: Median time of one text that fills the window, alone on an idle server.
+        n_loaded: How many short texts were answered beside the bulk work.
+        bulk_texts_per_s: What the bulk client got meanwhile.
+    """
+
+    contestant: str
+    settings: str
+    idle_p50_ms: float
+    idle_p99_ms: float
+    loaded_p50_ms: float
+    loaded_p99_ms: float
+    long_ms: float
+    n_loaded: int
+    bulk_texts_per_s: float
+
+    @property
+    def bound_ms(self) -> float:
+        """What p99 beside bulk work should not exceed: two more texts that fill the window."""
+        return self.idle_p99_ms + 2 * self.long_ms
+
+
+def measure(field: Sequence[Contestant], shelf: Shelf, pace: Pace) -> list[Interference]:
+    """Measures those contestants that are a single server: the service and infinity, with its default batch size."""
+    bulk = [BULK_X_1.request(shelf) for _ in range(_N_BULK)]
+    return [
+        _measure(contestant.name, contestant.variants[0], shelf, pace, bulk)
+        for contestant in field
+        if contestant.name.startswith(("service", PEER))
+        and contestant.name != PEER_AT_ITS_BEST
+        and isinstance(contestant.variants[0], Served)
+    ]
+
+
+def _measure(name: str, served: Served, shelf: Shelf, pace: Pace, bulk: Sequence[list[str]]) -> Interference:
+    n_most, limit_s = (400, 10.0 * pace.share)
+    short = [[shelf.take("short")] for _ in range(2 * n_most)]
+    idle = served.run(short[:n_most], 1, limit_s=limit_s / 3)
+    long = served.run([[shelf.take("long")] for _ in range(30)], 1, limit_s=limit_s / 5)
+    background = Background([served.request(texts) for texts in bulk], _N_BULK_CONNECTIONS, _LEAD_S)
+    loaded = served.run(short[n_most:], 1, limit_s=limit_s, background=background)
+    return Interference(
+        contestant=name,
+        settings=served.settings,
+        idle_p50_ms=_ms(idle.latencies_s, 50),
+        idle_p99_ms=_ms(idle.latencies_s, 99),
+        loaded_p50_ms=_ms(loaded.latencies_s, 50),
+        loaded_p99_ms=_ms(loaded.latencies_s, 99),
+        long_ms=_ms(long.latencies_s, 50),
+        n_loaded=loaded.n_requests,
+        bulk_texts_per_s=loaded.n_background * BULK_X_1.n_texts / loaded.elapsed_s,
+    )
+
+
+def _ms(latencies_s: Sequence[float], percent: float) -> float:
+    value = percentile(latencies_s, percent)
+    assert value is not None, "limit_s is checked before a request and after it, so that there is at least one"
+    return 1000 * value

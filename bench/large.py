@@ -1,0 +1,136 @@
+"""`python -m bench large`: whether workers share a model of bge-m3's size, and what the whole service takes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from bench import machine, report, servers
+from bench.contestants import OURS, Served
+from bench.environments import ENVIRONMENTS
+from bench.servers import ROOT
+from bench.targets import Outcome
+from bench.texts import Shelf
+from bench.workloads import MIXED
+
+N_WORKERS = 2
+MAX_PRIVATE_MB, MAX_ANONYMOUS_OF_WEIGHTS = 80, 1.3
+
+# Layers, hidden and intermediate size, as in `large_model.py`, which imports torch. A layer has four square matrices
+# and two of the intermediate size, each with its bias, and two layer norms.
+_LAYERS, _DIM, _INTERMEDIATE = 24, 1024, 4096
+N_ENCODER_WEIGHTS = _LAYERS * (4 * _DIM * (_DIM + 1) + 2 * _DIM * _INTERMEDIATE + _INTERMEDIATE + _DIM + 4 * _DIM)
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+# Half of a mixed batch of 32, so that requests take seconds and not minutes.
+_N_REQUESTS, _TEXTS = 12, MIXED[:16]
+
+
+class Footprint(NamedTuple):
+    """Memory in MB (2**20 bytes).
+
+    Attributes:
+        private: Of each worker.
+        anonymous: Of master and workers together; pages that several share count once.
+        file_backed: The same of pages that are a file's, such as weights that are mapped.
+    """
+
+    private: list[float]
+    anonymous: float
+    file_backed: float
+
+
+def footprint(master: psutil.Process) -> Footprint:
+    """What a master and its workers hold.
+
+    A page that n processes share counts as 1/n for each (Pss), so that the sum over all that share it is one page.
+    Between these processes that is exact; of a library that others on this machine have mapped too a part is missing.
+    """
+    workers = master.children()
+    family = [process.pid for process in (master, *workers)]
+    return Footprint(
+        private=machine.private_mib(workers),
+        anonymous=sum(machine.memory_kb(pid, "Pss_Anon") for pid in family) / 1024,
+        file_backed=sum(machine.memory_kb(pid, "Pss_File") for pid in family) / 1024,
+    )
+
+
+def model() -> Path:
+    """The folder of the model, made if need be."""
+    folder = ENVIRONMENTS / "large-model"
+    if not (folder / "modules.json").exists():
+        print(f"making {folder.relative_to(ROOT)}, 2.3 GB; remove it when it is no longer needed ...", flush=True)
+        folder.parent.mkdir(exist_ok=True)
+        subprocess.run([sys.executable, "-m", "bench.large_model", str(folder)], cwd=ROOT, check=True)
+    return folder
+
+
+def measure(folder: Path, precision: str) -> Footprint:
+    """Serves the model with two workers, has it work, and looks.
+
+    Raises:
+        RuntimeError: It does not start, does not answer, or serves another precision.
+    """
+    environment = OURS | {
+        "SUPPORTED_MODELS": f"large={folder}",
+        "PRECISION": precision,
+        "WORKERS": str(N_WORKERS),
+        "INFERENCE_TIMEOUT_S": "600",
+    }
+    command = [sys.executable, "-m", "gunicorn"]
+    with servers.start(f"large, {precision}", command, environment, n_workers=N_WORKERS) as server:
+        server.wait("/health/ready")
+        if f'"{precision}"'.encode() not in server.wait("/v1/models"):
+            raise RuntimeError(f"asked for PRECISION={precision}, it serves another")
+        shelf = Shelf()
+        requests = [[shelf.take(kind) for kind in _TEXTS] for _ in range(_N_REQUESTS)]
+        Served(server, "large").run(requests, 2 * N_WORKERS)
+        return footprint(psutil.Process(server.process.pid))
+
+
+def outcomes(precision: str, measured: Footprint, ir_mb: float | None) -> Sequence[Outcome]:
+    """The targets at this size.
+
+    Args:
+        precision: That was served.
+        measured: What master and workers hold.
+        ir_mb: Size of the converted model in the cache, if there is one.
+    """
+    bound_mb = MAX_ANONYMOUS_OF_WEIGHTS * N_ENCODER_WEIGHTS * _BYTES[precision] / 2**20
+    told = [
+        Outcome(
+            f"{precision}: private memory of a worker, at most {MAX_PRIVATE_MB} MB",
+            " and ".join(f"{value:.0f}" for value in measured.private) + " MB",
+            max(measured.private) <= MAX_PRIVATE_MB,
+        ),
+        Outcome(
+            f"{precision}: anonymous memory of master and workers, at most {MAX_ANONYMOUS_OF_WEIGHTS} x the encoder",
+            f"{measured.anonymous:.0f} MB of {bound_mb:.0f} MB",
+            measured.anonymous <= bound_mb,
+        ),
+    ]
+    target = f"{precision}: file-backed memory, at most the converted model once"
+    if ir_mb is None:
+        return [*told, Outcome(target, f"{measured.file_backed:.0f} MB; no converted model was found", None)]
+    return [*told, Outcome(target, f"{measured.file_backed:.0f} MB of {ir_mb:.0f} MB", measured.file_backed <= ir_mb)]
+
+
+def main() -> None:
+    """Makes the model, measures at each precision, prints."""
+    folder = model()
+    cache = ENVIRONMENTS / "large-cache"
+    os.environ["CACHE_DIR"] = str(cache)
+    told: list[Outcome] = []
+    for precision in _BYTES:
+        try:
+            measured = measure(folder, precision)
+        except RuntimeError as error:
+            print(f"left out: {precision}: {error}")
+            continue
+        sizes = [file.stat().st_size for file in cache.rglob("*.bin")] if cache.exists() else []
+        told += outcomes(precision, measured, max(sizes) / 2**20 if sizes else None)
+    print(report.targets(told))

@@ -1,0 +1,152 @@
+"""Lets contestants answer the same new texts in turn, round by round, each as many as it can in about the same time."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from bench.contestants import Contestant, Round, Texts, Variant
+from bench.texts import Shelf
+from bench.workloads import Workload
+
+_MAX_REQUESTS = 3000
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How long measuring takes.
+
+    Attributes:
+        n_rounds: That count.
+        share: Of each workload's `round_s`.
+        heat_s: In which variants get warm and the fastest is found.
+    """
+
+    n_rounds: int = 3
+    share: float = 1.0
+    heat_s: float = 0.4
+
+
+QUICK = Pace(n_rounds=2, share=0.3, heat_s=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a contestant did in a workload. Rates are medians over rounds.
+
+    Attributes:
+        texts_per_s_of_rounds: One number a round; round by round all contestants had the same texts and neighbours.
+        p50_ms, p99_ms: Of the requests of all rounds; None for the bare backend.
+        n_requests: How many those were; p99 is the slowest where there are fewer than 100.
+        client_ms: What the client computed for each request.
+    """
+
+    workload: str
+    contestant: str
+    settings: str
+    n_connections: int
+    requests_per_s: float
+    texts_per_s: float
+    tokens_per_s: float
+    texts_per_s_of_rounds: list[float]
+    p50_ms: float | None
+    p99_ms: float | None
+    n_requests: int
+    client_ms: float | None
+
+
+def measure(
+    workload: Workload,
+    field: Sequence[Contestant],
+    shelf: Shelf,
+    n_tokens: Callable[[Texts], int],
+    pace: Pace,
+    left_out: dict[str, str],
+) -> list[Row]:
+    """Measures a workload.
+
+    Args:
+        workload: What is asked.
+        field: All contestants; the workload says which of them it is for.
+        shelf: Where texts come from.
+        n_tokens: Counts them.
+        pace: How long to measure.
+        left_out: Takes why a contestant, or a variant of it, is not in the rows.
+    """
+    heats = [
+        (contestant, heat)
+        for contestant in field
+        if contestant.name.startswith(workload.of)
+        and (heat := _heat(workload, contestant, shelf, pace, left_out)) is not None
+    ]
+    rounds: list[list[Round]] = [[] for _ in heats]
+    tokens: list[list[int]] = [[] for _ in heats]
+    counts = [_n_requests(rate, workload, pace) for _, (_, rate) in heats]
+    for number in range(pace.n_rounds if heats else 0):
+        requests = [workload.request(shelf) for _ in range(max(counts))]
+        lengths = [n_tokens(request) for request in requests]
+        order = range(len(heats))
+        for index in order if number % 2 else reversed(order):
+            variant = heats[index][1][0]
+            rounds[index].append(variant.run(requests[: counts[index]], workload.n_connections))
+            tokens[index].append(sum(lengths[: counts[index]]))
+    return [
+        _row(workload, contestant, variant, rounds[index], tokens[index])
+        for index, (contestant, (variant, _)) in enumerate(heats)
+    ]
+
+
+def _heat(
+    workload: Workload, contestant: Contestant, shelf: Shelf, pace: Pace, left_out: dict[str, str]
+) -> tuple[Variant, float] | None:
+    """Warms all variants up; the fastest and its requests a second, or None if none can do it."""
+    rates = []
+    for variant in contestant.variants:
+        try:
+            requests = [workload.request(shelf) for _ in range(workload.n_connections)]
+            elapsed_s = variant.run(requests, workload.n_connections).elapsed_s
+            n_more = round(pace.heat_s / elapsed_s * len(requests))
+            if n_more > len(requests):  # the first ones were over before anything was warm
+                requests = [workload.request(shelf) for _ in range(min(n_more, _MAX_REQUESTS))]
+                elapsed_s = variant.run(requests, workload.n_connections).elapsed_s
+            rates.append((len(requests) / elapsed_s, variant))
+        except RuntimeError as error:
+            left_out[f"{contestant.name} ({variant.settings}) in {workload.name}"] = str(error)
+    if not rates:
+        return None
+    rate, variant = max(rates, key=lambda each: each[0])
+    return variant, rate
+
+
+def _n_requests(rate: float, workload: Workload, pace: Pace) -> int:
+    """How many requests a round takes of a contestant: at least one a connection."""
+    return min(_MAX_REQUESTS, max(workload.n_connections, round(rate * workload.round_s * pace.share)))
+
+
+def _row(
+    workload: Workload, contestant: Contestant, variant: Variant, rounds: Sequence[Round], tokens: Sequence[int]
+) -> Row:
+    latencies_ms = [1000 * latency_s for round_ in rounds for latency_s in round_.latencies_s]
+    n_requests = sum(round_.n_requests for round_ in rounds)
+    texts_per_s = [round_.n_requests * workload.n_texts / round_.elapsed_s for round_ in rounds]
+    return Row(
+        workload=workload.name,
+        contestant=contestant.name,
+        settings=variant.settings,
+        n_connections=workload.n_connections,
+        requests_per_s=median(texts_per_s) / workload.n_texts,
+        texts_per_s=median(texts_per_s),
+        tokens_per_s=median(n / round_.elapsed_s for n, round_ in zip(tokens, rounds, strict=True)),
+        texts_per_s_of_rounds=texts_per_s,
+        p50_ms=percentile(latencies_ms, 50),
+        p99_ms=percentile(latencies_ms, 99),
+        n_requests=n_requests,
+        client_ms=1000 * sum(round_.client_cpu_s for round_ in rounds) / n_requests if latencies_ms else None,
+    )
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """The smallest of the values that so many percent of them do not exceed; None of none."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * percent // 100).__trunc__() - 1)]
