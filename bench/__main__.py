@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,8 @@ def main() -> None:
     parser.add_argument("--workload", default="", help="workloads whose names hold this; 'beside' is the interference")
     parser.add_argument("--memory", action="store_true", help="only memory after 1,000 requests a worker; takes long")
     options = parser.parse_args()
+    # Whoever ends the bench ends what it started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.what == "large":
         large.main()
         return

@@ -2,7 +2,7 @@
 
 Loads the model as the service does, forks one process a core, and answers a line of JSON for each one that it reads:
 `[texts, batch_tokens]` gives `[elapsed_s, n_tokens]`. Batches are sorted by length, longest first, and each process
-takes the next one when it is done with its last.
+takes the next one when it is done with its last. When standard input ends, it ends, and its processes with it.
 """
 
 import json

@@ -89,11 +89,13 @@ class Contestant:
         name: As shown.
         variants: At least one.
         lowest_cosine: What its vectors must at least have in common with the reference.
+        is_server: Whether connections mean something to it.
     """
 
     name: str
     variants: Sequence[Variant]
     lowest_cosine: float = 0.999
+    is_server: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +238,6 @@ class Field:
                 text=True,
             )
         )
-        self._stack.callback(process.terminate)
         yield None
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -245,7 +246,7 @@ class Field:
         loaded = json.loads(line)
         if loaded["precision"] != precision:
             raise UnavailableError(f"asked for PRECISION={precision}, it computes in {loaded['precision']}")
-        yield Contestant(name, [Bare(process, budget) for budget in BUDGETS])
+        yield Contestant(name, [Bare(process, budget) for budget in BUDGETS], is_server=False)
 
     def _flask(self, name: str, _: str) -> Iterator[Contestant | None]:
         n = cores.count()

@@ -53,7 +53,7 @@ def measure(field: Sequence[Contestant], shelf: Shelf, pace: Pace) -> list[Inter
 
 
 def _measure(name: str, served: Served, shelf: Shelf, pace: Pace, bulk: Sequence[list[str]]) -> Interference:
-    n_most, limit_s = (400, 10.0 * pace.share)
+    n_most, limit_s = (400, 8.0 * pace.share)
     short = [[shelf.take("short")] for _ in range(2 * n_most)]
     idle = served.run(short[:n_most], 1, limit_s=limit_s / 3)
     long = served.run([[shelf.take("long")] for _ in range(30)], 1, limit_s=limit_s / 5)

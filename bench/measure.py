@@ -100,9 +100,10 @@ def _heat(
 ) -> tuple[Variant, float] | None:
     """Warms all variants up; the fastest and its requests a second, or None if none can do it."""
     rates = []
+    n_first = workload.n_connections if contestant.is_server else 1
     for variant in contestant.variants:
         try:
-            requests = [workload.request(shelf) for _ in range(workload.n_connections)]
+            requests = [workload.request(shelf) for _ in range(n_first)]
             elapsed_s = variant.run(requests, workload.n_connections).elapsed_s
             n_more = round(pace.heat_s / elapsed_s * len(requests))
             if n_more > len(requests):  # the first ones were over before anything was warm

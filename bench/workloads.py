@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from bench.contestants import PEER, Texts
+from bench.contestants import Texts
 from bench.texts import MIXED, Shelf
 from embedding_api.engine.text import Reader
 
@@ -56,10 +56,10 @@ MIXED_X_1 = Workload("32 mixed texts x 1 connection", MIXED, 1, round_s=1.5)
 MIXED_X_4 = Workload("32 mixed texts x 4 connections", MIXED, 4, round_s=1.5)
 BULK_X_1 = Workload("256 mixed texts x 1 connection", MIXED * 8, 1, of=("service",), round_s=3.0)
 BULK_X_4 = Workload("256 mixed texts x 4 connections", MIXED * 8, 4, of=("service", "bare"), round_s=3.0)
-COPIES = Workload("32 texts, 8 of them different, x 4 connections", MIXED[:8], 4, of=("service", PEER), n_copies=4)
+COPIES = Workload("32 texts, 8 of them different, x 4 connections", MIXED[:8], 4, of=("service",), n_copies=4)
 
 # The concurrency of one short text, for the plot; its ends have rows of their own.
-SHORT = [ONE, *(_short(n, is_main=False) for n in (2, 4, 8, 16)), ONE_X_32]
+SHORT = [ONE, *(_short(n, round_s=0.7, is_main=False) for n in (2, 4, 8, 16)), ONE_X_32]
 
 ALL = [*SHORT, MIXED_X_1, MIXED_X_4, COPIES, BULK_X_1, BULK_X_4]
 
