@@ -9,6 +9,7 @@ import difflib
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,7 +129,8 @@ class Settings:
     device: str = setting(
         "cpu",
         _choice("cpu", "cuda", "mps"),
-        "Where the models compute: cpu, cuda or mps. With cuda or mps one worker owns the device.",
+        "Where the models compute: cpu, cuda or mps. With cuda or mps one worker owns the device, and the\n"
+        "others send to it.",
     )
     backend: str = setting(
         "auto",
@@ -178,9 +180,9 @@ class Settings:
     workers: int = setting(
         "",
         _optional(_integer(1, 1024)),
-        "Worker processes. Unset: one per usable core (control group quota and affinity), or one with cuda or mps.\n"
-        "With fewer, cores stay idle, or with torch inference takes several threads each, which is slower; more take\n"
-        "cores from each other.",
+        "Worker processes. Unset: one per usable core (control group quota and affinity); with cuda or mps at most\n"
+        "four, one of which computes. With fewer than cores, cores stay idle, or with torch inference takes several\n"
+        "threads each, which is slower; of more, only as many compute as there are cores.",
         example="2",
     )
     threads: int = setting(
@@ -246,11 +248,11 @@ class Settings:
                 "that clients shall send, or REQUIRE_AUTH to false"
             )
         if self.workers is None:
-            object.__setattr__(self, "workers", cores.count() if self.device == "cpu" else 1)
-        if self.device != "cpu" and self.workers != 1:
+            object.__setattr__(self, "workers", cores.count() if self.device == "cpu" else self._most_on_a_device)
+        if self.device != "cpu" and self.workers > self._most_on_a_device == 1:
             raise SettingsError(
-                f"WORKERS={self.workers} with DEVICE={self.device}: one worker owns the device; "
-                "unset WORKERS, or set it to 1"
+                f"WORKERS={self.workers} with DEVICE={self.device}: one worker owns the device, and only on Linux can "
+                "others send to it; unset WORKERS, or set it to 1"
             )
         if self.backend == "openvino" and self.device != "cpu":
             raise SettingsError(
@@ -272,6 +274,11 @@ class Settings:
             raise SettingsError(
                 f"TRUST_REMOTE_CODE={unknown[0]!r} is not in SUPPORTED_MODELS, which has {', '.join(sorted(known))}"
             )
+
+    @property
+    def _most_on_a_device(self) -> int:
+        """Workers that keep one device busy by reading and answering for it; only on Linux do they reach each other."""
+        return min(4, cores.count()) if sys.platform == "linux" else 1
 
     @property
     def bind(self) -> str:

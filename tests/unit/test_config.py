@@ -45,7 +45,6 @@ def test_without_any_setting_minilm_is_served_on_loopback_without_a_key(monkeypa
         ("API_KEY_SECRET", '"a"', "require_auth", True),
         ("REQUIRE_AUTH", "", "require_auth", False),
         ("WORKERS", "3", "workers", 3),
-        ("DEVICE", "cuda", "workers", 1),
         ("TRUST_REMOTE_CODE", MINILM, "trust_remote_code", (MINILM,)),
     ],
 )
@@ -150,9 +149,13 @@ def test_the_cache_is_the_users_unless_it_is_named(monkeypatch, xdg, folder):
     assert load(monkeypatch, CACHE_DIR="/named").cache_dir == Path("/named")
 
 
-def test_several_workers_on_one_gpu_are_refused(monkeypatch):
-    with pytest.raises(SettingsError, match="WORKERS=2 with DEVICE=cuda"):
-        load(monkeypatch, DEVICE="cuda", WORKERS="2")
+def test_several_workers_share_a_device_where_they_can_send_to_each_other(monkeypatch):
+    assert 1 <= load(monkeypatch, DEVICE="cuda").workers <= 4
+    assert load(monkeypatch, DEVICE="cuda", WORKERS="2").workers == 2
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert load(monkeypatch, DEVICE="mps", WORKERS="").workers == 1
+    with pytest.raises(SettingsError, match="WORKERS=2 with DEVICE=mps"):
+        load(monkeypatch, DEVICE="mps", WORKERS="2")
 
 
 @pytest.mark.parametrize(
