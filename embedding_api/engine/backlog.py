@@ -116,8 +116,8 @@ class _Line:
         self._cost = cost
         # Enough texts to choose from for a full batch, few enough to choose within a fraction of a millisecond.
         self._n_ahead = max(256, backend.max_batch_tokens // 16)
-        # A text that is due so much later, in seconds, does not delay another job's batch: half of a full one.
-        self._patience_s = cost.start_s + cost.token_s * backend.max_batch_tokens / 2
+        # A text that is due so much later, in seconds, does not delay another job: a quarter of a full batch.
+        self._patience_s = cost.start_s + cost.token_s * backend.max_batch_tokens / 4
 
     def wait(self, texts: list[_Text]) -> None:
         """Lets texts wait."""
