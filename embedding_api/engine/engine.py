@@ -65,7 +65,7 @@ class Engine:
     Args:
         models: What is served.
         costs: Of a batch, for each model.
-        exchange: Over which workers send each other batches; None if each computes alone.
+        n_seats: The most workers that send each other batches; 0 if each computes alone.
         n_computing: How many workers compute at the same time.
         accepts_token_ids: Whether `embed` takes the model's own token ids in the place of texts.
         inference_timeout_s: Seconds after which a batch counts as stuck.
@@ -76,14 +76,15 @@ class Engine:
         models: Registry,
         costs: Sequence[Cost],
         *,
-        exchange: Exchange | None = None,
+        n_seats: int = 0,
         n_computing: int = 1,
         accepts_token_ids: bool = False,
         inference_timeout_s: float = 30.0,
     ) -> None:
         self.models = models
         self._places = {model.name: place for place, model in enumerate(models.models)}
-        self._exchange = exchange
+        self._n_seats = n_seats
+        self._exchange: Exchange | None = None
         self._accepts_token_ids = accepts_token_ids
         self._inference_timeout_s = inference_timeout_s
         self._dispatcher = Dispatcher([model.backend for model in models.models], costs, n_computing)
@@ -93,6 +94,8 @@ class Engine:
 
         The master calls it, and `leave` of what it got when that worker is gone.
         """
+        if self._n_seats and self._exchange is None:
+            self._exchange = Exchange(self._n_seats)
         return None if self._exchange is None else self._exchange.take_seat()
 
     def start(self, seat: Seat | None = None) -> None:
@@ -102,6 +105,8 @@ class Engine:
     def close(self) -> None:
         """Finishes the batch in work and ends the threads; requests that still wait get NotReadyError."""
         self._dispatcher.close()
+        if self._exchange is not None:
+            self._exchange.close()
 
     def problem(self) -> str | None:
         """What keeps this process from answering, or None if nothing does."""
@@ -179,7 +184,7 @@ def load_engine(settings: Settings) -> Engine:
         models,
         costs,
         # Workers that are replaced overlap with the new ones.
-        exchange=Exchange(2 * settings.workers + 2) if WORKERS_CAN_SEND else None,
+        n_seats=2 * settings.workers + 2 if WORKERS_CAN_SEND else 0,
         n_computing=n_computing,
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
         inference_timeout_s=settings.inference_timeout_s,
