@@ -1,5 +1,6 @@
 """How Gunicorn runs the service. Every value comes from Settings, or has its reason beside it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -60,8 +61,9 @@ def child_exit(server, worker):
 
 
 def worker_exit(server, worker):
-    """Ends the engine with its worker."""
-    _engine(worker).close()
+    """Ends the engine with its worker; Gunicorn's master may call this too, and its engine is the next workers'."""
+    if worker.pid == os.getpid():
+        _engine(worker).close()
 
 
 def _engine(worker):

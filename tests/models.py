@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 tqdm.tqdm.monitor_interval = 0
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-WINDOW = 64
+WINDOW, LONG_WINDOW = 64, 512
 N_VOCABULARY = 600
 
 
@@ -72,7 +72,9 @@ _ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_
 _DECODER = {"pad_token": "<pad>", "eos_token": "<eos>"}
 
 
-def _transformer(folder: Path, config, tokenizer: Tokenizer, tokens: dict, **options) -> Transformer:
+def _transformer(
+    folder: Path, config, tokenizer: Tokenizer, tokens: dict, *, window: int = WINDOW, **options
+) -> Transformer:
     """A Transformer module of that configuration, its weights random but always the same."""
     torch.manual_seed(7)
     model = transformers.AutoModel.from_config(config)
@@ -83,7 +85,7 @@ def _transformer(folder: Path, config, tokenizer: Tokenizer, tokens: dict, **opt
                 parameter.mul_(5)
     model.save_pretrained(folder / "base")
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=WINDOW, **tokens, **options
+        tokenizer_object=tokenizer, model_max_length=window, **tokens, **options
     )
     fast.save_pretrained(folder / "base")
     return Transformer(str(folder / "base"))
@@ -103,6 +105,13 @@ def _decoder(folder: Path, padding_side: str) -> Transformer:
 
 def bert_mean(folder):
     return SentenceTransformer(modules=[_bert(folder), Pooling(32, "mean"), Normalize()])
+
+
+def bert_long_window(folder):
+    """Texts that are longer than a batch usually is."""
+    config = transformers.BertConfig(**SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=LONG_WINDOW)
+    transformer = _transformer(folder, config, _word_piece(), _BERT, window=LONG_WINDOW)
+    return SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()])
 
 
 def bert_unnormalized(folder):
@@ -168,6 +177,16 @@ def modernbert_cls(folder):
     return SentenceTransformer(modules=[transformer, Pooling(32, "cls"), Normalize()])
 
 
+def modernbert_long_window(folder):
+    """Local attention that reaches farther than the probe texts are long."""
+    config = transformers.ModernBertConfig(
+        **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=LONG_WINDOW, pad_token_id=0, cls_token_id=2,
+        sep_token_id=3, bos_token_id=2, eos_token_id=3, local_attention=256, attn_implementation="sdpa",
+    )  # fmt: skip
+    transformer = _transformer(folder, config, _word_piece(), _BERT, window=LONG_WINDOW)
+    return SentenceTransformer(modules=[transformer, Pooling(32, "cls"), Normalize()])
+
+
 def decoder_last_token(folder):
     return SentenceTransformer(modules=[_decoder(folder, "left"), Pooling(32, "lasttoken"), Normalize()])
 
@@ -196,9 +215,10 @@ def router_without_default(folder):
 
 
 SERVED = (
-    bert_mean, bert_unnormalized, bert_several_poolings, bert_weighted_mean, bert_dense, bert_left_truncated,
-    bert_default_prompt, bert_prompt_not_pooled, bert_truncated_dimensions, xlm_roberta_cls, mpnet_mean, modernbert_cls,
-    decoder_last_token, decoder_last_token_padded_right, static_embedding, router_with_default,
+    bert_mean, bert_long_window, bert_unnormalized, bert_several_poolings, bert_weighted_mean, bert_dense,
+    bert_left_truncated, bert_default_prompt, bert_prompt_not_pooled, bert_truncated_dimensions, xlm_roberta_cls,
+    mpnet_mean, modernbert_cls, modernbert_long_window, decoder_last_token, decoder_last_token_padded_right,
+    static_embedding, router_with_default,
 )  # fmt: skip
 
 

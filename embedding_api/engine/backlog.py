@@ -100,6 +100,12 @@ class Batch:
         self.n_prompt_tokens = line.n_prompt_tokens
         self.ids = [text.ids for text in texts]
 
+    def begin(self) -> None:
+        """A core has it now."""
+        for text in self.texts:
+            for job, _ in text.wanted_by:
+                job.begin()
+
 
 class _Line:
     """The texts that may travel together, being of one model and one length of prompt, by turn."""
@@ -219,10 +225,7 @@ class Backlog:
         if line is None or (due_s := line.next_turn_s()) == float("inf"):
             return None
         self._now_s = max(self._now_s, due_s)
-        batch = Batch(line, line.take(n_cores))
-        for job, _ in _wanted(batch):
-            job.begin()
-        return batch
+        return Batch(line, line.take(n_cores))
 
     def answer(self, batch: Batch, vectors: Vectors) -> None:
         """A batch was computed.

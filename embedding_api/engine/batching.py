@@ -30,6 +30,8 @@ def company(seed: int, lengths: Sequence[int], backend: Backend, cost: Cost, max
     for position in sorted(range(len(lengths)), key=lambda position: abs(lengths[position] - seed)):
         length = lengths[position]
         n_texts = len(chosen) + 2
+        if n_tokens >= max_tokens:
+            break
         if backend.n_computed(n_texts, max(longest, length), n_tokens + length) > max_tokens:
             continue
         chosen.append(position)

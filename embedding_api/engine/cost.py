@@ -49,4 +49,4 @@ def measure(backend: Backend) -> Cost:
             break
     n_small, n_large = (backend.n_computed(n_rows, n_tokens, n_rows * n_tokens) for n_rows, n_tokens in fastest_s)
     token_s = max((fastest_s[_LARGE] - fastest_s[_SMALL]) / (n_large - n_small), 1e-9)
-    return Cost(start_s=max(fastest_s[_SMALL] - token_s * n_small, 0.0), token_s=token_s)
+    return Cost(start_s=max(fastest_s[_SMALL] - token_s * n_small, token_s), token_s=token_s)

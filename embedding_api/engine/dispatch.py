@@ -20,17 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class _Away:
-    """A batch that another worker computes, and what of its vectors has come back."""
+    """A batch that another worker computes, since when, and what of its vectors has come back."""
 
     def __init__(self, batch: Batch, worker: Address, dim: int) -> None:
         self.batch = batch
         self.worker = worker
+        self.sent_s = time.monotonic()
         self.vectors: Vectors = np.empty((len(batch.ids), dim), dtype=np.float32)
         self._n_missing = self.vectors.size
 
     def fill(self, start: int, components: Vectors) -> bool:
         """Puts components in their place, counted over all rows; whether they are complete now."""
-        self.vectors.reshape(-1)[start : start + len(components)] = components
+        self.vectors.reshape(-1)[start : start + len(components)] = components  # of equal shape, or ValueError
         self._n_missing -= len(components)
         return self._n_missing == 0
 
@@ -39,7 +40,8 @@ class Dispatcher:
     """This worker's inference thread, and the courier that exchanges batches with the other workers.
 
     A batch is formed when a core is free for it and not before, so that texts which come meanwhile join it. This
-    worker's own core comes first, then any that is idle. No thread starts before `start`, so that a master can fork.
+    worker's own core comes first, then any that accepts a batch. No thread starts before `start`, so that a master can
+    fork.
 
     Args:
         backends: Of each model, in the registry's order.
@@ -58,11 +60,12 @@ class Dispatcher:
         self._seat: Seat | None = None
         self._alone: Exchange | None = None
         self._busy_since: float | None = None
-        # Guards what follows, and the backlog. The inference thread alone takes work off again.
+        # Guards what follows, and the backlog.
         self._changed = threading.Condition()
         self._is_closing = False
         self._in_work: Batch | Order | None = None
-        self._orders: deque[Order] = deque()
+        # What this core must compute, whoever else may: what others sent, and what cannot travel.
+        self._due: deque[Batch | Order] = deque()
         self._away: dict[int, _Away] = {}
         self._numbers = itertools.count()
 
@@ -117,14 +120,28 @@ class Dispatcher:
         return job
 
     def busy_for_s(self) -> float:
-        """Seconds since the batch in work began; 0 while there is none."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        """Seconds since the oldest batch began, here or at another worker; 0 while there is none."""
+        with self._changed:
+            begun = [away.sent_s for away in self._away.values()]
+        if (busy_since := self._busy_since) is not None:
+            begun.append(busy_since)
+        return time.monotonic() - min(begun) if begun else 0.0
+
+    def problem(self) -> str | None:
+        """Why nothing can be computed here any more; None if all is well, or nothing has started yet."""
+        if self._start_error is not None:
+            return f"a backend cannot compute here: {type(self._start_error).__name__}"
+        if not self._is_closing and any(not thread.is_alive() for thread in self._threads):
+            return "a thread of the engine has ended"
+        return None
 
     def close(self) -> None:
         """Finishes the batch in work, refuses what waits, ends the threads, gives the seat up."""
         with self._changed:
             self._is_closing = True
+            for work in self._due:
+                if isinstance(work, Batch):
+                    self._backlog.give_back(work)
             self._refuse_all()
             self._changed.notify_all()
         self._has_started.set()
@@ -145,76 +162,94 @@ class Dispatcher:
         self._backlog.refuse(NotReadyError("this worker stopped before the request's turn came"))
 
     def _assign(self, seat: Seat) -> None:
-        """Gives what waits to the cores that are free; to be called, with the lock, whenever one of both has changed.
+        """Sees to what waits and what is free; to be called, with the lock, whenever one of both has changed.
 
-        This worker's own core takes its batch itself, when its thread gets to run: what comes until then joins it.
-        Others see what waits before we see who is idle, and say that they are idle before they see what waits: so one
-        of both notices the other.
+        An idle core takes its batch itself, when its thread gets to run: what comes until then joins it.
         """
-        is_idle = self._in_work is None and self._may_compute(seat)
-        if is_idle and (self._orders or self._backlog.n_waiting_tokens):
+        seat.say_waiting(self._backlog.n_waiting_tokens)
+        may_compute = self._may_compute(seat)
+        is_idle = self._in_work is None
+        if is_idle and (self._due or (may_compute and self._backlog.n_waiting_tokens)):
             self._changed.notify_all()
-        seat.say(idle=False, waiting_tokens=self._backlog.n_waiting_tokens)
-        while self._backlog.n_waiting_tokens and seat.n_idle() and (batch := self._take(seat)):
-            is_last = is_idle and not self._backlog.n_waiting_tokens
-            if is_last or not self._send(seat, batch):
-                self._backlog.give_back(batch)
-                break
-        seat.say(idle=is_idle and not self._orders, waiting_tokens=self._backlog.n_waiting_tokens)
+        else:
+            self._send_what_waits(seat)
+        # Where not every worker may compute, one that may takes a batch of another's in advance, in turn with its own.
+        is_free = is_idle and not self._backlog.n_waiting_tokens
+        has_others_to_serve = seat.n_workers() > self._n_computing
+        seat.say_accepts(accepts=may_compute and not self._due and (is_free or has_others_to_serve))
 
     def _may_compute(self, seat: Seat) -> bool:
-        return seat.rank() < self._n_computing and not self._is_closing
+        return seat.rank() < self._n_computing and not self._is_closing and self._start_error is None
+
+    def _send_what_waits(self, seat: Seat) -> None:
+        while self._backlog.n_waiting_tokens and seat.n_accepting() and (batch := self._take(seat)):
+            if not seat.can_travel(batch.ids):
+                self._due.append(batch)
+                self._changed.notify_all()
+                continue
+            number = next(self._numbers)
+            worker = seat.send_batch(number, batch.model, batch.n_prompt_tokens, batch.ids)
+            if worker is None:
+                self._backlog.give_back(batch)
+                break
+            batch.begin()
+            self._away[number] = _Away(batch, worker, self._backends[batch.model].dim)
+        seat.say_waiting(self._backlog.n_waiting_tokens)
 
     def _take(self, seat: Seat) -> Batch | None:
         """The next batch, for as many cores as are free or work for this worker already."""
-        return self._backlog.take(max(1, (self._in_work is None) + seat.n_idle() + len(self._away)))
-
-    def _send(self, seat: Seat, batch: Batch) -> bool:
-        worker = seat.claim_idle()
-        if worker is None:
-            return False
-        number = next(self._numbers)
-        self._away[number] = _Away(batch, worker, self._backends[batch.model].dim)
-        if seat.send_batch(worker, number, batch.model, batch.n_prompt_tokens, batch.ids):
-            return True
-        del self._away[number]
-        return False
+        own = self._in_work is None and self._may_compute(seat)
+        return self._backlog.take(max(1, own + seat.n_accepting() + len(self._away)))
 
     def _inference(self, seat: Seat) -> None:
         """The inference thread: prepares, then computes one batch after the other."""
-        try:
-            if self._may_compute(seat):
-                self._prepare()
-        except Exception as error:  # noqa: BLE001 - whatever a backend raises, start() shall raise
-            self._start_error = error
+        if self._may_compute(seat):
+            self._try_to_prepare()
         self._has_started.set()
         while (work := self._next_work(seat)) is not None:
             self._busy_since = time.monotonic()
             try:
-                self._prepare()
-                vectors = self._backends[work.model].embed(work.ids, work.n_prompt_tokens)
+                vectors = self._compute(work)
             except Exception as error:  # noqa: BLE001 - whatever happened, the texts must be answered
                 self._fail(seat, work, error)
             else:
                 self._answer(seat, work, vectors)
-            self._busy_since = self._in_work = None
+            self._busy_since = None
 
-    def _prepare(self) -> None:
-        if not self._is_prepared:
+    def _try_to_prepare(self) -> None:
+        try:
             for backend in self._backends:
                 backend.prepare()
             self._is_prepared = True
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises: start() raises it, or problem() tells
+            self._start_error = error
+
+    def _compute(self, work: Batch | Order) -> Vectors:
+        if not self._is_prepared and self._start_error is None:
+            self._try_to_prepare()
+        if self._start_error is not None:
+            raise self._start_error
+        backend = self._backends[work.model]
+        vectors = backend.embed(work.ids, work.n_prompt_tokens)
+        if vectors.shape != (len(work.ids), backend.dim) or vectors.dtype != np.float32:
+            raise RuntimeError(f"the backend gave {vectors.dtype} {vectors.shape}; this is a bug")
+        return vectors
 
     def _next_work(self, seat: Seat) -> Batch | Order | None:
         """Waits for something to compute; None when there will be nothing more."""
         with self._changed:
+            was_due, self._in_work = isinstance(self._in_work, Order), None
             while not self._is_closing:
-                if self._may_compute(seat):
-                    self._in_work = self._orders.popleft() if self._orders else self._take(seat)
+                # In turn, so that neither this worker's texts nor those of others wait for all of the other's.
+                if self._may_compute(seat) and (was_due or not self._due):
+                    self._in_work = self._take(seat)
+                    if isinstance(self._in_work, Batch):
+                        self._in_work.begin()
+                if self._in_work is None and self._due:
+                    self._in_work = self._due.popleft()
                 self._assign(seat)
                 if self._in_work is not None:
                     return self._in_work
-                seat.offer_core()
                 self._changed.wait()
             return None
 
@@ -239,28 +274,40 @@ class Dispatcher:
         while not self._is_closing:
             message = seat.receive()
             with self._changed:
-                if isinstance(message, Order):
-                    self._orders.append(message)
-                elif isinstance(message, Delivery):
-                    self._deliver(message)
-                self._fetch_lost(seat)
-                self._assign(seat)
+                try:
+                    if isinstance(message, Order):
+                        self._due.append(message)
+                    elif isinstance(message, Delivery):
+                        self._deliver(seat, message)
+                    self._fetch_lost(seat)
+                    self._assign(seat)
+                except Exception:
+                    # Nobody else would read what the others send.
+                    logger.exception("the courier could not handle a %s; this is a bug", type(message).__name__)
 
-    def _deliver(self, delivery: Delivery) -> None:
+    def _deliver(self, seat: Seat, delivery: Delivery) -> None:
         away = self._away.get(delivery.number)
         if away is None or away.worker != delivery.sender:
             # Its worker was given up, and the batch is computed again; inference is pure, so this one is as good.
             return
         if delivery.components is None:
             del self._away[delivery.number]
-            self._backlog.fail(away.batch, EngineError("another worker could not compute this text"))
+            self._retry(seat, away.batch)
         elif away.fill(delivery.start, delivery.components):
             del self._away[delivery.number]
             self._backlog.answer(away.batch, away.vectors)
 
+    def _retry(self, seat: Seat, batch: Batch) -> None:
+        """A batch failed at another worker, whose fault it may be: a single text is tried here before it fails."""
+        if len(batch.ids) == 1 and self._may_compute(seat):
+            self._due.append(batch)
+        else:
+            self._backlog.fail(batch, EngineError("another worker could not compute this text"))
+
     def _fetch_lost(self, seat: Seat) -> None:
-        """Batches whose worker is gone wait again."""
+        """Batches whose worker is gone wait again, and what a worker that is gone has sent need not be computed."""
         for number, away in list(self._away.items()):
             if not seat.is_taken(away.worker):
                 del self._away[number]
                 self._backlog.give_back(away.batch)
+        self._due = deque(work for work in self._due if isinstance(work, Batch) or seat.is_taken(work.sender))

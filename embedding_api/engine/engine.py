@@ -96,7 +96,10 @@ class Engine:
         """
         if self._n_seats and self._exchange is None:
             self._exchange = Exchange(self._n_seats)
-        return None if self._exchange is None else self._exchange.take_seat()
+        seat = None if self._exchange is None else self._exchange.take_seat()
+        if self._n_seats and seat is None:
+            logger.warning("all %d seats are taken; a new worker computes alone until others are gone", self._n_seats)
+        return seat
 
     def start(self, seat: Seat | None = None) -> None:
         """Starts to compute in this process; in a worker, after the fork. Raises what a backend's `prepare` raises."""
@@ -110,6 +113,8 @@ class Engine:
 
     def problem(self) -> str | None:
         """What keeps this process from answering, or None if nothing does."""
+        if (problem := self._dispatcher.problem()) is not None:
+            return problem
         busy_for_s = self._dispatcher.busy_for_s()
         if busy_for_s > self._inference_timeout_s:
             return f"the batch in work has taken {busy_for_s:.0f} s so far"
@@ -184,7 +189,7 @@ def load_engine(settings: Settings) -> Engine:
         models,
         costs,
         # Workers that are replaced overlap with the new ones.
-        n_seats=2 * settings.workers + 2 if WORKERS_CAN_SEND else 0,
+        n_seats=4 * settings.workers + 4 if WORKERS_CAN_SEND else 0,
         n_computing=n_computing,
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
         inference_timeout_s=settings.inference_timeout_s,

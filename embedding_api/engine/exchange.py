@@ -1,8 +1,7 @@
 """The way between workers: who sits where, who is idle, and sockets over which batches and vectors travel.
 
 Made in the master, so that all workers inherit it and no other process can write to it. The kernel keeps messages
-whole and in order, so a worker that is killed while it sends or receives breaks nothing. What a worker says of itself
-on the board only decides where batches go, never whether they are computed: that hangs on `Seat.is_taken` alone.
+whole and in order, so a worker that is killed while it sends or receives breaks nothing.
 """
 
 import mmap
@@ -23,8 +22,11 @@ from embedding_api.engine.arrays import Ids, Vectors
 WORKERS_CAN_SEND = sys.platform == "linux"
 _SOCKET_TYPE = socket.SOCK_SEQPACKET if WORKERS_CAN_SEND else socket.SOCK_DGRAM
 
-# Bytes of the largest message. A socket's buffer takes 212,992 by default; what it does not take waits in the sender.
-_MAX_MESSAGE = 65_536
+# Bytes of the largest message: a GPU's batch of 16,384 tokens and more. A buffer holds at least two.
+_MAX_MESSAGE = 131_072
+
+# Milliseconds after which a message that a socket refused for another reason than being full is sent again.
+_AGAIN_MS = 10
 
 # Kind of message; seat and generation of who sends; generation of who shall read it; number of the batch; two numbers
 # that depend on the kind.
@@ -33,7 +35,7 @@ _WAKE, _BATCH, _VECTORS, _FAILED = range(4)
 
 
 class Address(NamedTuple):
-    """A worker: the seat it has, and how many had it before."""
+    """A worker: the seat it has, and a number that is higher than that of any worker before it."""
 
     seat: int
     generation: int
@@ -82,13 +84,25 @@ class Exchange:
 
     Args:
         n_seats: The most workers at one time.
+
+    Attributes:
+        inboxes: Of each seat, the socket to read from and the one to write to.
+        max_message: Bytes of the largest message.
+        taken: Whether a worker has the seat; the board's columns are int64, (n_seats,), shared by all processes.
+        generation: Of the worker that has it, or had it last.
+        accepts: Whether it takes a batch of another worker's.
+        waiting_tokens: Of its texts that no core has taken.
     """
 
     def __init__(self, n_seats: int) -> None:
         self.inboxes = [socket.socketpair(socket.AF_UNIX, _SOCKET_TYPE) for _ in range(n_seats)]
-        # One number a worker, shared by all processes; aligned integers are written whole.
+        for _, writer in self.inboxes:
+            writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MAX_MESSAGE)
+        buffer = self.inboxes[0][1].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self.max_message = min(_MAX_MESSAGE, buffer // 2)
+        # Aligned integers are written whole.
         board = np.frombuffer(mmap.mmap(-1, 4 * 8 * n_seats), dtype=np.int64).reshape(4, n_seats)
-        self.taken, self.generation, self.idle, self.waiting_tokens = board
+        self.taken, self.generation, self.accepts, self.waiting_tokens = board
 
     def take_seat(self) -> "Seat | None":
         """A free seat, for the process that calls or one that it forks; None if all are taken.
@@ -99,7 +113,7 @@ class Exchange:
         if not len(free):
             return None
         seat = int(free[0])
-        self.generation[seat] += 1
+        self.generation[seat] = self.generation.max() + 1
         self.taken[seat] = 1
         return Seat(self, Address(seat, int(self.generation[seat])))
 
@@ -111,80 +125,101 @@ class Exchange:
 
 
 class Seat:
-    """A worker's place on the exchange. One thread receives; any may do the rest."""
+    """A worker's place on the exchange. One thread receives; any may do the rest.
+
+    Args:
+        exchange: That the seat is on.
+        address: Of the worker that has it.
+    """
 
     def __init__(self, exchange: Exchange, address: Address) -> None:
-        self.exchange = exchange
         self.address = address
+        self._exchange = exchange
         self._inbox = exchange.inboxes[address.seat][0]
         self._buffer = memoryview(bytearray(_MAX_MESSAGE))
-        # Messages, and for whom, whose inboxes were full.
-        self._late: deque[tuple[int, bytes]] = deque()
+        # Messages, and for whom, that sockets did not take.
+        self._late: deque[tuple[Address, bytes]] = deque()
         self._lock = threading.Lock()
 
     def is_taken(self, address: Address) -> bool:
         """Whether a worker is still there, as far as the master knows."""
-        board = self.exchange
+        board = self._exchange
         return bool(board.taken[address.seat] and board.generation[address.seat] == address.generation)
 
     def rank(self) -> int:
-        """How many workers have a seat before this one."""
-        return int(self.exchange.taken[: self.address.seat].sum())
+        """How many older workers there are; it only falls, so who may compute once may always."""
+        board = self._exchange
+        return int((board.taken * (board.generation < self.address.generation)).sum())
+
+    def n_workers(self) -> int:
+        """How many workers have a seat."""
+        return int(self._exchange.taken.sum())
 
     def leave(self) -> None:
         """Gives the seat up and tells the others; by the worker itself, or by the master when it is gone."""
         if not self.is_taken(self.address):
             return
-        seat = self.address.seat
-        self.exchange.idle[seat] = self.exchange.waiting_tokens[seat] = self.exchange.taken[seat] = 0
-        for other in np.flatnonzero(self.exchange.taken):
+        board, seat = self._exchange, self.address.seat
+        board.accepts[seat] = board.waiting_tokens[seat] = board.taken[seat] = 0
+        for other in np.flatnonzero(board.taken):
             self._wake(int(other))
 
-    def say(self, *, idle: bool, waiting_tokens: int) -> None:
-        """Tells the others whether this worker's core is free, and how many tokens wait for one."""
-        self.exchange.idle[self.address.seat] = idle
-        self.exchange.waiting_tokens[self.address.seat] = waiting_tokens
+    def say_waiting(self, n_tokens: int) -> None:
+        """Tells the others how many tokens wait for a core."""
+        self._exchange.waiting_tokens[self.address.seat] = n_tokens
 
-    def n_idle(self) -> int:
-        """How many of the others have said that their core is free."""
-        return int(self.exchange.idle.sum() - self.exchange.idle[self.address.seat])
+    def say_accepts(self, *, accepts: bool) -> None:
+        """Tells the others whether this worker takes a batch; if it does from now on, those who have one are woken.
 
-    def claim_idle(self) -> Address | None:
-        """One of the others whose core is free, and from now on taken; None if there is none.
-
-        Two workers may claim the same one at the same moment: then one batch waits for the other.
+        It is said before it is seen who has one, and `say_waiting` before it is seen who accepts: so one of both
+        notices the other.
         """
-        for seat in map(int, np.flatnonzero(self.exchange.idle & self.exchange.taken)):
-            if seat != self.address.seat:
-                self.exchange.idle[seat] = 0
-                return Address(seat, int(self.exchange.generation[seat]))
-        return None
+        board, seat = self._exchange, self.address.seat
+        was_accepting = board.accepts[seat]
+        board.accepts[seat] = accepts
+        if accepts and not was_accepting:
+            for other in map(int, np.flatnonzero(board.waiting_tokens * board.taken)):
+                if other != seat:
+                    self._wake(other)
 
-    def offer_core(self) -> None:
-        """Wakes the one of the others for whom the most tokens wait, if there is one."""
-        waiting = self.exchange.waiting_tokens * self.exchange.taken
-        waiting[self.address.seat] = 0
-        if waiting.any():
-            self._wake(int(waiting.argmax()))
+    def n_accepting(self) -> int:
+        """How many of the others take a batch."""
+        return int(self._exchange.accepts.sum() - self._exchange.accepts[self.address.seat])
 
     def wake_self(self) -> None:
         """Makes `receive` return."""
         self._wake(self.address.seat)
 
-    def send_batch(self, to: Address, number: int, model: int, n_prompt_tokens: int, ids: Sequence[Ids]) -> bool:
-        """Sends a batch; False if it is too large to travel, or the receiver's inbox is full.
+    def send_batch(self, number: int, model: int, n_prompt_tokens: int, ids: Sequence[Ids]) -> Address | None:
+        """Sends a batch to one of the others that accepts.
+
+        Two workers may choose the same one at the same moment: then one batch waits there for the other.
 
         Args:
-            to: Who shall compute it.
             number: What the answer shall call it.
             model: Its place in the registry.
             n_prompt_tokens: See `Backend.embed`.
-            ids: Of each text, int64, (n_tokens,).
+            ids: Of each text, int64, (n_tokens,); see `can_travel`.
+
+        Returns:
+            Who has it now; None if nobody took it.
         """
-        numbers = np.concatenate([[len(ids)], [len(text) for text in ids], *ids])
-        header = self._header(_BATCH, to, number, model, n_prompt_tokens)
-        message = header + numbers.astype(np.int32).tobytes()
-        return len(message) <= _MAX_MESSAGE and self._try(to.seat, message)
+        body = np.concatenate([[len(ids)], [len(text) for text in ids], *ids]).astype(np.int32).tobytes()
+        board = self._exchange
+        for seat in map(int, np.flatnonzero(board.accepts * board.taken)):
+            to = Address(seat, int(board.generation[seat]))
+            if seat == self.address.seat:
+                continue
+            # Before it is sent: afterwards it could take back what the receiver has said since.
+            board.accepts[seat] = 0
+            if self._try(seat, self._header(_BATCH, to, number, model, n_prompt_tokens) + body):
+                return to
+            board.accepts[seat] = 1
+        return None
+
+    def can_travel(self, ids: Sequence[Ids]) -> bool:
+        """Whether a batch of these texts fits into a message."""
+        return _HEADER.size + 4 * (1 + sum(len(text) + 1 for text in ids)) <= self._exchange.max_message
 
     def send_vectors(self, order: Order, vectors: Vectors) -> None:
         """Answers an order; returns at once, however slow the receiver is.
@@ -194,14 +229,14 @@ class Seat:
             vectors: float32, (n_texts, dim).
         """
         components = np.ascontiguousarray(vectors).reshape(-1)
-        step = (_MAX_MESSAGE - _HEADER.size) // components.itemsize
+        step = (self._exchange.max_message // 2 - _HEADER.size) // components.itemsize
         for start in range(0, len(components), step):
             header = self._header(_VECTORS, order.sender, order.number, start)
-            self._send(order.sender.seat, header + components[start : start + step].tobytes())
+            self._send(order.sender, header + components[start : start + step].tobytes())
 
     def send_failure(self, order: Order) -> None:
         """Tells who sent an order that computing it failed."""
-        self._send(order.sender.seat, self._header(_FAILED, order.sender, order.number))
+        self._send(order.sender, self._header(_FAILED, order.sender, order.number))
 
     def receive(self) -> Wake | Order | Delivery | None:
         """Waits for a message; None for one that was meant for an earlier worker on this seat."""
@@ -228,30 +263,35 @@ class Seat:
         self._try(seat, self._header(_WAKE, Address(seat, 0)))
 
     def _try(self, seat: int, message: bytes) -> bool:
+        """Whether the socket took the message; most often it does not because it is full."""
         try:
-            self.exchange.inboxes[seat][1].send(message, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+            self._exchange.inboxes[seat][1].send(message, socket.MSG_DONTWAIT)
+        except OSError:
             return False
         return True
 
-    def _send(self, seat: int, message: bytes) -> None:
-        if not self._try(seat, message):
+    def _send(self, to: Address, message: bytes) -> None:
+        if not self._try(to.seat, message):
             with self._lock:
-                self._late.append((seat, message))
+                self._late.append((to, message))
             self.wake_self()
 
     def _send_late(self) -> None:
-        """Sends what inboxes take by now, until there is something to receive or nothing left to send."""
+        """Sends what sockets take by now, until there is something to receive or nothing left to send."""
         while self._late:
             with self._lock:
                 late, self._late = self._late, deque()
-                self._late.extend(item for item in late if not self._try(*item))
-                waiting_for = {seat for seat, _ in self._late}
+                for to, message in late:
+                    if self.is_taken(to) and not self._try(to.seat, message):
+                        self._late.append((to, message))
+                n_sent = len(late) - len(self._late)
+                waiting_for = {to.seat for to, _ in self._late}
             poll = select.poll()
             poll.register(self._inbox, select.POLLIN)
-            for seat in waiting_for:
-                poll.register(self.exchange.inboxes[seat][1], select.POLLOUT)
-            if any(fd == self._inbox.fileno() for fd, _ in poll.poll()):
+            if n_sent:
+                for seat in waiting_for:
+                    poll.register(self._exchange.inboxes[seat][1], select.POLLOUT)
+            if any(fd == self._inbox.fileno() for fd, _ in poll.poll(_AGAIN_MS)):
                 return
 
 

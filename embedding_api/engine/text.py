@@ -95,6 +95,7 @@ class Reader:
         self._add_special_tokens = add_special_tokens
         self._prompt = prompt
         self.n_prompt_tokens = n_prompt_tokens
+        self._cuts_left = truncation_side == "left"
         self.window = window
         self._near = _FAR * (window + _MARGIN) if window is not None and truncation_side == "right" else sys.maxsize
         self._one_at_a_time = threading.Lock()
@@ -174,5 +175,6 @@ class Reader:
                         f"{self.n_vocabulary - 1}",
                         param=f"input[{index}]",
                     )
-            tokens.append(Tokens(np.array(ids[: self.window], dtype=np.int64), len(ids)))
+            kept = ids[-self.window :] if self.window is not None and self._cuts_left else ids[: self.window]
+            tokens.append(Tokens(np.array(kept, dtype=np.int64), len(ids)))
         return tokens

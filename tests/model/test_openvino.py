@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[2]
 BOUND = 2e-6
 # Those that the conversion refuses, and how it says so.
 REFUSED = {"bert_prompt_not_pooled": "leaves the prompt out", "static_embedding": "gain nothing"}
+# Those whose texts cannot be packed: tokens that do not look at all others, and a router before the Transformer.
+PADDED = {"modernbert_cls", "modernbert_long_window", "decoder_last_token", "decoder_last_token_padded_right",
+          "router_with_default"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def job(source, target, **changes) -> convert.Job:
 
 
 def embed(loaded: Loaded, texts):
-    """In one padded batch of mixed lengths."""
+    """In one batch of mixed lengths."""
     return loaded.backend.embed([tokens.ids for tokens in loaded.reader.read(texts).tokens], 0)
 
 
@@ -50,6 +53,8 @@ def embed(loaded: Loaded, texts):
 def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tmp_path):
     source = models.save(make, folder)
     assert convert.main(job(source, tmp_path)) == convert.Answer()
+    layout = json.loads((tmp_path / "description.json").read_bytes())["layout"]["name"]
+    assert layout == ("Padding" if make.__name__ in PADDED else "Packing")
     reference = SentenceTransformer(str(source), device="cpu").encode(TEXTS, show_progress_bar=False)
     loaded = openvino.load(tmp_path, precision="float32")
     alone = np.concatenate([embed(loaded, [text]) for text in TEXTS])
@@ -231,3 +236,17 @@ def test_int8_without_nncf_is_one_line_with_the_cure(folder, tmp_path, monkeypat
     monkeypatch.setattr(conversion, "NNCF_VERSION", "0.0.0")
     with pytest.raises(ModelLoadError, match=r"PRECISION=int8 needs nncf 0\.0\.0.*pip install nncf==0\.0\.0"):
         load_engine(told)
+
+
+@pytest.mark.slow
+def test_minilm_in_int8_with_the_texts_that_ship_is_within_the_bound_and_kept(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    for name, value in {"CACHE_DIR": str(tmp_path), "PRECISION": "int8", "BACKEND": "openvino"}.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        engine = load_engine(load_settings())
+        (model,) = engine.models.models
+        assert (model.backend.name, model.backend.precision) == ("openvino", "int8")
+        assert model.proof.value >= 0.98
+        engine.close()
+    assert caplog.text.count("converting the model") == 1

@@ -22,6 +22,7 @@ DOCS = [doc for item in vars(str).values() if (doc := inspect.getdoc(item))]
 TEXTS = [
     *(text for doc in DOCS[:12] for text in (doc, doc.split(".")[0], " ".join(doc.split()[:3]) or "x")),
     "a", "A", " padded ", "Ünïcödé ÀÉÎ", "日本語のテキスト", "😀 emoji 👩‍👩‍👧", "line\nbreak\ttab", "\x00\x07 control", "https://example.org/cat.png",
+    "a <pad> b", "a [PAD] b", "<pad>",
     "word " * 400, "x" * 5000, string.punctuation,
 ]  # fmt: skip
 
@@ -203,3 +204,24 @@ def test_threads_and_progress_bars_are_gone_after_loading(folder, monkeypatch):
     assert threading.active_count() == before
     assert torch.get_num_threads() == 1
     engine.close()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [models.bert_long_window, models.modernbert_long_window, models.decoder_last_token],
+    ids=lambda m: m.__name__,
+)
+def test_bfloat16_turns_vectors_only_a_little_and_keeps_their_length(make, folder, monkeypatch):
+    """Also those of texts that are far longer than the ones of the proof, whose positions must not be rounded."""
+    source = models.save(make, folder)
+    monkeypatch.setenv("PRECISION", "bfloat16")
+    engine = load(monkeypatch, source)
+    try:
+        model = engine.models.get("m")
+        assert (model.backend.precision, model.proof.measure) == ("bfloat16", "cosine")
+        vectors = engine.embed("m", TEXTS).vectors
+    finally:
+        engine.close()
+    reference = SentenceTransformer(str(source), device="cpu").encode(TEXTS, show_progress_bar=False)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert (reference * vectors).sum(axis=1).min() > 0.998

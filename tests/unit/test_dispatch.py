@@ -1,6 +1,5 @@
 """Several workers on one exchange: batches travel, come back, and survive whoever had them."""
 
-import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ import pytest
 
 from embedding_api.engine.dispatch import Dispatcher
 from embedding_api.engine.exchange import Exchange
-from tests.fakes import COST, FakeBackend, vector
+from tests.fakes import COST, DIM, FakeBackend, vector
 
 
 def texts(n, n_tokens=8, first=1):
@@ -31,7 +30,7 @@ class Worker:
         self.dispatcher = Dispatcher([self.backend], [COST], n_computing)
         self.dispatcher.start(self.seat)
         end = time.monotonic() + 10
-        while self.seat.rank() < n_computing and not exchange.idle[self.seat.address.seat]:
+        while self.seat.rank() < n_computing and not exchange.accepts[self.seat.address.seat]:
             assert time.monotonic() < end, "it never said that it is idle"
 
     def compute(self, ids):
@@ -156,24 +155,121 @@ def test_the_next_worker_computes_when_the_first_is_gone(workers):
     assert other.backend.prepared_in.startswith("inference")
 
 
-def test_a_text_that_fails_at_another_worker_fails_alone(workers):
+class Picky(FakeBackend):
+    """Cannot compute what begins with 666."""
+
+    def embed(self, batch, n_prompt_tokens):
+        if any(ids[0] == 666 for ids in batch):
+            raise ValueError("broken")
+        return super().embed(batch, n_prompt_tokens)
+
+
+def test_a_text_that_fails_fails_alone(workers):
     """Given one text that no backend can compute, then the requests that shared its batch still get their vectors."""
-
-    class Picky(FakeBackend):
-        def embed(self, batch, n_prompt_tokens):
-            if any(ids[0] == 666 for ids in batch):
-                raise ValueError("broken")
-            return super().embed(batch, n_prompt_tokens)
-
     one, _ = workers(backend=Picky()), workers(backend=Picky())
-    one.backend.proceed.clear()
     with ThreadPoolExecutor(8) as clients:
         bad = clients.submit(one.compute, texts(1, first=666))
         good = [clients.submit(one.compute, texts(2, first=10 * n)) for n in range(1, 6)]
-        one.backend.proceed.set()
-        assert bad.exception(10) is not None
+        with pytest.raises(ValueError, match="broken"):
+            bad.result(10)
         for n, future in zip(range(1, 6), good, strict=True):
             assert_right(texts(2, first=10 * n), future.result(10))
+
+
+def test_a_text_that_fails_at_another_worker_is_tried_here(workers):
+    """Given a worker whose core is held and another that can compute nothing, then it waits for the first."""
+    one, other = workers(), workers(backend=Picky())
+    one.backend.proceed.clear()
+    with ThreadPoolExecutor(2) as clients:
+        held = clients.submit(one.compute, texts(1))
+        assert one.backend.entered.wait(10)
+        asked = clients.submit(one.compute, texts(1, first=666))
+        one.backend.proceed.set()
+        assert_right(texts(1, first=666), asked.result(10))
+        held.result(10)
+    assert other.dispatcher.problem() is None
+
+
+def test_vectors_of_a_wrong_shape_are_an_error_and_harm_no_thread(workers):
+    class Short(FakeBackend):
+        def embed(self, batch, n_prompt_tokens):
+            return super().embed(batch, n_prompt_tokens)[:, 1:]
+
+    one, other = workers(backend=Short()), workers()
+    one.dispatcher._backends[0].dim = DIM
+    with pytest.raises(RuntimeError, match="this is a bug"):
+        one.compute(texts(1))
+    assert one.dispatcher.problem() is None
+    assert_right(texts(3), other.compute(texts(3)))
+
+
+def test_a_request_ends_whoever_computes_while_workers_come_and_go(workers):
+    """Given one computing worker of three, when it is replaced while requests come, then all of them are answered.
+
+    The new one gets the seat of the old one, and is the youngest all the same.
+    """
+    crew = [workers(n_computing=1) for _ in range(3)]
+    stop = threading.Event()
+
+    def ask(worker, first):
+        n_asked = 0
+        while not stop.is_set():
+            ids = texts(7, first=first + n_asked % 50)
+            assert_right(ids, worker.compute(ids))
+            n_asked += 1
+        return n_asked
+
+    with ThreadPoolExecutor(2) as clients:
+        asking = [clients.submit(ask, worker, 1000 * n) for n, worker in enumerate(crew[1:], 1)]
+        for _ in range(3):
+            crew[0].dispatcher.close()
+            new = workers(n_computing=1)
+            assert new.seat.rank() == 2
+            assert_right(texts(3), new.compute(texts(3)))
+            new.dispatcher.close()
+            crew[0] = workers(n_computing=1)
+        stop.set()
+        assert all(future.result(10) > 0 for future in asking)
+    assert crew[1].backend.prepared_in is not None
+    assert crew[2].backend.prepared_in is None
+
+
+def test_load_at_the_computing_worker_does_not_lock_the_others_out(workers):
+    """Given a computing worker that always has texts of its own, then one from another worker is soon computed."""
+    owner, other = workers(n_computing=1), workers(n_computing=1)
+    stop = threading.Event()
+    n_rounds = []
+
+    def load(first):
+        while not stop.is_set():
+            owner.compute(texts(64, first=first + 100 * len(n_rounds)))
+            n_rounds.append(1)
+
+    with ThreadPoolExecutor(4) as clients:
+        loading = [clients.submit(load, 10**6 * n) for n in (1, 2, 3)]
+        while len(n_rounds) < 3:
+            time.sleep(0)
+        asked = clients.submit(other.compute, texts(1))
+        end = time.monotonic() + 10
+        while not asked.done() and time.monotonic() < end:
+            time.sleep(0.01)
+        n_rounds_meanwhile = len(n_rounds)
+        stop.set()
+        for future in loading:
+            future.result(10)
+    assert_right(texts(1), asked.result(0))
+    assert n_rounds_meanwhile < 500
+
+
+def test_a_batch_too_large_to_travel_is_computed_by_who_has_it_and_holds_nobody_up(workers):
+    owner, other, third = (workers(n_computing=1, backend=FakeBackend(max_batch_tokens=10**6)) for _ in range(3))
+    huge = texts(2, n_tokens=40_000)
+    with ThreadPoolExecutor(2) as clients:
+        asked = clients.submit(other.compute, huge)
+        assert_right(texts(3), third.compute(texts(3)))
+        assert_right(huge, asked.result(10))
+    assert other.backend.batches
+    assert owner.backend.batches
 
 
 def test_batches_too_large_to_travel_are_computed_where_they_are(workers):
@@ -186,7 +282,8 @@ def test_batches_too_large_to_travel_are_computed_where_they_are(workers):
 def test_vectors_larger_than_an_inbox_come_whole(exchange):
     """Given a receiver that does not read, then who sends is not held up, and all of it arrives in the end."""
     one, other = exchange.take_seat(), exchange.take_seat()
-    assert one.send_batch(other.address, 7, 0, 0, texts(3))
+    other.say_accepts(accepts=True)
+    assert one.send_batch(7, 0, 0, texts(3)) == other.address
     order = other.receive()
     assert [ids.tolist() for ids in order.ids] == [ids.tolist() for ids in texts(3)]
     vectors = np.random.default_rng(0).normal(size=(512, 1024)).astype(np.float32)
@@ -215,7 +312,8 @@ def test_vectors_larger_than_an_inbox_come_whole(exchange):
 
 def test_a_message_for_an_earlier_worker_on_the_seat_is_not_read(exchange):
     one, other = exchange.take_seat(), exchange.take_seat()
-    assert one.send_batch(other.address, 1, 0, 0, texts(1))
+    other.say_accepts(accepts=True)
+    assert one.send_batch(1, 0, 0, texts(1)) == other.address
     other.leave()
     new = exchange.take_seat()
     assert new.address.seat == other.address.seat
@@ -230,15 +328,17 @@ def test_equal_texts_are_computed_once(workers):
     """Given equal texts in one request and in requests that wait, then each distinct one is computed once."""
     one = workers()
     one.backend.proceed.clear()
+    wanted = texts(5, first=10)
     with ThreadPoolExecutor(4) as clients:
         first = clients.submit(one.compute, texts(1))
         assert one.backend.entered.wait(10)
-        same = [clients.submit(one.compute, texts(5, first=10) * 3) for _ in range(3)]
+        same = [clients.submit(one.compute, wanted * 3) for _ in range(3)]
+        (line,) = one.dispatcher._backlog._lines.values()
         end = time.monotonic() + 10
-        while one.dispatcher._backlog.n_waiting_tokens < 40:
-            assert time.monotonic() < end
+        while sum(len(text.wanted_by) for text in line.texts.values()) < 1 + 5 * 3 * 3:
+            assert time.monotonic() < end, "not all requests came"
         one.backend.proceed.set()
         first.result(10)
         for future in same:
-            assert_right(texts(5, first=10) * 3, future.result(10))
-    assert len(list(itertools.chain(*one.backend.batches))) <= 1 + 5 * 2
+            assert_right(wanted * 3, future.result(10))
+    assert sum(map(len, one.backend.batches)) == 1 + 5

@@ -28,6 +28,9 @@ from embedding_api.engine.backends.layout import Layout, Packing, Padding
 # What the calibration reads when no texts are named.
 _CALIBRATION_TEXTS = Path(__file__).parents[1] / "calibration.txt"
 
+# Fills most windows, and is longer than the reach of local attention that models are known to have.
+_LONG_TEXT = " ".join(map(str, range(400)))
+
 # The length of padded rows is a multiple of this: see docs/decisions/0004.
 _STEP = 16
 
@@ -117,31 +120,56 @@ def _convert(loaded: Loaded, job: Job) -> None:
 def _converted(loaded: Loaded, backend: source.TorchBackend, pad_id: int) -> tuple[openvino.Model, Packing | Padding]:
     """The model for packed texts if it bears them, and for padded rows otherwise."""
     window = loaded.reader.window
-    if isinstance(transformer := backend.model[0], Transformer):
+    transformer = backend.model[0]
+    if isinstance(transformer, Transformer) and _attends_to_all(transformer):
         packing = Packing(pad_id, source.first_position(transformer))
         try:
             model = openvino.convert_model(_export(_Packed(backend), packing, window))
-            if _equals(model, packing, loaded):
+            if _equals(model, packing, loaded, backend):
                 return model, packing
-            print("packed texts see each other", file=sys.stderr)  # noqa: T201 - for whoever debugs a conversion
-        except Exception:  # noqa: BLE001 - a model can be at odds with it in any way
+        except Exception as error:  # noqa: BLE001 - a model can be at odds with it in any way
+            _raise_passing(error)
             traceback.print_exc()
     # To the right whatever side the model was taught with: a row that begins with padding has positions that may look
     # at nothing, which become NaN in OpenVINO. The proof tells whether a model bears it.
     padding = Padding(pad_id, step=_STEP, window=window)
     try:
-        return openvino.convert_model(_export(_Padded(backend), padding._replace(step=1), window)), padding
-    except MemoryError:
-        raise
+        model = openvino.convert_model(_export(_Padded(backend), padding._replace(step=1), window))
+        equals = _equals(model, padding, loaded, backend)
     except Exception as error:
+        _raise_passing(error)
         raise _RefusedError(f"it cannot be exported ({_line(error)})") from error
+    if not equals:
+        raise _RefusedError("what was exported does not give the same vectors")
+    return model, padding
 
 
-def _equals(model: openvino.Model, layout: Layout, loaded: Loaded) -> bool:
-    """Whether the model gives the reference in float32, all probe texts in one batch."""
+def _attends_to_all(transformer: Transformer) -> bool:
+    """Whether each token may look at every other of its text; a mask of ours would take sliding windows away."""
+    config = transformer.model.config
+    limits = ("sliding_window", "local_attention", "attention_window", "attention_chunk_size")
+    return not any(getattr(config, limit, None) for limit in limits)
+
+
+def _equals(model: openvino.Model, layout: Layout, loaded: Loaded, backend: source.TorchBackend) -> bool:
+    """Whether the model gives the reference in float32: all probe texts in one batch, and a long one in company."""
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    batch = [tokens.ids for tokens in loaded.reader.read(proof.PROBE_TEXTS).tokens]
-    return proof.prove(loaded.reference, compiled(list(layout(batch)))[0], "float32").holds
+    probes = [tokens.ids for tokens in loaded.reader.read(proof.PROBE_TEXTS).tokens]
+    company = [loaded.reader.read([_LONG_TEXT]).tokens[0].ids, probes[0]]
+    return all(
+        proof.prove(reference, compiled(list(layout(batch)))[0], "float32").holds
+        for batch, reference in [
+            (probes, loaded.reference),
+            (company, np.concatenate([backend.embed([ids], 0) for ids in company])),
+        ]
+    )
+
+
+def _raise_passing(error: Exception) -> None:
+    """Raises what may be different the next time, so that it is not taken for the model's fault."""
+    # torch tells a lack of memory as a RuntimeError.
+    if isinstance(error, MemoryError | OSError) or "allocate" in str(error):
+        raise error
 
 
 def _save(model: openvino.Model, path: Path) -> None:
@@ -234,7 +262,7 @@ def quantise(model: openvino.Model, batches: Sequence[Sequence[Ids]]) -> openvin
     # Its progress bars would go where our answer goes.
     nncf.set_log_level(logging.ERROR)
     rich.get_console().quiet = True
-    # Both choices were measured: see docs/decisions/0005.
+    # Both choices were measured: see docs/decisions/0006.
     quantised: openvino.Model = nncf.quantize(
         model,
         nncf.Dataset(batches),

@@ -111,7 +111,7 @@ class Packing(NamedTuple):
         positions = np.full_like(ids, self.first_position)
         segments = np.full_like(ids, -1)
         ids[0, :n_tokens] = np.concatenate(batch)
-        positions[0, :n_tokens] += np.arange(n_tokens) - np.repeat(starts, lengths)
+        positions[0, :n_tokens] = self._positions(ids[0, :n_tokens], starts, lengths)
         segments[0, :n_tokens] = np.repeat(np.arange(len(batch)), lengths)
         columns = np.arange(rounded_up(longest))
         mask = columns < lengths[:, None]
@@ -121,11 +121,25 @@ class Packing(NamedTuple):
         """See `Layout`."""
         return rounded_up(n_tokens)
 
+    def _positions(self, ids: Ids, starts: Ids, lengths: Ids) -> Ids:
+        """Of each token in its text, int64, the shape of `ids`."""
+        if not self.first_position:
+            return np.arange(len(ids)) - np.repeat(starts, lengths)
+        # RoBERTa and its kin count from padding_idx on, and what padding_idx stands for does not count, not even where
+        # a text spells it out.
+        padding_idx = self.first_position - 1
+        is_counted = ids != padding_idx
+        counted = np.cumsum(is_counted)
+        before = (counted - is_counted)[starts]
+        positions: Ids = padding_idx + (counted - np.repeat(before, lengths)) * is_counted
+        return positions
+
 
 def rounded_up(n_tokens: int) -> int:
     """The next of few lengths: 16, 32, 48, 64, then four to each power of two: 80, 96, 112, 128, 160 ...
 
-    No finer below 64: one more size costs a millisecond whenever it follows another, and more than it saves.
+    No finer below 64: one more size costs a millisecond whenever it follows another, and more than it saves. From 256
+    on multiples of 64: such a row is one long text, whose attention grows with the square of what is added.
     """
-    step = max(16, 1 << max(0, (n_tokens - 1).bit_length() - 3))
+    step = min(64, max(16, 1 << max(0, (n_tokens - 1).bit_length() - 3)))
     return -(-n_tokens // step) * step

@@ -34,7 +34,7 @@ _OPTIONS = {"NUM_STREAMS": "0", "INFERENCE_NUM_THREADS": "1", "ENABLE_CPU_PINNIN
 # Named for float32 too: without a hint OpenVINO takes bfloat16 where the CPU has it. What int8 leaves is faster so.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 
-# Tokens that are computed for a batch: see docs/decisions/0004.
+# Tokens that are computed for a batch: see docs/decisions/0005.
 _BATCH_TOKENS = 256
 _TRIM_EVERY = 64
 

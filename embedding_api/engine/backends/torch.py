@@ -213,7 +213,9 @@ def _halve(transformer: Transformer) -> None:
     The modules behind it, a thousandth of the work, keep their precision: a vector that Normalize made in bfloat16 is
     not 1 long.
     """
-    transformer.model.to(torch.bfloat16)
+    for parameter in transformer.model.parameters():
+        # Not the buffers: frequencies of rotary positions that are rounded are off by radians after a thousand tokens.
+        parameter.data = parameter.data.to(torch.bfloat16)
     transformer.register_forward_hook(lambda _module, _inputs, features: _floated(features))
 
 
