@@ -69,6 +69,20 @@ def _cache_folder(text: str) -> Path:
     return base / "memementor-embeddings"
 
 
+def _require_texts(file: Path) -> None:
+    """Refuses a file that calibration could read no text from."""
+    try:
+        flaw = "" if file.read_text(encoding="utf-8").strip() else "holds no text"
+    except FileNotFoundError:
+        flaw = "is not there"
+    except UnicodeDecodeError:
+        flaw = "is not UTF-8"
+    except OSError as error:
+        flaw = f"cannot be read ({error.strerror})"
+    if flaw:
+        raise SettingsError(f"CALIBRATION_TEXTS={file} {flaw}; name a file of texts in UTF-8, one a line, or unset it")
+
+
 def _boolean(text: str) -> bool:
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if text.lower() not in words:
@@ -265,10 +279,8 @@ class Settings:
                 f"PRECISION=int8 with {other}: only OpenVINO on a CPU computes in int8; "
                 f"set PRECISION to float32 or bfloat16, or unset {other.partition('=')[0]}"
             )
-        if self.precision == "int8" and self.calibration_texts is not None and not self.calibration_texts.is_file():
-            raise SettingsError(
-                f"CALIBRATION_TEXTS={self.calibration_texts} is not there; name a file of texts, or unset it"
-            )
+        if self.precision == "int8" and self.calibration_texts is not None:
+            _require_texts(self.calibration_texts)
         known = {name for spec in self.supported_models for name in spec.names}
         if unknown := [name for name in self.trust_remote_code if name not in known]:
             raise SettingsError(

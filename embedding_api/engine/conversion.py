@@ -49,7 +49,7 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> P
     is_int8 = settings.precision == "int8"
     options: dict[str, str | bool] = {
         "quantise": is_int8,
-        "calibration_texts": str(settings.calibration_texts or ""),
+        "calibration_texts": str(settings.calibration_texts or "") if is_int8 else "",
         "trust_remote_code": trust_remote_code,
         "allow_pickle": settings.allow_pickle,
     }

@@ -135,6 +135,22 @@ def test_a_precision_or_backend_that_the_rest_does_not_have_is_refused(monkeypat
 
 
 @pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda file: file.write_bytes(b"caf\xe9"), "is not UTF-8"),
+        (lambda file: file.write_text("\n \n"), "holds no text"),
+        (lambda file: file.mkdir(), "cannot be read"),
+    ],
+)
+def test_calibration_texts_that_cannot_be_are_refused_where_they_would_be_read(monkeypatch, tmp_path, make, said):
+    file = tmp_path / "texts"
+    make(file)
+    assert load(monkeypatch, CALIBRATION_TEXTS=str(file)).calibration_texts == file
+    with pytest.raises(SettingsError, match=rf"CALIBRATION_TEXTS={file} {said}.*; name a file"):
+        load(monkeypatch, PRECISION="int8", CALIBRATION_TEXTS=str(file))
+
+
+@pytest.mark.parametrize(
     ("xdg", "folder"),
     [
         ("/x", "/x/memementor-embeddings"),
