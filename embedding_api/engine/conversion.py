@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +20,12 @@ from embedding_api.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
-# Goes up when what `convert.py` writes changes, so that nobody reads what an older one wrote.
-_FORMAT = 2
+# What decides what comes out. Of this package's own files those whose results are kept: a change of one makes every
+# entry anew, so that nobody reads what an older one wrote.
+_OWN = ("backends/convert.py", "backends/layout.py", "backends/torch.py", "text.py", "proof.py")
+_OWN_CALIBRATION_TEXTS = "calibration.txt"
 
-# What decides what comes out. nncf is not among them: an int8 model in the cache needs none, so its version is the one
+# And of others'. nncf is not among them: an int8 model in the cache needs none, so its version is the one
 # that pyproject.toml pins, and no other makes one.
 _PACKAGES = ("openvino", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
 NNCF_VERSION = "3.4.0"
@@ -71,24 +74,51 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> P
 
 
 def _key(source: Path, options: dict[str, str | bool]) -> str:
-    """SHA-256 over everything that the result depends on, in hexadecimal."""
-    calibration_texts = options["calibration_texts"]
-    parts = {
-        "format": _FORMAT,
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "nncf": NNCF_VERSION if options["quantise"] else None,
-        "options": {**options, "calibration_texts": _sha256(Path(str(calibration_texts))) if calibration_texts else ""},
-        "files": {
-            str(path.relative_to(source)): _sha256(path)
-            for path in sorted(source.rglob("*"))
-            if path.is_file() and path.suffix not in _IRRELEVANT and not _is_hidden(path.relative_to(source))
-        },
-    }
+    """SHA-256 over everything that the result depends on, in hexadecimal; where the model lies is no part of it.
+
+    Raises:
+        UnfitError: A file cannot be read.
+    """
+    own = list(_OWN)
+    if options["quantise"] and not options["calibration_texts"]:
+        own.append(_OWN_CALIBRATION_TEXTS)
+    try:
+        texts = _sha256(Path(str(options["calibration_texts"]))) if options["calibration_texts"] else ""
+        parts = {
+            "own": {name: _sha256(Path(__file__).parent / name) for name in own},
+            "versions": {name: _version(name) for name in _PACKAGES},
+            "nncf": NNCF_VERSION if options["quantise"] else None,
+            "options": {**options, "calibration_texts": texts},
+            "files": {str(path.relative_to(source)): _sha256(path) for path in _files(source)},
+        }
+    except OSError as error:
+        raise UnfitError(f"{error.filename or source} cannot be read ({error.strerror or error})") from error
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+def _files(source: Path) -> Iterator[Path]:
+    """What may decide what a model gives; links are followed, to folders too, unless they lead back up.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    # Path.rglob enters no linked folder before Python 3.13.
+    for folder, below, names in os.walk(source, followlinks=True, onerror=fail):
+        if any(Path(folder).samefile(above) for above in Path(folder).parents):
+            below.clear()
+            continue
+        below[:] = sorted(name for name in below if not _is_hidden(name))
+        for path in (Path(folder, name) for name in names if not _is_hidden(name)):
+            if path.suffix not in _IRRELEVANT and path.is_file():
+                yield path
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
 
 
 def _sha256(path: Path) -> str:

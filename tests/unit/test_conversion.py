@@ -1,9 +1,12 @@
 """Conversions: what decides that one is made again, and what is told where there is none."""
 
+import errno
+
 import pytest
 
 from embedding_api.config import load_settings
 from embedding_api.engine import cache, conversion
+from embedding_api.engine.backends import UnfitError
 
 
 @pytest.fixture
@@ -45,3 +48,66 @@ def test_calibration_texts_decide_in_int8_alone(model, key, tmp_path):
     assert named != key(model, PRECISION="int8")
     texts.write_text("another")
     assert key(model, PRECISION="int8", CALIBRATION_TEXTS=texts) != named
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: (model / "model.safetensors").write_bytes(b"weightz"),
+        lambda model: (model / "1_Pooling" / "config.json").write_text("[]"),
+        lambda model: (model / "1_Pooling").rename(model / "2_Pooling"),
+        lambda model: (model / "modules.json").write_text("[]"),
+    ],
+)
+def test_another_model_is_another_entry(model, key, change):
+    before = key(model)
+    change(model)
+    assert key(model) != before
+
+
+def test_every_option_decides(model, key):
+    keys = {
+        key(model),
+        key(model, trust_remote_code=True),
+        key(model, ALLOW_PICKLE="true"),
+        key(model, PRECISION="int8"),
+    }
+    assert len(keys) == 4
+    assert key(model, PRECISION="bfloat16") == key(model)
+
+
+def test_what_no_model_reads_and_where_it_lies_do_not_matter(model, key):
+    before = key(model)
+    (model / "README.md").write_text("read me")
+    (model / ".cache").mkdir()
+    (model / ".cache" / "file").write_text("")
+    assert key(model) == before
+    assert key(model.rename(model.with_name("moved"))) == before
+
+
+def test_a_folder_behind_a_link_belongs_to_the_model_and_may_lead_back_to_it(model, key):
+    elsewhere = (model / "1_Pooling").rename(model.with_name("elsewhere"))
+    (model / "1_Pooling").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(model)
+    before = key(model)
+    (elsewhere / "config.json").write_text("[]")
+    assert key(model) != before
+
+
+@pytest.mark.parametrize("name", [*conversion._OWN, conversion._OWN_CALIBRATION_TEXTS])
+def test_code_and_texts_of_our_own_decide(model, key, monkeypatch, name):
+    hashed = conversion._sha256
+    before = key(model, PRECISION="int8")
+    monkeypatch.setattr(
+        conversion, "_sha256", lambda path: "x" if str(path).endswith(f"engine/{name}") else hashed(path)
+    )
+    assert key(model, PRECISION="int8") != before
+
+
+def test_a_file_that_cannot_be_read_is_a_clause_and_no_traceback(model, key, monkeypatch):
+    def fail(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(conversion, "_sha256", fail)
+    with pytest.raises(UnfitError, match=r"cannot be read \(Permission denied\)"):
+        key(model)
