@@ -1,5 +1,6 @@
 """One model: which backend serves it, loaded and proven."""
 
+import dataclasses
 import importlib.util
 import logging
 import textwrap
@@ -12,7 +13,7 @@ from embedding_api.config import Settings
 from embedding_api.engine import conversion, proof
 from embedding_api.engine.backends import Loaded, UnfitError
 from embedding_api.engine.proof import Proof
-from embedding_api.errors import ModelLoadError
+from embedding_api.errors import ModelLoadError, StartError
 from embedding_api.model_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,10 @@ class Proven(NamedTuple):
 
     loaded: Loaded
     proof: Proof
+
+
+class _ImpreciseError(UnfitError):
+    """The vectors are out of bounds in a precision below float32, which may be all that is wrong with them."""
 
 
 def load(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Proven:
@@ -43,7 +48,7 @@ def load(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping[str
     loaders = loaders or {"openvino": _openvino, "torch": _torch}
     if settings.backend == "auto" and settings.device == "cpu":
         try:
-            return _proven(loaders["openvino"](spec, folder, settings))
+            return _by_openvino(spec, folder, settings, loaders["openvino"])
         except UnfitError as error:
             logger.warning(
                 "model %s is served by torch in %s, which is slower, since for OpenVINO: %s; BACKEND=torch says that "
@@ -54,10 +59,36 @@ def load(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping[str
             )
     name = "openvino" if settings.backend == "openvino" else "torch"
     try:
-        return _proven(loaders[name](spec, folder, settings))
+        return _tried(spec, folder, settings, loaders[name])
     except UnfitError as error:
         cure = "; set BACKEND=auto" if name == "openvino" else ""
+        if isinstance(error, _ImpreciseError):
+            cure = "; set PRECISION=float32"
         raise ModelLoadError(f"model {spec.name} from {folder} cannot be served by {name}: {error}{cure}") from error
+
+
+def _by_openvino(spec: ModelSpec, folder: Path, settings: Settings, loader: Loader) -> Proven:
+    """In the precision that was asked for, or in float32 where the model does not bear that."""
+    try:
+        return _tried(spec, folder, settings, loader)
+    except _ImpreciseError as error:
+        logger.warning(
+            "model %s is served in float32, which is slower, since %s; PRECISION=float32 says that you know",
+            spec.name,
+            error,
+        )
+        return _tried(spec, folder, dataclasses.replace(settings, precision="float32"), loader)
+
+
+def _tried(spec: ModelSpec, folder: Path, settings: Settings, loader: Loader) -> Proven:
+    """Loads and proves a model; whatever fails in a backend on the way is an UnfitError, a wrong setting itself."""
+    try:
+        return _proven(loader(spec, folder, settings))
+    except (UnfitError, StartError):
+        raise
+    except Exception as error:
+        logger.debug("model %s cannot be served", spec.name, exc_info=True)
+        raise UnfitError(f"{type(error).__name__}: {textwrap.shorten(str(error), 300) or 'no message'}") from error
 
 
 def _proven(loaded: Loaded) -> Proven:
@@ -65,7 +96,10 @@ def _proven(loaded: Loaded) -> Proven:
     vectors = loaded.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
     proven = proof.prove(loaded.reference, vectors, loaded.backend.precision)
     if not proven.holds:
-        raise UnfitError(f"its vectors in {loaded.backend.precision} differ from sentence-transformers' own: {proven}")
+        precision = loaded.backend.precision
+        raise (UnfitError if precision == "float32" else _ImpreciseError)(
+            f"its vectors in {precision} differ from sentence-transformers' own: {proven}"
+        )
     return Proven(loaded, proven)
 
 
