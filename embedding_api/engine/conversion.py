@@ -4,17 +4,14 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
 import embedding_api
 from embedding_api.config import Settings
-from embedding_api.engine import cache
+from embedding_api.engine import cache, programs
 from embedding_api.engine.backends import UnfitError
 from embedding_api.errors import ModelLoadError
 
@@ -145,23 +142,18 @@ def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int) 
     """Fills `target` with the converted model, or with the reason why there cannot be one."""
     started = time.monotonic()
     logger.info("converting the model in %s for OpenVINO; its next start will find it in %s", source, target.parent)
-    job = {"source": str(source), "target": str(target), **options}
-    # -P: the working folder stays off the module path; this package may be nowhere on it but there.
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "embedding_api.engine.backends.convert", json.dumps(job)],
-        env=_environment(),
-        capture_output=True,
-        pass_fds=[lock],
-        text=True,
-        check=False,
+    job = {"source": str(source.absolute()), "target": str(target.absolute()), **options}
+    answer = programs.ask(
+        ["-m", "embedding_api.engine.backends.convert", json.dumps(job)],
+        environment=_environment(),
+        # What libraries write beside their results goes with the entry, and not to where the service runs.
+        folder=target,
+        keep=[lock],
+        is_quiet=True,
     )
-    logger.debug("the conversion wrote:\n%s", done.stderr)
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = next(reversed(done.stderr.splitlines()), "")
-        answer = {"problem": f"its conversion ended with code {done.returncode} ({last[:300] or 'no message'})"}
-    if answer.get("problem"):
+    if "end" in answer:
+        raise UnfitError(f"its conversion {answer['end']}")
+    if answer["problem"]:
         raise UnfitError(answer["problem"])
     if answer["refusal"]:
         (target / _REFUSAL).write_text(json.dumps(answer["refusal"]))
@@ -169,14 +161,10 @@ def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int) 
 
 
 def _environment() -> dict[str, str]:
-    """What the conversion needs: this process's variables without its secrets, and no connection."""
-    secrets = {field.name.upper() for field in fields(Settings) if field.metadata["secret"]} | {
-        "HUGGING_FACE_HUB_TOKEN"
-    }
+    """What the conversion needs: this package, which may be nowhere on the module path, and no connection."""
     root = str(Path(embedding_api.__file__).parents[1])
-    return {
-        **{name: value for name, value in os.environ.items() if name not in secrets},
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    return programs.environment(
+        PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+        HF_HUB_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from embedding_api.config import Settings
-from embedding_api.engine import loading, preload, proof, sources
+from embedding_api.engine import loading, preload, programs, proof, sources
 from embedding_api.engine.backends import Backend
 from embedding_api.engine.proof import Proof
 from embedding_api.engine.text import Reader
@@ -127,7 +127,7 @@ def _load(spec: ModelSpec, settings: Settings) -> Model:
 def _require_device(device: str) -> None:
     """Asks for a device in a process of its own: asking initialises it, and it would not survive the fork."""
     program = f"import torch; raise SystemExit(not {_DEVICE_TESTS[device]})"
-    if subprocess.run([sys.executable, "-P", "-c", program], check=False).returncode:
+    if subprocess.run([sys.executable, "-P", "-c", program], env=programs.environment(), check=False).returncode:
         raise DeviceNotFoundError(
             f"DEVICE={device}: torch finds no such device on this machine; set DEVICE=cpu, or install its driver and "
             "the build of torch for it"

@@ -2,14 +2,12 @@
 
 import hashlib
 import importlib.util
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from embedding_api.config import Settings
+from embedding_api.engine import programs
 from embedding_api.errors import ModelLoadError
 from embedding_api.model_spec import ModelSpec
 
@@ -79,23 +77,16 @@ def _packaged(spec: ModelSpec) -> Path | None:
 
 
 def _downloaded(spec: ModelSpec, settings: Settings) -> Path:
-    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    if settings.hf_token:
-        environment["HF_TOKEN"] = settings.hf_token
-    # -P: the program's own folder stays off the module path.
-    command = [
-        sys.executable,
-        "-P",
-        str(Path(__file__).with_name("hub.py")),
-        spec.source,
-        spec.revision or "",
-        str(settings.allow_pickle),
-    ]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        answer = {"problem": f"the download ended with code {done.returncode}; see the lines above"}
+    more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    # The one program that gets a token; the second name is the hub's own older one.
+    if token := settings.hf_token or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        more["HF_TOKEN"] = token
+    answer = programs.ask(
+        [str(Path(__file__).with_name("hub.py")), spec.source, spec.revision or "", str(settings.allow_pickle)],
+        environment=programs.environment(**more),
+    )
+    if "end" in answer:
+        answer = {"problem": f"the download {answer['end']}"}
     if "problem" in answer:
         raise ModelLoadError(f"model {spec.name} from the Hugging Face hub ({spec.source}): {answer['problem']}")
     return Path(answer["path"])

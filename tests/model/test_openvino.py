@@ -220,12 +220,6 @@ def test_a_conversion_opens_no_connection(folder, tmp_path, monkeypatch):
     assert not record.exists(), record.read_text()
 
 
-def test_the_conversion_gets_no_secret(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "token-1")
-    monkeypatch.setenv("API_KEY_SECRET", "key-1")
-    assert not {"HF_TOKEN", "API_KEY_SECRET"} & conversion._environment().keys()
-
-
 def test_nncf_is_the_one_that_the_extra_pins():
     assert f'"nncf=={conversion.NNCF_VERSION}"' in (ROOT / "pyproject.toml").read_text()
     assert f"nncf=={conversion.NNCF_VERSION} " in (ROOT / "requirements-dev.txt").read_text()

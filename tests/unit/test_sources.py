@@ -189,7 +189,7 @@ def test_pickle_files_are_downloaded_where_they_are_allowed(monkeypatch, small_h
 
 
 def test_a_download_that_dies_is_told(monkeypatch):
-    monkeypatch.setattr(sources.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sources.programs.sys, "executable", "/bin/false")
     with pytest.raises(ModelLoadError, match="ended with code 1"):
         locate(monkeypatch, "org/good")
 

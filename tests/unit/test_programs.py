@@ -1,0 +1,46 @@
+"""Programs of their own: what they are given, and what is made of how they end."""
+
+import os
+
+import pytest
+
+from embedding_api.engine import conversion, programs
+
+
+def ask(code, **options):
+    return programs.ask(["-c", code], environment=programs.environment(), **options)
+
+
+def test_the_answer_is_the_last_line_whatever_was_written_before():
+    code = (
+        r"""import sys; sys.stdout.buffer.write(b'\xff\n{"path": "caf\xc3\xa9"}\n'); sys.stderr.buffer.write(b'\xff')"""
+    )
+    assert ask(code, is_quiet=True) == {"path": "café"}
+
+
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "was ended by signal 9, most likely for want of memory; free some"),
+        ("import os; os.kill(os.getpid(), 15)", "was ended by signal 15"),
+        ("raise SystemExit('no space')", "ended with code 1 (no space)"),
+        ("print('[]')", "ended with code 0 (no message)"),
+    ],
+)
+def test_one_that_says_nothing_is_told_by_its_end(code, end):
+    assert ask(code, is_quiet=True)["end"].startswith(end)
+
+
+def test_it_runs_where_it_is_told_to(tmp_path):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    assert ask("import json, os; print(json.dumps({'folder': os.getcwd()}))", folder=folder) == {"folder": str(folder)}
+
+
+def test_no_program_is_given_a_secret(monkeypatch):
+    secrets = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "API_KEY_SECRET"}
+    for name in secrets:
+        monkeypatch.setenv(name, "secret-1")
+    for environment in (programs.environment(), conversion._environment()):
+        assert not secrets & environment.keys()
+        assert environment["PATH"] == os.environ["PATH"]
