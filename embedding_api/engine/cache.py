@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,25 +60,44 @@ def obtain(folder: Path, key: str, make: Callable[[Path, int], None]) -> Path:
 
 
 def _claim(folder: Path) -> None:
-    """Makes the folder, for this user alone; one that another could have filled is refused."""
+    """Makes the folder, for this user alone; one that another could have filled or put in its place is refused."""
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(exist_ok=True, mode=0o700)
-    status = folder.stat(follow_symlinks=False)
-    # A group may write: Kubernetes' fsGroup sees to it, and the owner is still this user.
-    if status.st_uid != os.geteuid() or status.st_mode & 0o002 or folder.is_symlink():
+    if not _is_ours(folder) or not _is_safe_above(folder.parent):
         raise CacheError(
-            f"CACHE_DIR={folder.parent}: others can write to {folder.name} in it, and so decide what this service "
-            "answers; set CACHE_DIR to a folder of this user"
+            f"CACHE_DIR={folder.parent}: others can write to it or to {folder.name} in it, and so decide what this "
+            "service answers; set CACHE_DIR to a folder of this user"
         )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it is this user's, and no link; a group may write, as Kubernetes' fsGroup has it."""
+    status = folder.stat(follow_symlinks=False)
+    return status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWOTH and not folder.is_symlink()
+
+
+def _is_safe_above(folder: Path) -> bool:
+    """Whether nobody but this user and root can put another folder in the place of one of this user's in it.
+
+    Where the sticky bit is set only the owner of a folder can.
+    """
+    status = folder.stat()
+    return status.st_uid in (os.geteuid(), 0) and (
+        not status.st_mode & stat.S_IWOTH or bool(status.st_mode & stat.S_ISVTX)
+    )
 
 
 def _flaw(entry: Path) -> str | None:
     """What is wrong with an entry, or None if it is whole."""
     try:
+        if not _is_ours(entry):
+            return "others can write to it"
         checksums = json.loads((entry / _MANIFEST).read_bytes())
         wrong = [name for name, checksum in checksums.items() if _sha256(entry / name) != checksum]
     except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
+    if not checksums:
+        return "it holds nothing"
     return f"{wrong[0]} is not what was written" if wrong else None
 
 
@@ -87,12 +107,19 @@ def _make(entry: Path, make: Callable[[Path, int], None], lock: int) -> Path:
     try:
         make(unfinished, lock)
         _seal(unfinished)
-        shutil.rmtree(entry, ignore_errors=True)
+        _remove(entry)
         unfinished.rename(entry)
         _sync(entry.parent)
         return entry
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_symlink():
+        entry.unlink()
+    else:
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def _seal(folder: Path) -> None:
@@ -114,7 +141,8 @@ def _sweep(folder: Path, key: str) -> None:
             shutil.rmtree(unfinished)
         else:
             with contextlib.suppress(BlockingIOError), _locked(folder / f"{other}{_LOCK}", wait=False):
-                shutil.rmtree(unfinished)
+                # Whoever held the lock a moment ago may have finished it, and then it has its name no more.
+                shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager

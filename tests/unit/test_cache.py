@@ -39,6 +39,9 @@ def test_an_entry_is_made_once_for_this_user_alone(folder):
         lambda entry: (entry / "manifest.json").write_text('{"a"'),
         lambda entry: (entry / "manifest.json").write_text("[]"),
         lambda entry: (entry / "manifest.json").unlink(),
+        lambda entry: (entry / "manifest.json").write_text("{}"),
+        lambda entry: entry.chmod(0o777),
+        lambda entry: entry.symlink_to(entry.rename(entry.with_name("elsewhere"))),
     ],
 )
 def test_a_damaged_entry_is_made_again_and_told(folder, damage, caplog):
@@ -63,6 +66,8 @@ def test_what_fails_leaves_nothing(folder):
 def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_kept(folder):
     (folder / "k.unfinished").mkdir(parents=True)
     (folder / "dead.unfinished").mkdir()
+    # Gone by the time its lock is had, as far as removing it can tell.
+    (folder / "finished.unfinished").symlink_to(folder / "finished")
     folder.chmod(0o700)
 
     def with_another_at_work(target, lock):
@@ -106,8 +111,18 @@ def test_a_full_disk_and_a_folder_that_cannot_be_are_told_with_the_cure(folder, 
         cache.obtain(tmp_path / "file" / "kind", "k", fill)
 
 
-def test_a_folder_that_others_can_write_to_is_refused(folder):
+@pytest.mark.parametrize(("above", "mode"), [(0o755, 0o777), (0o777, 0o700)])
+def test_a_folder_that_others_can_write_to_or_replace_is_refused(folder, above, mode):
     folder.mkdir(parents=True)
-    folder.chmod(0o777)
+    folder.chmod(mode)
+    folder.parent.chmod(above)
     with pytest.raises(cache.CacheError, match="others can write to"):
         cache.obtain(folder, "k", fill)
+
+
+@pytest.mark.parametrize(("above", "mode"), [(0o1777, 0o700), (0o2775, 0o2775)])
+def test_a_sticky_folder_and_one_of_a_group_are_accepted(folder, above, mode):
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    folder.parent.chmod(above)
+    cache.obtain(folder, "k", fill)
