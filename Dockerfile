@@ -8,6 +8,8 @@
 # GRACEFUL_TIMEOUT_S.
 
 FROM python:3.11-slim AS packages
+# `--build-arg EXTRA_PACKAGES=nncf==3.4.0` for PRECISION=int8: the image has no pip to bring it later.
+ARG EXTRA_PACKAGES=
 # Of all the bytecode that pip would compile, 300 MB, the service uses a quarter, which the import below writes.
 ENV PIP_NO_CACHE_DIR=1 PIP_COMPILE=0
 WORKDIR /build
@@ -18,6 +20,7 @@ COPY scripts/install.sh scripts/
 # takes 13 s instead of 5.
 RUN python -m venv /opt/venv \
     && scripts/install.sh /opt/venv/bin/python requirements.txt \
+    && { [ -z "$EXTRA_PACKAGES" ] || /opt/venv/bin/python -m pip install --quiet -c requirements.txt $EXTRA_PACKAGES; } \
     && /opt/venv/bin/python -m pip uninstall --quiet --yes pip \
     && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
     && /opt/venv/bin/python -c "import sentence_transformers, openvino"

@@ -158,13 +158,15 @@ class Settings:
         _choice("float32", "bfloat16", "int8"),
         "What the models compute in. float32 gives sentence-transformers' own vectors. bfloat16 is about 1.7 times\n"
         "faster on a CPU that has it, its vectors at a cosine of 0.9995 or more to them; int8, with OpenVINO alone,\n"
-        "about 2.5 times, at 0.98 or more. Index and queries need not share it. int8 needs nncf for a first start.",
+        "about 2.5 times, at 0.98 or more. Index and queries need not share bfloat16: one of them may be in float32.\n"
+        "int8 needs nncf for a first start.",
     )
     cache_dir: Path = setting(
         "",
         _cache_folder,
         "The folder for converted models, about as large as their weights. It may be deleted; the next start makes it\n"
-        "again. Unset: memementor-embeddings in the user's own cache folder, $XDG_CACHE_HOME or ~/.cache.",
+        "again. What a changed model or another version leaves there is not removed by itself.\n"
+        "Unset: memementor-embeddings in the user's own cache folder, $XDG_CACHE_HOME or ~/.cache.",
         example="/var/cache/memementor-embeddings",
     )
     calibration_texts: Path | None = setting(
@@ -221,7 +223,7 @@ class Settings:
     inference_timeout_s: int = setting(
         "30",
         _integer(1, 3600),
-        "Seconds after which a batch counts as stuck and GET /health/ready answers 503. A batch takes 0.15 s with\n"
+        "Seconds after which a batch counts as stuck and GET /health/ready answers 503. A batch takes 0.03 s with\n"
         "MiniLM and seconds with the largest models: too little makes a busy worker look ill.",
     )
     truncate: bool = setting(

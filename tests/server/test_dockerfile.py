@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import pytest
 
+from embedding_api.engine.conversion import NNCF_VERSION
 from tests.server.conftest import MINILM, ROOT, free_port, request
 
 # A slash that begins a word, as those after `http:` and `python3*` do not.
@@ -127,6 +128,10 @@ class Build:
         pairs = dict(pair.split("=", 1) for pair in shlex.split(step.rest))
         self.env |= {name: string.Template(self._inside(text)).substitute(self.env) for name, text in pairs.items()}
 
+    def _arg(self, step: Step) -> None:
+        name, _, default = step.rest.partition("=")
+        self.env[name] = default
+
     def _workdir(self, step: Step) -> None:
         self.workdir = self.workdir / self._inside(step.rest)
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -228,6 +233,13 @@ def test_a_change_of_code_reuses_the_layers_that_install():
     assert {path for step in first if step.word in ("COPY", "ADD") for path in copied(step)} == INSTALLING
     later = last[[step.word == "COPY" and "from" not in step.flags for step in last].index(True) :]
     assert [step for step in later if step.word == "RUN" or "from" in step.flags] == []
+
+
+def test_what_int8_needs_can_be_built_in():
+    (argument,) = [step.rest for step in read_steps() if step.word == "ARG"]
+    assert argument == "EXTRA_PACKAGES="
+    for file in ("Dockerfile", "README.md"):
+        assert f"--build-arg EXTRA_PACKAGES=nncf=={NNCF_VERSION}`" in (ROOT / file).read_text()
 
 
 def test_both_stages_have_the_same_public_python():
