@@ -137,7 +137,7 @@ def test_a_precision_or_backend_that_the_rest_does_not_have_is_refused(monkeypat
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda file: file.write_bytes(b"caf\xe9"), "is not UTF-8"),
+        (lambda file: file.write_bytes(b"\xe9t\xe9"), "is not UTF-8"),
         (lambda file: file.write_text("\n \n"), "holds no text"),
         (lambda file: file.mkdir(), "cannot be read"),
     ],
