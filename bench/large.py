@@ -36,7 +36,7 @@ class Footprint(NamedTuple):
     Attributes:
         private: Of each worker.
         anonymous: Of master and workers together; pages that several share count once.
-        file_backed: The same of pages that are a file's, such as weights that are mapped.
+        file_backed: The same of pages of the converted model's files; what libraries have is not counted.
     """
 
     private: list[float]
@@ -44,7 +44,7 @@ class Footprint(NamedTuple):
     file_backed: float
 
 
-def footprint(master: psutil.Process) -> Footprint:
+def footprint(master: psutil.Process, cache: Path) -> Footprint:
     """What a master and its workers hold.
 
     A page that n processes share counts as 1/n for each (Pss), so that the sum over all that share it is one page.
@@ -55,7 +55,7 @@ def footprint(master: psutil.Process) -> Footprint:
     return Footprint(
         private=machine.private_mib(workers),
         anonymous=sum(machine.memory_kb(pid, "Pss_Anon") for pid in family) / 1024,
-        file_backed=sum(machine.memory_kb(pid, "Pss_File") for pid in family) / 1024,
+        file_backed=sum(machine.mapped_kb(pid, cache) for pid in family) / 1024,
     )
 
 
@@ -69,7 +69,7 @@ def model() -> Path:
     return folder
 
 
-def measure(folder: Path, precision: str) -> Footprint:
+def measure(folder: Path, precision: str, cache: Path) -> Footprint:
     """Serves the model with two workers, has it work, and looks.
 
     Raises:
@@ -89,7 +89,7 @@ def measure(folder: Path, precision: str) -> Footprint:
         shelf = Shelf()
         requests = [[shelf.take(kind) for kind in _TEXTS] for _ in range(_N_REQUESTS)]
         Served(server, "large").run(requests, 2 * N_WORKERS)
-        return footprint(psutil.Process(server.process.pid))
+        return footprint(psutil.Process(server.process.pid), cache)
 
 
 def outcomes(precision: str, measured: Footprint, ir_mb: float | None) -> Sequence[Outcome]:
@@ -127,7 +127,7 @@ def main() -> None:
     told: list[Outcome] = []
     for precision in _BYTES:
         try:
-            measured = measure(folder, precision)
+            measured = measure(folder, precision, cache)
         except RuntimeError as error:
             print(f"left out: {precision}: {error}")
             continue

@@ -64,6 +64,13 @@ def memory_kb(pid: int, *entries: str) -> int:
     return sum(int(found[entry]) for entry in entries)
 
 
+def mapped_kb(pid: int, folder: Path) -> float:
+    """What a process has in memory of files in a folder, in KiB; of a page that n processes share 1/n."""
+    mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{pid}/smaps").read_text(), flags=re.MULTILINE)
+    ours = [mapping for mapping in mappings if str(folder) in mapping.partition("\n")[0]]
+    return sum(float(kb) for mapping in ours for kb in re.findall(r"^Pss: +(\d+) kB$", mapping, re.MULTILINE))
+
+
 class Others:
     """What other work takes from the machine while this one is measured: no line of a table is worth more than this."""
 

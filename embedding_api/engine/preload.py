@@ -42,6 +42,8 @@ def freeze() -> None:
     A full collection in a worker would otherwise write to, and so copy, about 109 MB that it shares with the master.
     """
     gc.collect()
+    # What loading left behind, or workers would each copy some of it.
+    trim()
     gc.freeze()
 
 
