@@ -2,12 +2,15 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
 
@@ -244,3 +247,24 @@ def test_minilm_in_int8_with_the_texts_that_ship_is_within_the_bound_and_kept(tm
         assert model.proof.value >= 0.98
         engine.close()
     assert caplog.text.count("converting the model") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent is gone")
+def test_a_conversion_ends_with_who_started_it(folder, tmp_path):
+    """Given a start that is killed while it converts, then the conversion ends too, and with it the cache's lock."""
+    program = (
+        "from embedding_api.config import load_settings\n"
+        "from embedding_api.engine.engine import load_engine\n"
+        "load_engine(load_settings())\n"
+    )
+    source = models.save(models.bert_mean, folder)
+    told = {**os.environ, "SUPPORTED_MODELS": f"m={source}", "CACHE_DIR": str(tmp_path)}
+    start = psutil.Popen([sys.executable, "-c", program], cwd=ROOT, env=told)
+    end = time.monotonic() + 30
+    while not (children := start.children()):
+        assert time.monotonic() < end, "nothing was converted"
+        time.sleep(0.02)
+    start.kill()
+    start.wait(10)
+    psutil.wait_procs(children, timeout=60)
+    assert not children[0].is_running()
