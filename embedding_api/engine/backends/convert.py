@@ -1,8 +1,8 @@
 """Makes of a sentence-transformers model what the OpenVINO backend reads. Run as a program, in a process of its own.
 
 Its arguments are a `Job` as JSON and the number of the process that started it; the last line of its output is an
-`Answer` as JSON. The libraries that it needs start threads, which a master that forks must not have. It needs no network,
-no key and no token.
+`Answer` as JSON. The libraries that it needs start threads, which a master that forks must not have. It needs no
+network, no key and no token.
 """
 
 import ctypes
