@@ -114,14 +114,19 @@ def worker_of(server, connection):
     raise AssertionError("no worker holds it")
 
 
-def test_a_worker_killed_in_a_batch_costs_the_others_requests_nothing(launch, expected):
-    """Given a request whose batches both workers compute, when one is killed again and again, then it is answered."""
-    texts, vectors = expected
+def connected(launch):
+    """A server of two workers, a connection to it, and the worker that holds that."""
     server = launch(WORKERS="2")
     until(lambda: len(server.workers) == 2, what="two workers")
     connection = Connection(server)
     connection.embed(["a"])
-    holder = worker_of(server, connection)
+    return server, connection, worker_of(server, connection)
+
+
+def test_a_worker_killed_in_a_batch_costs_the_others_requests_nothing(launch, expected):
+    """Given a request whose batches both workers compute, when one is killed again and again, then it is answered."""
+    texts, vectors = expected
+    server, connection, holder = connected(launch)
     with ThreadPoolExecutor(1) as client:
         asked = client.submit(connection.embed, texts[:1200])
         n_killed = 0
@@ -152,11 +157,7 @@ def test_one_request_uses_every_core(launch, expected):
 def test_a_stopping_worker_gives_back_what_it_has_of_others(launch, expected):
     """Given a long request, when the other worker is told to end, then the request is answered all the same."""
     texts, vectors = expected
-    server = launch(WORKERS="2")
-    until(lambda: len(server.workers) == 2, what="two workers")
-    connection = Connection(server)
-    connection.embed(["a"])
-    holder = worker_of(server, connection)
+    server, connection, holder = connected(launch)
     with ThreadPoolExecutor(1) as client:
         asked = client.submit(connection.embed, texts[:800])
         other = next(worker for worker in server.workers if worker.pid != holder.pid)
