@@ -131,6 +131,7 @@ def main() -> None:
         except RuntimeError as error:
             print(f"left out: {precision}: {error}")
             continue
-        sizes = [file.stat().st_size for file in cache.rglob("*.bin")] if cache.exists() else []
+        # Weights and graph.
+        sizes = [file.stat().st_size + file.with_suffix(".xml").stat().st_size for file in cache.rglob("model.bin")]
         told += outcomes(precision, measured, max(sizes) / 2**20 if sizes else None)
     print(report.targets(told))
