@@ -102,9 +102,12 @@ class Batch:
 
     def begin(self) -> None:
         """A core has it now."""
-        for text in self.texts:
-            for job, _ in text.wanted_by:
-                job.begin()
+        for job in self.jobs():
+            job.begin()
+
+    def jobs(self) -> list[Job]:
+        """Who wants its texts; one that wants several stands there as often."""
+        return [job for text in self.texts for job, _ in text.wanted_by]
 
 
 class _Line:
@@ -245,11 +248,8 @@ class Backlog:
             for text in batch.texts:
                 text.alone = True
             self.give_back(batch)
-            return
-        for text in batch.texts:
-            batch.line.forget(text)
-        for job, _ in _wanted(batch):
-            job.fail(error)
+        else:
+            _give_up(batch, error)
 
     def give_back(self, batch: Batch) -> None:
         """A batch was not computed; its texts wait again, each for the turn that it had."""
@@ -258,10 +258,7 @@ class Backlog:
     def refuse(self, error: Exception) -> None:
         """Nothing that waits will be computed any more; batches under way may still end."""
         while (batch := self.take(1)) is not None:
-            for text in batch.texts:
-                batch.line.forget(text)
-            for job, _ in _wanted(batch):
-                job.fail(error)
+            _give_up(batch, error)
 
     def _line(self, model: int, n_prompt_tokens: int) -> _Line:
         key = model, n_prompt_tokens
@@ -270,5 +267,9 @@ class Backlog:
         return self._lines[key]
 
 
-def _wanted(batch: Batch) -> list[tuple[Job, int]]:
-    return [wanted for text in batch.texts for wanted in text.wanted_by]
+def _give_up(batch: Batch, error: Exception) -> None:
+    """Whoever wants a text of it gets the error."""
+    for text in batch.texts:
+        batch.line.forget(text)
+    for job in batch.jobs():
+        job.fail(error)

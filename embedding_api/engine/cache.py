@@ -93,7 +93,7 @@ def _flaw(entry: Path) -> str | None:
         if not _is_ours(entry):
             return "others can write to it"
         checksums = json.loads((entry / _MANIFEST).read_bytes())
-        wrong = [name for name, checksum in checksums.items() if _sha256(entry / name) != checksum]
+        wrong = [name for name, checksum in checksums.items() if sha256(entry / name) != checksum]
     except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     if not checksums:
@@ -128,7 +128,7 @@ def _seal(folder: Path) -> None:
     for path in files:
         _sync(path)
     manifest = folder / _MANIFEST
-    manifest.write_text(json.dumps({path.name: _sha256(path) for path in files}))
+    manifest.write_text(json.dumps({path.name: sha256(path) for path in files}))
     _sync(manifest)
     _sync(folder)
 
@@ -166,7 +166,8 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[int]:
         os.close(lock)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

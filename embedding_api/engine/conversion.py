@@ -80,13 +80,13 @@ def _key(source: Path, options: dict[str, str | bool]) -> str:
     if options["quantise"] and not options["calibration_texts"]:
         own.append(_OWN_CALIBRATION_TEXTS)
     try:
-        texts = _sha256(Path(str(options["calibration_texts"]))) if options["calibration_texts"] else ""
+        texts = cache.sha256(Path(str(options["calibration_texts"]))) if options["calibration_texts"] else ""
         parts = {
-            "own": {name: _sha256(Path(__file__).parent / name) for name in own},
+            "own": {name: cache.sha256(Path(__file__).parent / name) for name in own},
             "versions": {name: _version(name) for name in _PACKAGES},
             "nncf": NNCF_VERSION if options["quantise"] else None,
             "options": {**options, "calibration_texts": texts},
-            "files": {str(path.relative_to(source)): _sha256(path) for path in _files(source)},
+            "files": {str(path.relative_to(source)): cache.sha256(path) for path in _files(source)},
         }
     except OSError as error:
         raise UnfitError(f"{error.filename or source} cannot be read ({error.strerror or error})") from error
@@ -116,11 +116,6 @@ def _files(source: Path) -> Iterator[Path]:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__pycache__"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version(package: str) -> str:

@@ -88,7 +88,7 @@ def _tried(spec: ModelSpec, folder: Path, settings: Settings, loader: Loader) ->
         raise
     except Exception as error:
         logger.debug("model %s cannot be served", spec.name, exc_info=True)
-        raise UnfitError(f"{type(error).__name__}: {textwrap.shorten(str(error), 300) or 'no message'}") from error
+        raise UnfitError(_reason(error)) from error
 
 
 def _proven(loaded: Loaded) -> Proven:
@@ -128,9 +128,8 @@ def _torch(spec: ModelSpec, folder: Path, settings: Settings) -> Loaded:
         )
     except Exception as error:
         logger.debug("model %s cannot be loaded", spec.name, exc_info=True)
-        reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 300) or 'no message'}"
         cure = _cure(str(error), spec)
-        raise ModelLoadError(f"model {spec.name} from {folder} cannot be loaded: {reason}; {cure}") from error
+        raise ModelLoadError(f"model {spec.name} from {folder} cannot be loaded: {_reason(error)}; {cure}") from error
 
 
 def _torch_precision(settings: Settings) -> str:
@@ -140,6 +139,10 @@ def _torch_precision(settings: Settings) -> str:
 
 def _is_trusted(spec: ModelSpec, settings: Settings) -> bool:
     return any(name in settings.trust_remote_code for name in spec.names)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 300) or 'no message'}"
 
 
 def _cure(reason: str, spec: ModelSpec) -> str:

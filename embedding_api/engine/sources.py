@@ -1,13 +1,12 @@
 """Where a model's files come from: a local folder, a package that carries them, the Hugging Face cache and hub."""
 
-import hashlib
 import importlib.util
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from embedding_api.config import Settings
-from embedding_api.engine import programs
+from embedding_api.engine import cache, programs
 from embedding_api.errors import ModelLoadError
 from embedding_api.model_spec import ModelSpec
 
@@ -62,8 +61,7 @@ def _packaged(spec: ModelSpec) -> Path | None:
         return None
     folder = Path(found.origin).parent / "model"
     try:
-        with (folder / "model.safetensors").open("rb") as weights:
-            sha256 = hashlib.file_digest(weights, "sha256").hexdigest()
+        sha256 = cache.sha256(folder / "model.safetensors")
     except OSError as error:
         raise ModelLoadError(
             f"model {spec.name}: the package {package.name} cannot be read ({error}); install it again"

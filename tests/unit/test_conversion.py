@@ -96,10 +96,10 @@ def test_a_folder_behind_a_link_belongs_to_the_model_and_may_lead_back_to_it(mod
 
 @pytest.mark.parametrize("name", [*conversion._OWN, conversion._OWN_CALIBRATION_TEXTS])
 def test_code_and_texts_of_our_own_decide(model, key, monkeypatch, name):
-    hashed = conversion._sha256
+    hashed = conversion.cache.sha256
     before = key(model, PRECISION="int8")
     monkeypatch.setattr(
-        conversion, "_sha256", lambda path: "x" if str(path).endswith(f"engine/{name}") else hashed(path)
+        conversion.cache, "sha256", lambda path: "x" if str(path).endswith(f"engine/{name}") else hashed(path)
     )
     assert key(model, PRECISION="int8") != before
 
@@ -108,6 +108,6 @@ def test_a_file_that_cannot_be_read_is_a_clause_and_no_traceback(model, key, mon
     def fail(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(conversion, "_sha256", fail)
+    monkeypatch.setattr(conversion.cache, "sha256", fail)
     with pytest.raises(UnfitError, match=r"cannot be read \(Permission denied\)"):
         key(model)
