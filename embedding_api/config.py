@@ -173,7 +173,7 @@ class Settings:
         "",
         _optional(_file),
         "A file of texts like those to be embedded, one a line, by which PRECISION=int8 sets its scales; a few\n"
-        "hundred do. Unset: texts of this service's own, in English. Other precisions do not read it.",
+        "hundred do. Unset: texts of this service's own, in several languages. Other precisions do not read it.",
         example="texts.txt",
     )
     api_key_secret: tuple[str, ...] = setting(
