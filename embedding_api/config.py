@@ -215,6 +215,35 @@ class Settings:
         _integer(1024, 2**32),
         "Bytes that one request body may have. A worker holds up to THREADS such bodies in memory at once.",
     )
+    max_queued_tokens: int = setting(
+        "",
+        _optional(_integer(1, 10**12)),
+        "Tokens of texts that may wait, in all workers together. What comes while more wait is refused with 429, and\n"
+        "told when to come again. A request that comes while fewer wait is taken whole, however large it is. Too few\n"
+        "refuse what could be answered in time; too many are answered after their clients have given up.\n"
+        "Unset: what 30 seconds can compute, measured at the start.",
+        example="400000",
+    )
+    request_timeout_s: int = setting(
+        "60",
+        _integer(1, 3600),
+        "Seconds after which a request that is not answered gets 504, and its texts are dropped. A client that says\n"
+        "how long it waits, with x-stainless-read-timeout as OpenAI's SDKs do, may shorten it.",
+    )
+    client_timeout_s: int = setting(
+        "30",
+        _integer(1, 3600),
+        "Seconds in which a request must have arrived whole, from its first byte on, or it gets 408; and for which a\n"
+        "client that does not read its answer is waited for. Too little cuts off slow links.",
+    )
+    drain_s: int = setting(
+        "",
+        _optional(_integer(0, 3600)),
+        "Seconds for which the service, told to stop, still accepts connections and answers readiness and new work\n"
+        "with 503, so that load balancers notice. Part of GRACEFUL_TIMEOUT_S; 0 stops listening at once.\n"
+        "Unset: 5, or half of GRACEFUL_TIMEOUT_S if that is less.",
+        example="5",
+    )
     graceful_timeout_s: int = setting(
         "30",
         _integer(1, 3600),
@@ -223,8 +252,9 @@ class Settings:
     inference_timeout_s: int = setting(
         "30",
         _integer(1, 3600),
-        "Seconds after which a batch counts as stuck and GET /health/ready answers 503. A batch takes 0.03 s with\n"
-        "MiniLM and seconds with the largest models: too little makes a busy worker look ill.",
+        "Seconds after which a batch counts as stuck: GET /health/ready answers 503, and the worker hands its work on\n"
+        "and is replaced. A batch takes 0.03 s with MiniLM and seconds with the largest models: too little replaces\n"
+        "workers that are busy.",
     )
     truncate: bool = setting(
         "true",
@@ -283,6 +313,13 @@ class Settings:
             )
         if self.precision == "int8" and self.calibration_texts is not None:
             _require_texts(self.calibration_texts)
+        if self.drain_s is None:
+            object.__setattr__(self, "drain_s", min(5, self.graceful_timeout_s // 2))
+        if self.drain_s >= self.graceful_timeout_s:
+            raise SettingsError(
+                f"DRAIN_S={self.drain_s} is no less than GRACEFUL_TIMEOUT_S={self.graceful_timeout_s}, of which it is "
+                "a part: running requests would have no time left; lower DRAIN_S or raise GRACEFUL_TIMEOUT_S"
+            )
         known = {name for spec in self.supported_models for name in spec.names}
         if unknown := [name for name in self.trust_remote_code if name not in known]:
             raise SettingsError(

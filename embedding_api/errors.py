@@ -17,9 +17,12 @@ ServiceError
 │   ├── UnsupportedDimensionsError    more dimensions than the model has
 │   ├── ContextLengthExceededError    too many tokens, and truncation was declined
 │   ├── EmptyTextError                a text of which the model's tokenizer leaves nothing
-│   └── TokenIdsNotAcceptedError      token ids where texts are wanted, or ids the model does not know
+│   ├── TokenIdsNotAcceptedError      token ids where texts are wanted, or ids the model does not know
+│   ├── OverloadedError               more work than the queue takes; says when to come again
+│   └── ClientGoneError               the client closed the connection before it was answered
 └── EngineError                       a fault of ours
     ├── NotReadyError                 the engine does not answer
+    ├── DeadlineExceededError         it was not answered in the time it had
     └── NonFiniteVectorError          the model gave NaN or infinity
 """
 
@@ -119,12 +122,32 @@ class TokenIdsNotAcceptedError(RequestError):
     """Token ids where texts are wanted, or ids that the model does not know."""
 
 
+class OverloadedError(RequestError):
+    """More work than the queue takes.
+
+    Args:
+        retry_after_s: Seconds after which there should be room.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ClientGoneError(RequestError):
+    """The client closed the connection before it was answered."""
+
+
 class EngineError(ServiceError):
     """A fault of ours."""
 
 
 class NotReadyError(EngineError):
     """The engine does not answer."""
+
+
+class DeadlineExceededError(EngineError):
+    """It was not answered in the time it had."""
 
 
 class NonFiniteVectorError(EngineError):

@@ -34,8 +34,12 @@ TABLE: dict[type[errors.ServiceError], Envelope] = {
     errors.ContextLengthExceededError: Envelope(400, _CALLER, "context_length_exceeded"),
     errors.EmptyTextError: Envelope(422, _CALLER, "empty_input"),
     errors.TokenIdsNotAcceptedError: Envelope(400, _CALLER, "token_ids_not_accepted"),
+    errors.OverloadedError: Envelope(429, "rate_limit_error", "server_overloaded"),
+    # nginx's number for it; only a client that closed one direction alone can read it.
+    errors.ClientGoneError: Envelope(499, _CALLER, "client_gone"),
     errors.EngineError: Envelope(500, _SERVER, "internal_error"),
     errors.NotReadyError: Envelope(503, _SERVER, "not_ready"),
+    errors.DeadlineExceededError: Envelope(504, _SERVER, "deadline_exceeded"),
     errors.NonFiniteVectorError: Envelope(500, _SERVER, "internal_error"),
 }
 
@@ -74,6 +78,8 @@ def _of_ours(error: errors.ServiceError) -> Response:
         message = _INTERNAL[1]
     response = _envelope(told.status, told.type, code, message, error.param)
     response.headers.update(_HEADERS.get(told.status, {}))
+    if isinstance(error, errors.OverloadedError):
+        response.headers["Retry-After"] = str(error.retry_after_s)
     return response
 
 

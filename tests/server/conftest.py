@@ -42,7 +42,9 @@ def environment(**settings) -> dict[str, str]:
     """
     drop = {"OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "GUNICORN_CMD_ARGS"}
     kept = {name: value for name, value in os.environ.items() if name not in drop}
-    return {**kept, **dict.fromkeys(SETTINGS, ""), "CACHE_DIR": str(CACHE_DIR), **settings}
+    # Most tests end their server, and would wait for it.
+    ours = {**dict.fromkeys(SETTINGS, ""), "CACHE_DIR": str(CACHE_DIR), "DRAIN_S": "0"}
+    return {**kept, **ours, **settings}
 
 
 def request(port, method, path, body=None, headers=None, *, timeout=60):
