@@ -5,6 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 
+# Keys of the WSGI environment, for what the worker that holds the connection knows of a request: its Caller; and the
+# error to answer it with if it would be too much, or None.
+CALLER, REFUSAL = "embedding_api.caller", "embedding_api.refusal"
+
 
 class Caller:
     """The client of one request, as the worker that holds its connection knows it. Safe for several threads.
@@ -20,6 +24,10 @@ class Caller:
         self._lock = threading.Lock()
         self._has_left = False
         self._callbacks: list[Callable[[], None]] = []
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, none below zero; None if there is no deadline."""
+        return None if math.isinf(self.deadline_s) else max(0.0, self.deadline_s - time.monotonic())
 
     def leave(self) -> None:
         """The connection is gone; to be called once, by whoever notices."""

@@ -6,6 +6,7 @@ Each setting is a field of `Settings` with its meaning, unit and default beside 
 
 import dataclasses
 import difflib
+import functools
 import ipaddress
 import os
 import re
@@ -286,15 +287,34 @@ class Settings:
         Raises:
             SettingsError: Two settings contradict each other.
         """
+        fill = functools.partial(object.__setattr__, self)
         if self.require_auth is None:
-            object.__setattr__(self, "require_auth", bool(self.api_key_secret))
+            fill("require_auth", bool(self.api_key_secret))
+        if self.workers is None:
+            fill("workers", cores.count() if self.device == "cpu" else self._most_on_a_device)
+        if self.drain_s is None:
+            fill("drain_s", min(5, self.graceful_timeout_s // 2))
+        self._refuse_contradictions()
+        self._refuse_impossible_computing()
+
+    def _refuse_contradictions(self) -> None:
         if self.require_auth and not self.api_key_secret:
             raise SettingsError(
                 "REQUIRE_AUTH=true without API_KEY_SECRET: nobody could ever get in; set API_KEY_SECRET to the key "
                 "that clients shall send, or REQUIRE_AUTH to false"
             )
-        if self.workers is None:
-            object.__setattr__(self, "workers", cores.count() if self.device == "cpu" else self._most_on_a_device)
+        if self.drain_s >= self.graceful_timeout_s:
+            raise SettingsError(
+                f"DRAIN_S={self.drain_s} is no less than GRACEFUL_TIMEOUT_S={self.graceful_timeout_s}, of which it is "
+                "a part: running requests would have no time left; lower DRAIN_S or raise GRACEFUL_TIMEOUT_S"
+            )
+        known = {name for spec in self.supported_models for name in spec.names}
+        if unknown := [name for name in self.trust_remote_code if name not in known]:
+            raise SettingsError(
+                f"TRUST_REMOTE_CODE={unknown[0]!r} is not in SUPPORTED_MODELS, which has {', '.join(sorted(known))}"
+            )
+
+    def _refuse_impossible_computing(self) -> None:
         if self.device != "cpu" and self.workers > self._most_on_a_device == 1:
             raise SettingsError(
                 f"WORKERS={self.workers} with DEVICE={self.device}: one worker owns the device, and only on Linux can "
@@ -313,18 +333,6 @@ class Settings:
             )
         if self.precision == "int8" and self.calibration_texts is not None:
             _require_texts(self.calibration_texts)
-        if self.drain_s is None:
-            object.__setattr__(self, "drain_s", min(5, self.graceful_timeout_s // 2))
-        if self.drain_s >= self.graceful_timeout_s:
-            raise SettingsError(
-                f"DRAIN_S={self.drain_s} is no less than GRACEFUL_TIMEOUT_S={self.graceful_timeout_s}, of which it is "
-                "a part: running requests would have no time left; lower DRAIN_S or raise GRACEFUL_TIMEOUT_S"
-            )
-        known = {name for spec in self.supported_models for name in spec.names}
-        if unknown := [name for name in self.trust_remote_code if name not in known]:
-            raise SettingsError(
-                f"TRUST_REMOTE_CODE={unknown[0]!r} is not in SUPPORTED_MODELS, which has {', '.join(sorted(known))}"
-            )
 
     @property
     def _most_on_a_device(self) -> int:

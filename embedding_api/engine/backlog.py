@@ -2,7 +2,8 @@
 
 Here every accepted text is answered exactly once, as long as the worker lives. A text is in one place at a time: it
 waits, or it is in a batch that some core computes, and a batch ends once: with vectors (`answer`), with an error
-(`fail`), or undone (`give_back`). Not safe for threads: the dispatcher holds a lock.
+(`fail`, `give_up`), or undone (`give_back`). A text that nobody waits for any more leaves at once (`abandon`), or when
+its batch ends. Not safe for threads: the dispatcher holds a lock.
 """
 
 import threading
@@ -32,6 +33,8 @@ class Job:
         self.error: Exception | None = None
         self.done = threading.Event()
         self.queue_s = self.inference_s = 0.0
+        # Where its texts are, until it is answered; the backlog's.
+        self.texts: Sequence[_Text] = ()
         self._n_missing = n_texts
         self._arrived_s = time.monotonic()
         self._begun_s: float | None = None
@@ -59,6 +62,7 @@ class Job:
         if not self.done.is_set():
             if self._begun_s is not None:
                 self.inference_s = time.monotonic() - self._begun_s
+            self.texts = ()
             self.done.set()
 
 
@@ -66,18 +70,21 @@ class _Text:
     """One distinct text, and who wants its vector.
 
     Attributes:
+        line: Where it belongs.
         turn_s: When it is due, in the backlog's virtual time.
         wanted_by: The jobs, and the row of each.
+        waits: Whether it is in no batch, and shall be.
         alone: Whether a batch that held it failed, so that it is computed by itself now.
     """
 
-    __slots__ = ("alone", "ids", "turn_s", "wanted_by")
+    __slots__ = ("alone", "ids", "line", "turn_s", "waits", "wanted_by")
 
-    def __init__(self, ids: Ids, turn_s: float) -> None:
+    def __init__(self, ids: Ids, line: "_Line", turn_s: float) -> None:
         self.ids = ids
+        self.line = line
         self.turn_s = turn_s
         self.wanted_by: list[tuple[Job, int]] = []
-        self.alone = False
+        self.waits = self.alone = False
 
     @property
     def is_wanted(self) -> bool:
@@ -91,6 +98,7 @@ class Batch:
         model: Its place in the registry.
         n_prompt_tokens: See `Backend.embed`.
         ids: Of each text, int64, (n_tokens,).
+        n_tokens: Of all of them.
     """
 
     def __init__(self, line: "_Line", texts: list[_Text]) -> None:
@@ -99,6 +107,7 @@ class Batch:
         self.model = line.model
         self.n_prompt_tokens = line.n_prompt_tokens
         self.ids = [text.ids for text in texts]
+        self.n_tokens = sum(map(len, self.ids))
 
     def begin(self) -> None:
         """A core has it now."""
@@ -119,8 +128,9 @@ class _Line:
         # Every text that is not answered, by its ids.
         self.texts: dict[bytes, _Text] = {}
         self.n_waiting_tokens = 0
-        # The one that is due next last.
+        # The one that is due next last. Texts that left stay in it until their turn, or until they are many.
         self._waiting: list[_Text] = []
+        self._n_left = 0
         self._backend = backend
         self._cost = cost
         # Enough texts to choose from for a full batch, few enough to choose within a fraction of a millisecond.
@@ -130,16 +140,27 @@ class _Line:
 
     def wait(self, texts: list[_Text]) -> None:
         """Lets texts wait."""
+        for text in texts:
+            text.waits = True
+            self.n_waiting_tokens += len(text.ids)
         self._waiting += texts
         self._waiting.sort(key=lambda text: text.turn_s, reverse=True)
-        self.n_waiting_tokens += sum(len(text.ids) for text in texts)
+
+    def leave(self, text: _Text) -> None:
+        """Lets a text go that nobody waits for any more, unless a batch has it."""
+        if text.waits:
+            self._stop_waiting(text)
+            self.forget(text)
+            self._n_left += 1
+            if self._n_left > len(self._waiting) // 2:
+                self._waiting = [text for text in self._waiting if text.waits]
+                self._n_left = 0
 
     def next_turn_s(self) -> float:
         """When its next text is due; infinity if none waits."""
-        while self._waiting and not self._waiting[-1].is_wanted:
-            text = self._waiting.pop()
-            self.n_waiting_tokens -= len(text.ids)
-            self.forget(text)
+        while self._waiting and not self._waiting[-1].waits:
+            self._waiting.pop()
+            self._n_left -= 1
         return self._waiting[-1].turn_s if self._waiting else float("inf")
 
     def take(self, n_cores: int) -> list[_Text]:
@@ -158,13 +179,18 @@ class _Line:
             self._waiting[-self._n_ahead :] = [
                 text for text in self._waiting[-self._n_ahead :] if id(text) not in taken
             ]
-        self.n_waiting_tokens -= sum(len(text.ids) for text in batch)
+        for text in batch:
+            self._stop_waiting(text)
         return batch
+
+    def _stop_waiting(self, text: _Text) -> None:
+        text.waits = False
+        self.n_waiting_tokens -= len(text.ids)
 
     def _goes_with(self, text: _Text, seed: _Text) -> bool:
         is_of_same_job = text.wanted_by[0][0] is seed.wanted_by[0][0]
         is_due_soon = text.turn_s <= seed.turn_s + self._patience_s
-        return (is_of_same_job or is_due_soon) and text.is_wanted and not text.alone
+        return (is_of_same_job or is_due_soon) and text.waits and not text.alone
 
     def forget(self, text: _Text) -> None:
         """Whoever wants it from now on wants it anew."""
@@ -206,17 +232,35 @@ class Backlog:
         line = self._line(model, n_prompt_tokens)
         cost = self._costs[model]
         turn_s = self._now_s + cost.start_s
-        new = []
+        new: list[_Text] = []
+        texts = []
         # Longest first, so that what is left at the end is small, and all cores end together.
         for row in sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True):
             turn_s += cost.token_s * len(ids[row])
             text = line.texts.get(key := ids[row].tobytes())
             if text is None:
-                text = line.texts[key] = _Text(ids[row], turn_s)
+                text = line.texts[key] = _Text(ids[row], line, turn_s)
                 new.append(text)
             text.turn_s = min(text.turn_s, turn_s)
             text.wanted_by.append((job, row))
+            texts.append(text)
+        job.texts = texts
         line.wait(new)
+
+    def abandon(self, job: Job, error: Exception) -> int:
+        """Nobody waits for a job any more: it fails, and its texts leave, but for those that others want.
+
+        Returns:
+            How many texts will not be computed for that.
+        """
+        texts = job.texts
+        job.fail(error)
+        n_left = 0
+        for text in texts:
+            if text.waits and not text.is_wanted:
+                text.line.leave(text)
+                n_left += 1
+        return n_left
 
     def take(self, n_cores: int) -> Batch | None:
         """The next batch, or None if no text waits.
@@ -249,27 +293,29 @@ class Backlog:
                 text.alone = True
             self.give_back(batch)
         else:
-            _give_up(batch, error)
+            self.give_up(batch, error)
+
+    def give_up(self, batch: Batch, error: Exception) -> None:
+        """A batch will not be computed: whoever wants a text of it gets the error."""
+        for text in batch.texts:
+            batch.line.forget(text)
+        for job in batch.jobs():
+            self.abandon(job, error)
 
     def give_back(self, batch: Batch) -> None:
         """A batch was not computed; its texts wait again, each for the turn that it had."""
-        batch.line.wait(batch.texts)
+        for text in batch.texts:
+            if not text.is_wanted:
+                batch.line.forget(text)
+        batch.line.wait([text for text in batch.texts if text.is_wanted])
 
     def refuse(self, error: Exception) -> None:
         """Nothing that waits will be computed any more; batches under way may still end."""
         while (batch := self.take(1)) is not None:
-            _give_up(batch, error)
+            self.give_up(batch, error)
 
     def _line(self, model: int, n_prompt_tokens: int) -> _Line:
         key = model, n_prompt_tokens
         if key not in self._lines:
             self._lines[key] = _Line(model, n_prompt_tokens, self._backends[model], self._costs[model])
         return self._lines[key]
-
-
-def _give_up(batch: Batch, error: Exception) -> None:
-    """Whoever wants a text of it gets the error."""
-    for text in batch.texts:
-        batch.line.forget(text)
-    for job in batch.jobs():
-        job.fail(error)

@@ -30,6 +30,11 @@ class Cost(NamedTuple):
 UNMEASURED = Cost(start_s=1e-3, token_s=1e-6)
 
 
+def tokens_per_s(cost: Cost, n_tokens: int) -> float:
+    """Tokens a second that one core computes in batches of so many."""
+    return n_tokens / (cost.start_s + cost.token_s * n_tokens)
+
+
 def measure(backend: Backend) -> Cost:
     """Times a backend, in the thread that calls.
 

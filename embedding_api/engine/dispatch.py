@@ -9,14 +9,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from embedding_api.caller import Caller
+from embedding_api.engine.admission import UNLIMITED, Admission, Limits
 from embedding_api.engine.arrays import Ids, Vectors
 from embedding_api.engine.backends import Backend
 from embedding_api.engine.backlog import Backlog, Batch, Job
 from embedding_api.engine.cost import Cost
-from embedding_api.engine.exchange import Address, Delivery, Exchange, Order, Seat
-from embedding_api.errors import EngineError, NotReadyError
+from embedding_api.engine.exchange import Address, Delivery, Exchange, News, Order, Seat, Undone
+from embedding_api.errors import ClientGoneError, DeadlineExceededError, EngineError, NotReadyError
 
 logger = logging.getLogger(__name__)
+
+# How long a process that ends waits for the batch in work: several times what the largest models take for one.
+_LAST_BATCH_S = 20
 
 
 class _Away:
@@ -47,11 +52,19 @@ class Dispatcher:
         backends: Of each model, in the registry's order.
         costs: Of a batch, for each model.
         n_computing: How many workers compute at the same time; the others send everything to them.
+        limits: What all workers take.
+
+    Attributes:
+        admission: Whether they take more; None before the start.
     """
 
-    def __init__(self, backends: Sequence[Backend], costs: Sequence[Cost], n_computing: int) -> None:
+    def __init__(
+        self, backends: Sequence[Backend], costs: Sequence[Cost], n_computing: int, limits: Limits = UNLIMITED
+    ) -> None:
+        self.admission: Admission | None = None
         self._backends = backends
         self._n_computing = n_computing
+        self._limits = limits
         self._backlog = Backlog(backends, costs)
         self._is_prepared = False
         self._start_error: Exception | None = None
@@ -63,6 +76,8 @@ class Dispatcher:
         # Guards what follows, and the backlog.
         self._changed = threading.Condition()
         self._is_closing = False
+        self._is_retired = False
+        self._n_unanswered = 0
         self._in_work: Batch | Order | None = None
         # What this core must compute, whoever else may: what others sent, and what cannot travel.
         self._due: deque[Batch | Order] = deque()
@@ -80,10 +95,9 @@ class Dispatcher:
         """
         with self._changed:
             if not self._threads and not self._is_closing:
-                if seat is None:
-                    self._alone = Exchange(1)
-                    seat = self._alone.take_seat()
+                seat = seat or self._sit_alone()
                 self._seat = seat
+                self.admission = Admission(seat.exchange, self._limits)
                 self._threads = [
                     threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True, args=(seat,))
                     for target in (self._inference, self._courier)
@@ -94,15 +108,25 @@ class Dispatcher:
         if self._start_error is not None:
             raise self._start_error
 
-    def compute(self, model: int, ids: Sequence[Ids], n_prompt_tokens: int) -> Job:
+    def _sit_alone(self) -> Seat:
+        self._alone = Exchange(1)
+        if (seat := self._alone.take_seat()) is None:
+            raise RuntimeError("a new exchange has no free seat; this is a bug")
+        return seat
+
+    def compute(self, model: int, ids: Sequence[Ids], n_prompt_tokens: int, caller: Caller) -> Job:
         """Vectors of texts, once all of them are there.
 
         Args:
             model: Its place in the registry.
             ids: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
             n_prompt_tokens: See `Backend.embed`.
+            caller: Who waits for them.
 
         Raises:
+            OverloadedError: As many texts as may be wait already.
+            DeadlineExceededError: The caller's deadline passed, or a batch with one of the texts hung.
+            ClientGoneError: The caller left.
             NotReadyError: The process ends, and the texts were not all computed.
             Exception: What the backend raised for one of the texts.
         """
@@ -110,27 +134,76 @@ class Dispatcher:
             self.start()
         job = Job(len(ids), self._backends[model].dim)
         with self._changed:
-            if self._is_closing or self._seat is None:
+            if self._is_closing or self._is_retired or self._seat is None or self.admission is None:
                 raise NotReadyError("this worker is stopping")
+            self.admission.require_room()
+            self._n_unanswered += 1
             self._backlog.add(job, model, ids, n_prompt_tokens)
             self._assign(self._seat)
-        job.done.wait()
+        caller.when_left(lambda: self._abandon(job, ClientGoneError("the client closed the connection")))
+        if not job.done.wait(caller.remaining_s()):
+            self._abandon(job, DeadlineExceededError("the request was not answered in the time that it had"))
+        with self._changed:
+            self._n_unanswered -= 1
         if job.error is not None:
             raise job.error
         return job
+
+    def _abandon(self, job: Job, error: Exception) -> None:
+        with self._changed:
+            if job.done.is_set() or self._seat is None:
+                return
+            n_left = self._backlog.abandon(job, error)
+            self._seat.say_waiting(self._backlog.n_waiting_tokens)
+        logger.info("%d waiting texts dropped: %s", n_left, error)
+
+    @property
+    def n_unanswered(self) -> int:
+        """Requests that wait for vectors."""
+        return self._n_unanswered
+
+    def say_arriving(self, n_tokens: int, n_bytes: int) -> None:
+        """See `Seat.say_arriving`."""
+        if self._seat is not None:
+            self._seat.say_arriving(n_tokens, n_bytes)
+
+    def stuck_for_s(self) -> float:
+        """Seconds since the batch in work here began; 0 while there is none."""
+        return 0.0 if (busy_since := self._busy_since) is None else time.monotonic() - busy_since
+
+    def retire(self) -> None:
+        """Gives up the batch in work, which hangs, and leaves all else to other workers; this one will end.
+
+        What hung is not tried again: it would hang elsewhere, too.
+        """
+        with self._changed:
+            if self._seat is None or self._is_retired:
+                return
+            self._is_retired = True
+            if isinstance(self._in_work, Order):
+                self._seat.send_back(self._in_work, Undone.HUNG)
+            elif self._in_work is not None:
+                self._backlog.give_up(self._in_work, _hung())
+            due, self._due = self._due, deque()
+            for work in due:
+                if isinstance(work, Order):
+                    self._seat.send_back(work, Undone.NOT_BEGUN)
+                else:
+                    self._backlog.give_back(work)
+            self._assign(self._seat)
 
     def busy_for_s(self) -> float:
         """Seconds since the oldest batch began, here or at another worker; 0 while there is none."""
         with self._changed:
             begun = [away.sent_s for away in self._away.values()]
-        if (busy_since := self._busy_since) is not None:
-            begun.append(busy_since)
-        return time.monotonic() - min(begun) if begun else 0.0
+        return max([self.stuck_for_s(), *(time.monotonic() - begun_s for begun_s in begun)])
 
     def problem(self) -> str | None:
         """Why nothing can be computed here any more; None if all is well, or nothing has started yet."""
         if self._start_error is not None:
             return f"a backend cannot compute here: {type(self._start_error).__name__}"
+        if self._is_retired:
+            return "a batch hung, and this worker is about to be replaced"
         if not self._is_closing and any(not thread.is_alive() for thread in self._threads):
             return "a thread of the engine has ended"
         return None
@@ -149,14 +222,20 @@ class Dispatcher:
             return
         self._seat.wake_self()
         for thread in self._threads:
-            thread.join()
-        with self._changed:
-            for away in self._away.values():
-                self._backlog.give_back(away.batch)
-            self._refuse_all()
+            # One that hangs in a backend ends with the process.
+            thread.join(_LAST_BATCH_S)
+        self.refuse_rest()
         self._seat.leave()
         if self._alone is not None:
             self._alone.close()
+
+    def refuse_rest(self) -> None:
+        """Refuses what no core of this process has, for want of time."""
+        with self._changed:
+            for away in self._away.values():
+                self._backlog.give_back(away.batch)
+            self._away.clear()
+            self._refuse_all()
 
     def _refuse_all(self) -> None:
         self._backlog.refuse(NotReadyError("this worker stopped before the request's turn came"))
@@ -179,11 +258,17 @@ class Dispatcher:
         seat.say_accepts(accepts=may_compute and not self._due and (is_free or has_others_to_serve))
 
     def _may_compute(self, seat: Seat) -> bool:
-        return seat.rank() < self._n_computing and not self._is_closing and self._start_error is None
+        ends = self._is_closing or self._is_retired
+        return seat.rank() < self._n_computing and not ends and self._start_error is None
 
     def _send_what_waits(self, seat: Seat) -> None:
+        if self._is_retired and seat.n_workers() == 1:
+            self._backlog.refuse(NotReadyError("this worker is being replaced, and there is no other; try again"))
         while self._backlog.n_waiting_tokens and seat.n_accepting() and (batch := self._take(seat)):
             if not seat.can_travel(batch.ids):
+                if self._is_retired:
+                    self._backlog.give_up(batch, NotReadyError("this worker is being replaced; try again"))
+                    continue
                 self._due.append(batch)
                 self._changed.notify_all()
                 continue
@@ -254,20 +339,26 @@ class Dispatcher:
             return None
 
     def _answer(self, seat: Seat, work: Batch | Order, vectors: Vectors) -> None:
+        with self._changed:
+            if self._is_retired:
+                # It came after all, but was given up.
+                return
+            if isinstance(work, Batch):
+                self._backlog.answer(work, vectors)
+                seat.say_answered(work.n_tokens)
         if isinstance(work, Order):
             seat.send_vectors(work, vectors)
-            return
-        with self._changed:
-            self._backlog.answer(work, vectors)
 
     def _fail(self, seat: Seat, work: Batch | Order, error: Exception) -> None:
         logger.error("a batch of %d texts failed: %s", len(work.ids), type(error).__name__)
         logger.debug("how the batch failed", exc_info=error)
-        if isinstance(work, Order):
-            seat.send_failure(work)
-            return
         with self._changed:
-            self._backlog.fail(work, error)
+            if self._is_retired:
+                return
+            if isinstance(work, Batch):
+                self._backlog.fail(work, error)
+        if isinstance(work, Order):
+            seat.send_back(work, Undone.FAILED)
 
     def _courier(self, seat: Seat) -> None:
         """The courier thread: takes in what other workers send."""
@@ -276,26 +367,44 @@ class Dispatcher:
             with self._changed:
                 try:
                     if isinstance(message, Order):
-                        self._due.append(message)
+                        self._take_in(seat, message)
                     elif isinstance(message, Delivery):
                         self._deliver(seat, message)
+                    elif isinstance(message, News):
+                        self._take_back(seat, message)
                     self._fetch_lost(seat)
                     self._assign(seat)
                 except Exception:
                     # Nobody else would read what the others send.
                     logger.exception("the courier could not handle a %s; this is a bug", type(message).__name__)
 
+    def _take_in(self, seat: Seat, order: Order) -> None:
+        if self._is_retired:
+            seat.send_back(order, Undone.NOT_BEGUN)
+        else:
+            self._due.append(order)
+
     def _deliver(self, seat: Seat, delivery: Delivery) -> None:
         away = self._away.get(delivery.number)
         if away is None or away.worker != delivery.sender:
             # Its worker was given up, and the batch is computed again; inference is pure, so this one is as good.
             return
-        if delivery.components is None:
-            del self._away[delivery.number]
-            self._retry(seat, away.batch)
-        elif away.fill(delivery.start, delivery.components):
+        if away.fill(delivery.start, delivery.components):
             del self._away[delivery.number]
             self._backlog.answer(away.batch, away.vectors)
+            seat.say_answered(away.batch.n_tokens)
+
+    def _take_back(self, seat: Seat, news: News) -> None:
+        away = self._away.get(news.number)
+        if away is None or away.worker != news.sender:
+            return
+        del self._away[news.number]
+        if news.why is Undone.FAILED:
+            self._retry(seat, away.batch)
+        elif news.why is Undone.HUNG:
+            self._backlog.give_up(away.batch, _hung())
+        else:
+            self._backlog.give_back(away.batch)
 
     def _retry(self, seat: Seat, batch: Batch) -> None:
         """A batch failed at another worker, whose fault it may be: a single text is tried here before it fails."""
@@ -311,3 +420,7 @@ class Dispatcher:
                 del self._away[number]
                 self._backlog.give_back(away.batch)
         self._due = deque(work for work in self._due if isinstance(work, Batch) or seat.is_taken(work.sender))
+
+
+def _hung() -> DeadlineExceededError:
+    return DeadlineExceededError("a batch with a text of this request did not come to an end")

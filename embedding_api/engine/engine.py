@@ -8,8 +8,10 @@ from time import monotonic
 import numpy as np
 
 from embedding_api import cores
+from embedding_api.caller import Caller
 from embedding_api.config import Settings
 from embedding_api.engine import cost, registry
+from embedding_api.engine.admission import UNLIMITED, Limits
 from embedding_api.engine.arrays import Vectors
 from embedding_api.engine.cost import Cost
 from embedding_api.engine.dispatch import Dispatcher
@@ -18,12 +20,20 @@ from embedding_api.engine.registry import Model, Registry
 from embedding_api.engine.text import Text, Tokens
 from embedding_api.errors import (
     ContextLengthExceededError,
+    DeadlineExceededError,
     NonFiniteVectorError,
+    OverloadedError,
     TokenIdsNotAcceptedError,
     UnsupportedDimensionsError,
 )
 
 logger = logging.getLogger(__name__)
+
+# Seconds of computing that may wait, if MAX_QUEUED_TOKENS does not say: half of REQUEST_TIMEOUT_S by default.
+_QUEUE_S = 30
+
+# Bytes of a request for each token that may wait: a token has about five, and JSON may take six for each of those.
+_BYTES_PER_TOKEN = 32
 
 
 @dataclass
@@ -67,6 +77,7 @@ class Engine:
         costs: Of a batch, for each model.
         n_seats: The most workers that send each other batches; 0 if each computes alone.
         n_computing: How many workers compute at the same time.
+        limits: What all workers take.
         accepts_token_ids: Whether `embed` takes the model's own token ids in the place of texts.
         inference_timeout_s: Seconds after which a batch counts as stuck.
     """
@@ -78,6 +89,7 @@ class Engine:
         *,
         n_seats: int = 0,
         n_computing: int = 1,
+        limits: Limits = UNLIMITED,
         accepts_token_ids: bool = False,
         inference_timeout_s: float = 30.0,
     ) -> None:
@@ -87,7 +99,7 @@ class Engine:
         self._exchange: Exchange | None = None
         self._accepts_token_ids = accepts_token_ids
         self._inference_timeout_s = inference_timeout_s
-        self._dispatcher = Dispatcher([model.backend for model in models.models], costs, n_computing)
+        self._dispatcher = Dispatcher([model.backend for model in models.models], costs, n_computing, limits)
 
     def take_seat(self) -> Seat | None:
         """A place on the exchange for a worker that is about to be forked; None if there is none, so it works alone.
@@ -111,6 +123,46 @@ class Engine:
         if self._exchange is not None:
             self._exchange.close()
 
+    def is_full(self) -> bool:
+        """Whether a request that came now would be refused with `overloaded`."""
+        return (admission := self._dispatcher.admission) is not None and admission.is_full()
+
+    def has_room(self, n_bytes: int) -> bool:
+        """Whether requests, in all workers, may take so many bytes more than `say_arriving` told."""
+        return (admission := self._dispatcher.admission) is None or admission.has_room(n_bytes)
+
+    def overloaded(self) -> OverloadedError:
+        """The error for a request that is not even read, since the queue is full; after `start`."""
+        if self._dispatcher.admission is None:
+            raise RuntimeError("asked before the start; this is a bug")
+        return self._dispatcher.admission.overloaded()
+
+    def say_arriving(self, n_tokens: int, n_bytes: int) -> None:
+        """Tells all workers what this one holds of requests.
+
+        Args:
+            n_tokens: A guess at the tokens of those that `embed` has not been called for.
+            n_bytes: The bytes of all that are not answered.
+        """
+        self._dispatcher.say_arriving(n_tokens, n_bytes)
+
+    @property
+    def n_unanswered(self) -> int:
+        """How many calls of `embed` wait for their vectors."""
+        return self._dispatcher.n_unanswered
+
+    def is_stuck(self) -> bool:
+        """Whether a batch that this process computes has taken longer than it may."""
+        return self._dispatcher.stuck_for_s() > self._inference_timeout_s
+
+    def retire(self) -> None:
+        """Gives up the batch that hangs, and leaves what waits to other workers; this process must end soon."""
+        self._dispatcher.retire()
+
+    def refuse_rest(self) -> None:
+        """Whoever still waits gets NotReadyError."""
+        self._dispatcher.refuse_rest()
+
     def problem(self) -> str | None:
         """What keeps this process from answering, or None if nothing does."""
         if (problem := self._dispatcher.problem()) is not None:
@@ -121,7 +173,13 @@ class Engine:
         return None
 
     def embed(
-        self, model_name: str, texts: Sequence[Text], *, dimensions: int | None = None, truncate: bool = True
+        self,
+        model_name: str,
+        texts: Sequence[Text],
+        *,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        caller: Caller | None = None,
     ) -> Embeddings:
         """Vectors of texts.
 
@@ -130,9 +188,11 @@ class Engine:
             texts: At least one string, none empty; or sequences of the model's own token ids.
             dimensions: Keep only so many leading components; of unit length again if the model's vectors are.
             truncate: Whether a text over the model's window is cut to it.
+            caller: Who waits for them, and until when; for ever if None.
 
         Raises:
             RequestError: The caller can mend it; nothing was computed.
+            DeadlineExceededError: The caller's deadline passed; what was not begun will not be computed.
             NonFiniteVectorError: The model gave NaN or infinity.
         """
         model = self.models.get(model_name)
@@ -143,13 +203,16 @@ class Engine:
                 "send the texts themselves (LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)",
                 param="input",
             )
+        caller = caller or Caller()
+        if caller.remaining_s() == 0:
+            raise DeadlineExceededError("the request waited for a thread until its time was over")
         timing = Timing()
         started = monotonic()
         reading = model.reader.read(texts)
         timing.tokenize_s = monotonic() - started
         if not truncate:
             _refuse_long(model, reading.tokens)
-        vectors = self._compute(model, reading.tokens, reading.n_prompt_tokens, timing)
+        vectors = self._compute(model, reading.tokens, reading.n_prompt_tokens, caller, timing)
         return Embeddings(
             model=model,
             vectors=_shortened(vectors, dimensions, is_normalized=model.is_normalized),
@@ -158,8 +221,11 @@ class Engine:
             timing=timing,
         )
 
-    def _compute(self, model: Model, tokens: Sequence[Tokens], n_prompt_tokens: int, timing: Timing) -> Vectors:
-        job = self._dispatcher.compute(self._places[model.name], [item.ids for item in tokens], n_prompt_tokens)
+    def _compute(
+        self, model: Model, tokens: Sequence[Tokens], n_prompt_tokens: int, caller: Caller, timing: Timing
+    ) -> Vectors:
+        ids = [item.ids for item in tokens]
+        job = self._dispatcher.compute(self._places[model.name], ids, n_prompt_tokens, caller)
         timing.queue_s, timing.inference_s = job.queue_s, job.inference_s
         if not np.isfinite(job.vectors).all():
             raise NonFiniteVectorError(f"model {model.name} gave NaN or infinity")
@@ -172,18 +238,35 @@ def load_engine(settings: Settings) -> Engine:
     Raises:
         StartError: A model or the device cannot be had.
     """
-    models = registry.load(settings)
+    return make_engine(registry.load(settings), settings)
+
+
+def make_engine(models: Registry, settings: Settings) -> Engine:
+    """Measures what models cost, and decides how many workers compute and how much may wait.
+
+    Args:
+        models: Loaded.
+        settings: What the service is told.
+    """
     on_cpu = settings.device == "cpu"
     # A device cannot be used before the fork.
     costs = [cost.measure(model.backend) if on_cpu else cost.UNMEASURED for model in models.models]
     n_computing = min(settings.workers, cores.count()) if on_cpu else 1
+    # The slowest model's, so that no queue is longer than it should be.
+    rate = n_computing * min(
+        cost.tokens_per_s(one, model.backend.max_batch_tokens) for one, model in zip(costs, models.models, strict=True)
+    )
+    n_tokens = settings.max_queued_tokens or round(_QUEUE_S * rate)
     logger.info(
-        "%d usable cores: %d workers, of which %d compute at a time, with %d threads each%s",
+        "%d usable cores: %d workers, of which %d compute at a time, with %d threads each%s; "
+        "about %d tokens a second, of which %d may wait",
         cores.count(),
         settings.workers,
         n_computing,
         max(1, cores.count() // settings.workers),
         "; batches travel between them" if WORKERS_CAN_SEND and settings.workers > 1 else "",
+        rate,
+        n_tokens,
     )
     return Engine(
         models,
@@ -191,6 +274,8 @@ def load_engine(settings: Settings) -> Engine:
         # Workers that are replaced overlap with the new ones.
         n_seats=4 * settings.workers + 4 if WORKERS_CAN_SEND else 0,
         n_computing=n_computing,
+        # Two bodies of the largest size have room in any case.
+        limits=Limits(n_tokens, max(_BYTES_PER_TOKEN * n_tokens, 2 * settings.max_body_bytes), rate),
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
         inference_timeout_s=settings.inference_timeout_s,
     )

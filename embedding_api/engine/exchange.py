@@ -4,6 +4,7 @@ Made in the master, so that all workers inherit it and no other process can writ
 whole and in order, so a worker that is killed while it sends or receives breaks nothing.
 """
 
+import enum
 import mmap
 import select
 import socket
@@ -31,7 +32,7 @@ _AGAIN_MS = 10
 # Kind of message; seat and generation of who sends; generation of who shall read it; number of the batch; two numbers
 # that depend on the kind.
 _HEADER = struct.Struct("=BHQQQII")
-_WAKE, _BATCH, _VECTORS, _FAILED = range(4)
+_WAKE, _BATCH, _VECTORS, _UNDONE = range(4)
 
 
 class Address(NamedTuple):
@@ -64,19 +65,41 @@ class Order(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """Some components of a batch that another worker computed, or the news that it failed.
+    """Some components of a batch that another worker computed.
 
     Attributes:
         sender: Who computed it.
         number: What the receiver calls the batch.
         start: Place of the first component, counted over all rows.
-        components: float32, (n,); None if the batch failed.
+        components: float32, (n,).
     """
 
     sender: Address
     number: int
     start: int
-    components: Vectors | None
+    components: Vectors
+
+
+class Undone(enum.IntEnum):
+    """Why a worker did not compute a batch of another's."""
+
+    FAILED = 0
+    HUNG = 1
+    NOT_BEGUN = 2
+
+
+class News(NamedTuple):
+    """A batch that was sent to another worker will not come back.
+
+    Attributes:
+        sender: Who had it.
+        number: What the receiver calls the batch.
+        why: What became of it.
+    """
+
+    sender: Address
+    number: int
+    why: Undone
 
 
 class Exchange:
@@ -92,6 +115,9 @@ class Exchange:
         generation: Of the worker that has it, or had it last.
         accepts: Whether it takes a batch of another worker's.
         waiting_tokens: Of its texts that no core has taken.
+        arriving_tokens: A guess at those of the requests that it holds and has not read yet.
+        arriving_bytes: Of the requests that it holds.
+        answered_tokens: Of the texts that were answered by all workers that ever had the seat; it never falls.
     """
 
     def __init__(self, n_seats: int) -> None:
@@ -100,9 +126,10 @@ class Exchange:
             writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MAX_MESSAGE)
         buffer = self.inboxes[0][1].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self.max_message = min(_MAX_MESSAGE, buffer // 2)
-        # Aligned integers are written whole.
-        board = np.frombuffer(mmap.mmap(-1, 4 * 8 * n_seats), dtype=np.int64).reshape(4, n_seats)
-        self.taken, self.generation, self.accepts, self.waiting_tokens = board
+        # Aligned integers are written whole, and each by one process at a time.
+        board = np.frombuffer(mmap.mmap(-1, 7 * 8 * n_seats), dtype=np.int64).reshape(7, n_seats)
+        self.taken, self.generation, self.accepts = board[:3]
+        self.waiting_tokens, self.arriving_tokens, self.arriving_bytes, self.answered_tokens = board[3:]
 
     def take_seat(self) -> "Seat | None":
         """A free seat, for the process that calls or one that it forks; None if all are taken.
@@ -127,14 +154,14 @@ class Exchange:
 class Seat:
     """A worker's place on the exchange. One thread receives; any may do the rest.
 
-    Args:
+    Attributes:
         exchange: That the seat is on.
         address: Of the worker that has it.
     """
 
     def __init__(self, exchange: Exchange, address: Address) -> None:
         self.address = address
-        self._exchange = exchange
+        self.exchange = exchange
         self._inbox = exchange.inboxes[address.seat][0]
         self._buffer = memoryview(bytearray(_MAX_MESSAGE))
         # Messages, and for whom, that sockets did not take.
@@ -143,30 +170,40 @@ class Seat:
 
     def is_taken(self, address: Address) -> bool:
         """Whether a worker is still there, as far as the master knows."""
-        board = self._exchange
+        board = self.exchange
         return bool(board.taken[address.seat] and board.generation[address.seat] == address.generation)
 
     def rank(self) -> int:
         """How many older workers there are; it only falls, so who may compute once may always."""
-        board = self._exchange
+        board = self.exchange
         return int((board.taken * (board.generation < self.address.generation)).sum())
 
     def n_workers(self) -> int:
         """How many workers have a seat."""
-        return int(self._exchange.taken.sum())
+        return int(self.exchange.taken.sum())
 
     def leave(self) -> None:
         """Gives the seat up and tells the others; by the worker itself, or by the master when it is gone."""
         if not self.is_taken(self.address):
             return
-        board, seat = self._exchange, self.address.seat
+        board, seat = self.exchange, self.address.seat
         board.accepts[seat] = board.waiting_tokens[seat] = board.taken[seat] = 0
+        self.say_arriving(0, 0)
         for other in np.flatnonzero(board.taken):
             self._wake(int(other))
 
     def say_waiting(self, n_tokens: int) -> None:
         """Tells the others how many tokens wait for a core."""
-        self._exchange.waiting_tokens[self.address.seat] = n_tokens
+        self.exchange.waiting_tokens[self.address.seat] = n_tokens
+
+    def say_arriving(self, n_tokens: int, n_bytes: int) -> None:
+        """Tells the others what this worker holds of requests: a guess at the tokens not read yet, and all bytes."""
+        self.exchange.arriving_tokens[self.address.seat] = n_tokens
+        self.exchange.arriving_bytes[self.address.seat] = n_bytes
+
+    def say_answered(self, n_tokens: int) -> None:
+        """Tells the others that so many more tokens were answered."""
+        self.exchange.answered_tokens[self.address.seat] += n_tokens
 
     def say_accepts(self, *, accepts: bool) -> None:
         """Tells the others whether this worker takes a batch; if it does from now on, those who have one are woken.
@@ -174,7 +211,7 @@ class Seat:
         It is said before it is seen who has one, and `say_waiting` before it is seen who accepts: so one of both
         notices the other.
         """
-        board, seat = self._exchange, self.address.seat
+        board, seat = self.exchange, self.address.seat
         was_accepting = board.accepts[seat]
         board.accepts[seat] = accepts
         if accepts and not was_accepting:
@@ -184,7 +221,7 @@ class Seat:
 
     def n_accepting(self) -> int:
         """How many of the others take a batch."""
-        return int(self._exchange.accepts.sum() - self._exchange.accepts[self.address.seat])
+        return int(self.exchange.accepts.sum() - self.exchange.accepts[self.address.seat])
 
     def wake_self(self) -> None:
         """Makes `receive` return."""
@@ -205,7 +242,7 @@ class Seat:
             Who has it now; None if nobody took it.
         """
         body = np.concatenate([[len(ids)], [len(text) for text in ids], *ids]).astype(np.int32).tobytes()
-        board = self._exchange
+        board = self.exchange
         for seat in map(int, np.flatnonzero(board.accepts * board.taken)):
             to = Address(seat, int(board.generation[seat]))
             if seat == self.address.seat:
@@ -219,7 +256,7 @@ class Seat:
 
     def can_travel(self, ids: Sequence[Ids]) -> bool:
         """Whether a batch of these texts fits into a message."""
-        return _HEADER.size + 4 * (1 + sum(len(text) + 1 for text in ids)) <= self._exchange.max_message
+        return _HEADER.size + 4 * (1 + sum(len(text) + 1 for text in ids)) <= self.exchange.max_message
 
     def send_vectors(self, order: Order, vectors: Vectors) -> None:
         """Answers an order; returns at once, however slow the receiver is.
@@ -229,16 +266,16 @@ class Seat:
             vectors: float32, (n_texts, dim).
         """
         components = np.ascontiguousarray(vectors).reshape(-1)
-        step = (self._exchange.max_message // 2 - _HEADER.size) // components.itemsize
+        step = (self.exchange.max_message // 2 - _HEADER.size) // components.itemsize
         for start in range(0, len(components), step):
             header = self._header(_VECTORS, order.sender, order.number, start)
             self._send(order.sender, header + components[start : start + step].tobytes())
 
-    def send_failure(self, order: Order) -> None:
-        """Tells who sent an order that computing it failed."""
-        self._send(order.sender, self._header(_FAILED, order.sender, order.number))
+    def send_back(self, order: Order, why: Undone) -> None:
+        """Tells who sent an order that it will not be computed here."""
+        self._send(order.sender, self._header(_UNDONE, order.sender, order.number, why))
 
-    def receive(self) -> Wake | Order | Delivery | None:
+    def receive(self) -> Wake | Order | Delivery | News | None:
         """Waits for a message; None for one that was meant for an earlier worker on this seat."""
         self._send_late()
         n_bytes = self._inbox.recv_into(self._buffer)
@@ -253,7 +290,7 @@ class Seat:
             return Order(sender, number, first, second, _ids(body))
         if kind == _VECTORS:
             return Delivery(sender, number, first, np.frombuffer(body, dtype=np.float32).copy())
-        return Delivery(sender, number, 0, None)
+        return News(sender, number, Undone(first))
 
     def _header(self, kind: int, to: Address, number: int = 0, first: int = 0, second: int = 0) -> bytes:
         return _HEADER.pack(kind, *self.address, to.generation, number, first, second)
@@ -265,7 +302,7 @@ class Seat:
     def _try(self, seat: int, message: bytes) -> bool:
         """Whether the socket took the message; most often it does not because it is full."""
         try:
-            self._exchange.inboxes[seat][1].send(message, socket.MSG_DONTWAIT)
+            self.exchange.inboxes[seat][1].send(message, socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True
@@ -290,7 +327,7 @@ class Seat:
             poll.register(self._inbox, select.POLLIN)
             if n_sent:
                 for seat in waiting_for:
-                    poll.register(self._exchange.inboxes[seat][1], select.POLLOUT)
+                    poll.register(self.exchange.inboxes[seat][1], select.POLLOUT)
             if any(fd == self._inbox.fileno() for fd, _ in poll.poll(_AGAIN_MS)):
                 return
 

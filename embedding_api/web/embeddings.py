@@ -1,10 +1,13 @@
 """POST /v1/embeddings: texts in, vectors out, as OpenAI's API has it."""
 
 import base64
+import contextlib
+import math
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
+from embedding_api.caller import CALLER, REFUSAL, Caller
 from embedding_api.engine.engine import Embeddings
 from embedding_api.web import answer, body, observe
 from embedding_api.web.parts import parts
@@ -17,14 +20,33 @@ bp = Blueprint("embeddings", __name__)
 def create() -> Response:
     """Embeds the texts of the request."""
     settings, engine, embedding_request = parts()
+    if (refusal := request.environ.get(REFUSAL)) is not None:
+        raise refusal
     wish = embedding_request.load(body.read())
     truncate = settings.truncate if wish["truncate"] is None else wish["truncate"]
-    embeddings = engine.embed(wish["model"], wish["input"], dimensions=wish["dimensions"], truncate=truncate)
+    embeddings = engine.embed(
+        wish["model"], wish["input"], dimensions=wish["dimensions"], truncate=truncate, caller=_caller()
+    )
     observe.note(embeddings)
     response = answer.json(_dump(embeddings, wish))
     if any(embeddings.truncated):
         response.headers["X-Truncated-Inputs"] = str(sum(embeddings.truncated))
     return response
+
+
+def _caller() -> Caller:
+    """Who waits for the answer, as long as the settings allow and the client says that it does."""
+    caller: Caller = request.environ.get(CALLER) or Caller()
+    caller.deadline_s = caller.arrived_s + min(parts().settings.request_timeout_s, _client_timeout_s())
+    return caller
+
+
+def _client_timeout_s() -> float:
+    """What OpenAI's SDKs say of their own patience, in seconds; infinity if they do not, or not clearly."""
+    with contextlib.suppress(ValueError):
+        if (told_s := float(request.headers.get("X-Stainless-Read-Timeout", "inf"))) > 0:
+            return told_s
+    return math.inf
 
 
 def _dump(embeddings: Embeddings, wish: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Whether the service lives and can answer: GET /, GET /health/live, GET /health/ready. Open to all."""
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from embedding_api import __version__
+from embedding_api.caller import REFUSAL
 from embedding_api.errors import NotReadyError
 from embedding_api.web import answer
 from embedding_api.web.parts import parts
@@ -32,7 +33,9 @@ def live() -> Response:
 
 @bp.get("/health/ready")
 def ready() -> Response:
-    """200 while the engine answers or has nothing to do; 503 with what is wrong otherwise."""
+    """200 while the engine answers or has nothing to do; 503 with what is wrong otherwise, and while it drains."""
+    if isinstance(refusal := request.environ.get(REFUSAL), NotReadyError):
+        raise refusal
     problem = parts().engine.problem()
     if problem is not None:
         raise NotReadyError(f"this worker is not ready: {problem}")

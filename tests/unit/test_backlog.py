@@ -197,3 +197,54 @@ def test_whatever_happens_every_text_is_answered_once(seed):
                 answer(backlog, batch)
     for job, ids in jobs:
         assert_right(job, ids)
+
+
+def test_a_job_that_nobody_waits_for_leaves_and_its_tokens_with_it(backlog, add):
+    gone, stays = add(texts(5)), add(texts(3, first=4))
+    assert backlog.n_waiting_tokens == 8 * 6
+    assert backlog.abandon(gone, RuntimeError("left")) == 3
+    assert backlog.n_waiting_tokens == 8 * 3
+    assert sum(map(len, run(backlog))) == 3
+    assert_right(stays, texts(3, first=4))
+    assert backlog.n_waiting_tokens == 0
+    assert isinstance(gone.error, RuntimeError)
+
+
+def test_a_text_that_left_is_computed_for_who_wants_it_later(backlog, add):
+    backlog.abandon(add(texts(3)), RuntimeError("left"))
+    again = add(texts(3))
+    assert sum(map(len, run(backlog))) == 3
+    assert_right(again, texts(3))
+
+
+def test_a_batch_that_comes_back_undone_keeps_only_what_is_wanted(backlog, add):
+    gone, stays = add(texts(2)), add(texts(2, first=3))
+    batch = backlog.take(1)
+    assert len(batch.ids) == 4
+    assert backlog.abandon(gone, RuntimeError("left")) == 0
+    backlog.give_back(batch)
+    assert backlog.n_waiting_tokens == 16
+    assert sum(map(len, run(backlog))) == 2
+    assert_right(stays, texts(2, first=3))
+
+
+def test_a_failing_text_takes_the_rest_of_its_job_along(backlog, add):
+    """Given a job whose first text fails, then its others are not computed, and do not count as waiting."""
+    job = add([*texts(1, n_tokens=60), *texts(20, n_tokens=30, first=50)])
+    batch = backlog.take(1)
+    assert len(batch.ids) == 1
+    backlog.fail(batch, RuntimeError("no vector"))
+    assert isinstance(job.error, RuntimeError)
+    assert backlog.n_waiting_tokens == 0
+    assert run(backlog) == []
+
+
+def test_thousands_of_jobs_that_leave_leave_nothing_behind(backlog, add):
+    first = add(texts(1))
+    for n in range(2000):
+        backlog.abandon(add(texts(3, first=10 + n)), RuntimeError("left"))
+    (line,) = backlog._lines.values()
+    assert len(line._waiting) < 10
+    assert len(line.texts) == 1
+    assert sum(map(len, run(backlog))) == 1
+    assert_right(first, texts(1))

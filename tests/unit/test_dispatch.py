@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from embedding_api.caller import Caller
+from embedding_api.engine.admission import Limits
 from embedding_api.engine.dispatch import Dispatcher
 from embedding_api.engine.exchange import Exchange
+from embedding_api.errors import ClientGoneError, DeadlineExceededError, NotReadyError, OverloadedError
 from tests.fakes import COST, DIM, FakeBackend, vector
 
 
@@ -24,17 +27,21 @@ def assert_right(ids, vectors):
 class Worker:
     """What a worker process has of the engine, in a thread of the test."""
 
-    def __init__(self, exchange, n_computing=2, backend=None):
+    def __init__(self, exchange, n_computing=2, backend=None, **options):
         self.backend = backend or FakeBackend()
         self.seat = exchange.take_seat()
-        self.dispatcher = Dispatcher([self.backend], [COST], n_computing)
+        self.dispatcher = Dispatcher([self.backend], [COST], n_computing, **options)
         self.dispatcher.start(self.seat)
         end = time.monotonic() + 10
         while self.seat.rank() < n_computing and not exchange.accepts[self.seat.address.seat]:
             assert time.monotonic() < end, "it never said that it is idle"
 
-    def compute(self, ids):
-        return self.dispatcher.compute(0, ids, 0).vectors
+    def compute(self, ids, caller=None):
+        return self.dispatcher.compute(0, ids, 0, caller or Caller()).vectors
+
+    @property
+    def n_waiting_tokens(self):
+        return self.dispatcher._backlog.n_waiting_tokens
 
 
 @pytest.fixture
@@ -342,3 +349,158 @@ def test_equal_texts_are_computed_once(workers):
         for future in same:
             assert_right(wanted * 3, future.result(10))
     assert sum(map(len, one.backend.batches)) == 1 + 5
+
+
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.001)
+
+
+def hold(worker, clients, ids=None):
+    """Lets a worker's core begin a batch that does not end; the future of whoever wants it."""
+    worker.backend.proceed.clear()
+    held = clients.submit(worker.compute, texts(1, first=900) if ids is None else ids)
+    assert worker.backend.entered.wait(10)
+    return held
+
+
+def test_a_request_over_its_deadline_fails_and_is_not_computed(workers):
+    one = workers()
+    with ThreadPoolExecutor(2) as clients:
+        held = hold(one, clients)
+        caller = Caller()
+        caller.deadline_s = time.monotonic() + 0.05
+        with pytest.raises(DeadlineExceededError):
+            one.compute(texts(3), caller)
+        assert one.n_waiting_tokens == 0
+        one.backend.proceed.set()
+        held.result(10)
+    assert one.backend.batches == [[8]]
+    assert one.dispatcher.n_unanswered == 0
+
+
+def test_the_texts_of_a_client_who_left_are_dropped_but_for_those_that_others_want(workers):
+    one = workers()
+    with ThreadPoolExecutor(3) as clients:
+        held = hold(one, clients)
+        caller = Caller()
+        leaving = clients.submit(one.compute, texts(5), caller)
+        until(lambda: one.n_waiting_tokens == 40)
+        staying = clients.submit(one.compute, texts(2))
+        until(lambda: one.dispatcher.n_unanswered == 3)
+        caller.leave()
+        with pytest.raises(ClientGoneError):
+            leaving.result(10)
+        assert one.n_waiting_tokens == 16
+        one.backend.proceed.set()
+        assert_right(texts(2), staying.result(10))
+        held.result(10)
+    assert sum(map(len, one.backend.batches)) == 3
+
+
+def test_a_client_who_left_before_is_not_computed_for(workers):
+    one = workers()
+    with ThreadPoolExecutor(1) as clients:
+        held = hold(one, clients)
+        caller = Caller()
+        caller.leave()
+        with pytest.raises(ClientGoneError):
+            one.compute(texts(3), caller)
+        assert one.n_waiting_tokens == 0
+        one.backend.proceed.set()
+        held.result(10)
+
+
+def test_more_than_may_wait_in_all_workers_is_refused_and_one_request_is_taken_whole(workers):
+    limits = {"limits": Limits(n_tokens=100, n_bytes=10**6, tokens_per_s=10)}
+    one, other = workers(**limits), workers(**limits)
+    with ThreadPoolExecutor(4) as clients:
+        held = [hold(one, clients), hold(other, clients, texts(1, first=950))]
+        # 160 tokens: more than may wait, but nothing waits yet.
+        large = clients.submit(one.compute, texts(20))
+        until(lambda: one.n_waiting_tokens == 160)
+        for worker in (one, other):
+            with pytest.raises(OverloadedError, match="160 tokens wait already, of 100") as told:
+                worker.compute(texts(1, first=50))
+            assert told.value.retry_after_s == 16
+        for worker in (one, other):
+            worker.backend.proceed.set()
+        assert_right(texts(20), large.result(10))
+        for future in held:
+            future.result(10)
+    assert_right(texts(2), other.compute(texts(2)))
+
+
+def test_a_worker_that_hangs_gives_up_that_batch_and_leaves_the_rest_to_others(workers):
+    """Given a hung batch of a worker's own, when the worker retires, then what waits is computed by the other."""
+    one, other = workers(), workers()
+    with ThreadPoolExecutor(4) as clients:
+        hung = hold(one, clients)
+        held = hold(other, clients, texts(1, first=950))
+        waiting = clients.submit(one.compute, texts(5))
+        until(lambda: one.n_waiting_tokens == 40)
+        one.dispatcher.retire()
+        with pytest.raises(DeadlineExceededError, match="did not come to an end"):
+            hung.result(10)
+        assert "about to be replaced" in one.dispatcher.problem()
+        with pytest.raises(NotReadyError):
+            one.compute(texts(1, first=50))
+        other.backend.proceed.set()
+        assert_right(texts(5), waiting.result(10))
+        held.result(10)
+        until(lambda: one.dispatcher.n_unanswered == 0)
+        # It comes to an end after all, and nobody minds.
+        one.backend.proceed.set()
+    assert_right(texts(3), other.compute(texts(3)))
+
+
+def test_a_worker_that_hangs_on_anothers_batch_tells_it_and_sends_back_what_it_did_not_begin(workers):
+    owner, other = workers(n_computing=1), workers(n_computing=1)
+    with ThreadPoolExecutor(4) as clients:
+        owner.backend.proceed.clear()
+        hung = clients.submit(other.compute, texts(1))
+        assert owner.backend.entered.wait(10)
+        # Where not all compute, one batch more waits at the one that does.
+        not_begun = clients.submit(other.compute, texts(2, first=50))
+        until(lambda: owner.dispatcher._due)
+        owner.dispatcher.retire()
+        with pytest.raises(DeadlineExceededError):
+            hung.result(10)
+        until(lambda: other.n_waiting_tokens == 16)
+        # The master, when the process is gone.
+        owner.seat.leave()
+        assert_right(texts(2, first=50), not_begun.result(10))
+        owner.backend.proceed.set()
+
+
+def test_a_worker_that_hangs_and_has_no_other_refuses_what_waits(workers):
+    one = workers()
+    with ThreadPoolExecutor(2) as clients:
+        hung = hold(one, clients)
+        waiting = clients.submit(one.compute, texts(5))
+        until(lambda: one.n_waiting_tokens == 40)
+        one.dispatcher.retire()
+        with pytest.raises(NotReadyError, match="no other"):
+            waiting.result(10)
+        with pytest.raises(DeadlineExceededError):
+            hung.result(10)
+        one.backend.proceed.set()
+
+
+def test_what_nobody_took_is_refused_when_there_is_no_more_time(workers):
+    one, other = workers(), workers()
+    with ThreadPoolExecutor(3) as clients:
+        hung, held = hold(one, clients), hold(other, clients, texts(1, first=950))
+        waiting = clients.submit(one.compute, texts(5))
+        until(lambda: one.n_waiting_tokens == 40)
+        one.dispatcher.retire()
+        one.dispatcher.refuse_rest()
+        with pytest.raises(NotReadyError):
+            waiting.result(10)
+        with pytest.raises(DeadlineExceededError):
+            hung.result(10)
+        other.backend.proceed.set()
+        held.result(10)
+        one.backend.proceed.set()
