@@ -1,0 +1,55 @@
+"""The real service and the real model, with a backend that fails where a text holds one of these words.
+
+Run it as `gunicorn tests.server.faulty:app`.
+"""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from embedding_api import log
+from embedding_api.app import create_app
+from embedding_api.config import load_settings
+from embedding_api.engine import registry
+from embedding_api.engine.engine import make_engine
+from embedding_api.engine.registry import Registry
+
+# What each word does to the batch that holds it, or to its own vector.
+RAISES, HANGS, SPOILS, SLOW = "volcano", "glacier", "desert", "river"
+
+# Seconds that a batch with the slow word takes.
+SLOW_S = 0.5
+
+
+class Faulty:
+    """A model's backend, but for what the words say."""
+
+    def __init__(self, backend, reader):
+        self._backend = backend
+        self._ids = {word: int(reader.read([word]).tokens[0].ids[1]) for word in (RAISES, HANGS, SPOILS, SLOW)}
+
+    def __getattr__(self, name):
+        return getattr(self._backend, name)
+
+    def _has(self, word, ids):
+        return self._ids[word] in ids
+
+    def embed(self, batch, n_prompt_tokens):
+        if any(self._has(RAISES, ids) for ids in batch):
+            raise RuntimeError("the backend was told to raise")
+        if any(self._has(HANGS, ids) for ids in batch):
+            time.sleep(3600)
+        if any(self._has(SLOW, ids) for ids in batch):
+            time.sleep(SLOW_S)
+        vectors = self._backend.embed(batch, n_prompt_tokens)
+        vectors[[self._has(SPOILS, ids) for ids in batch]] = np.nan
+        return vectors
+
+
+settings = load_settings()
+log.configure(settings)
+_models = [
+    dataclasses.replace(model, backend=Faulty(model.backend, model.reader)) for model in registry.load(settings).models
+]
+app = create_app(settings, make_engine(Registry(_models), settings))

@@ -1,0 +1,130 @@
+"""What goes wrong inside: texts and batches that fail, vectors that are none, batches that hang, time that runs out."""
+
+import contextlib
+import http.client
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.server.conftest import MINILM, until
+from tests.server.faulty import HANGS, RAISES, SLOW, SPOILS
+
+APP = "tests.server.faulty:app"
+
+
+def body(texts, **fields):
+    return json.dumps({"model": MINILM, "input": texts, **fields})
+
+
+def ask(server, texts, headers=None):
+    """Status and JSON of a request."""
+    return server.request("POST", "/v1/embeddings", body(texts), headers)[:2]
+
+
+@pytest.fixture(scope="module")
+def faulty(_launch):
+    return _launch(APP, WORKERS="2")
+
+
+@pytest.mark.parametrize("word", [RAISES, SPOILS])
+def test_a_text_that_fails_costs_its_own_request_alone(faulty, word):
+    """Given requests that share batches with one that fails, then that one gets 500, and all others their vectors."""
+    texts = [f"a quiet text about {n} things" for n in range(40)]
+    alone = np.array(faulty.embed(texts))
+    pids = [worker.pid for worker in faulty.workers]
+    with ThreadPoolExecutor(21) as clients:
+        # So that what follows has to wait, and travels together.
+        busy = clients.submit(faulty.embed, [f"{SLOW} {n}" for n in range(2)])
+        good = [clients.submit(faulty.embed, texts[n : n + 2]) for n in range(0, 40, 2)]
+        bad = clients.submit(ask, faulty, ["a good text", f"the {word} within"])
+        status, answer = bad.result()
+        for n, future in enumerate(good):
+            np.testing.assert_allclose(future.result(), alone[2 * n : 2 * n + 2], atol=2e-6)
+        busy.result()
+    assert status == 500
+    assert answer["error"]["code"] == "internal_error"
+    assert word not in json.dumps(answer)
+    assert [worker.pid for worker in faulty.workers] == pids
+    assert word not in faulty.log
+
+
+def test_a_vector_that_is_none_is_told_in_the_log(launch):
+    server = launch(APP, WORKERS="1")
+    assert ask(server, [f"a {SPOILS}"])[0] == 500
+    assert "NonFiniteVectorError" in server.log
+    assert len(server.embed("a cat")[0]) == 384
+
+
+def test_a_request_over_its_deadline_is_504_and_leaves_the_queue(launch):
+    server = launch(APP, WORKERS="1", REQUEST_TIMEOUT_S="1")
+    started = time.monotonic()
+    with ThreadPoolExecutor(2) as clients:
+        # Six seconds of work, of which a text at a time is computed.
+        late = [clients.submit(ask, server, [f"{SLOW} {'word ' * 240} {n}" for n in range(6)]) for _ in range(2)]
+        for future in late:
+            status, answer = future.result()
+            assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
+    taken_s = time.monotonic() - started
+    assert taken_s < 3
+    assert server.embed("a cat")
+    until(lambda: server.log.count("waiting texts dropped") == 2, what="the lines")
+
+
+@pytest.mark.parametrize(("told", "status"), [("0.3", 504), ("600", 200), ("soon", 200), ("-1", 200), ("nan", 200)])
+def test_a_client_may_shorten_the_deadline(faulty, told, status):
+    assert ask(faulty, [f"{SLOW} {told}"], {"X-Stainless-Read-Timeout": told})[0] == status
+
+
+def test_the_texts_of_a_client_who_went_away_are_dropped(launch):
+    server = launch(APP, WORKERS="1")
+    texts = [f"{SLOW} {'word ' * 240} {n}" for n in range(60)]
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        sent = body(texts).encode()
+        client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent)
+        until(lambda: server.workers[0].cpu_times().user > 0 and _is_busy(server), what="work")
+    until(lambda: "waiting texts dropped" in server.log, deadline_s=10, what="the line")
+    started = time.monotonic()
+    assert server.embed("a cat")
+    # Thirty seconds, were they computed.
+    assert time.monotonic() - started < 5
+
+
+def _is_busy(server):
+    """Whether a short request does not come through at once."""
+    try:
+        server.request("POST", "/v1/embeddings", body("busy?"), timeout=0.2)
+    except TimeoutError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_worker_whose_batch_hangs_is_replaced_and_its_clients_are_answered(launch, n_workers):
+    server = launch(APP, WORKERS=str(n_workers), INFERENCE_TIMEOUT_S="2")
+    until(lambda: len(server.workers) == n_workers, what="workers")
+    pids = {worker.pid for worker in server.workers}
+    seen = {"ready": set(), "others": []}
+
+    def watch():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            seen["ready"].add(server.request("GET", "/health/ready", timeout=5)[0])
+        return pids - {worker.pid for worker in server.workers}
+
+    with ThreadPoolExecutor(12) as clients:
+        hung = clients.submit(ask, server, [f"the {HANGS}"])
+        others = [clients.submit(ask, server, [f"another text, number {n}"]) for n in range(10)]
+        until(watch, deadline_s=20, what="the end of the worker")
+        assert hung.result() == (504, hung.result()[1])
+        assert hung.result()[1]["error"]["code"] == "deadline_exceeded"
+        statuses = {future.result()[0] for future in others}
+    # With no other worker, those that waited are told to come again.
+    assert statuses <= ({200} if n_workers == 2 else {200, 503, 504})
+    assert 503 in seen["ready"]
+    until(lambda: len(server.workers) == n_workers, what="a new worker")
+    assert len(server.embed("a cat")[0]) == 384
+    assert server.request("GET", "/health/ready")[0] == 200
+    assert HANGS not in server.log
