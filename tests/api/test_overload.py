@@ -1,0 +1,86 @@
+"""What the worker knows of a request is heeded: whether it would be too much, who waits, and how long."""
+
+import threading
+import time
+
+import pytest
+
+from embedding_api.caller import CALLER, REFUSAL, Caller
+from embedding_api.errors import NotReadyError, OverloadedError
+from tests.api.conftest import MODEL
+from tests.api.test_errors import told
+
+FULL = OverloadedError("the server is overloaded", retry_after_s=7)
+DRAINING = NotReadyError("the server is stopping")
+
+
+def embed(client, environ=None, headers=None, text="a cat"):
+    return client.post(
+        "/v1/embeddings", json={"model": MODEL, "input": text}, environ_overrides=environ or {}, headers=headers
+    )
+
+
+def test_a_request_that_is_too_much_is_429_and_told_when_to_come_again(client):
+    response = embed(client, {REFUSAL: FULL})
+    assert response.status_code == 429
+    assert response.headers["Retry-After"] == "7"
+    error = response.json["error"]
+    assert (error["type"], error["code"], error["param"]) == ("rate_limit_error", "server_overloaded", None)
+
+
+def test_new_work_is_503_while_the_server_drains(client):
+    response = embed(client, {REFUSAL: DRAINING})
+    assert told(response)[:2] == (503, "not_ready")
+    assert int(response.headers["Retry-After"]) >= 1
+
+
+def test_readiness_is_503_while_the_server_drains_but_not_when_it_is_full(client):
+    assert client.get("/health/ready", environ_overrides={REFUSAL: DRAINING}).status_code == 503
+    assert client.get("/health/ready", environ_overrides={REFUSAL: FULL}).status_code == 200
+
+
+@pytest.mark.settings(API_KEY_SECRET="k")
+def test_a_refusal_tells_nothing_to_who_has_no_key(client):
+    assert embed(client, {REFUSAL: FULL}).status_code == 401
+
+
+@pytest.fixture
+def held(app, model):
+    """Holds the core with another request's batch."""
+    model.backend.proceed.clear()
+    thread = threading.Thread(target=embed, args=(app.test_client(),), kwargs={"text": "a kitten"})
+    thread.start()
+    assert model.backend.entered.wait(10)
+    yield
+    model.backend.proceed.set()
+    thread.join(10)
+
+
+@pytest.mark.settings(REQUEST_TIMEOUT_S="1")
+def test_a_request_whose_time_is_over_is_504(client, held):
+    assert told(embed(client))[:2] == (504, "deadline_exceeded")
+
+
+def test_a_client_says_with_openais_header_how_long_it_waits(client, held):
+    started = time.monotonic()
+    assert told(embed(client, headers={"X-Stainless-Read-Timeout": "0.1"}))[:2] == (504, "deadline_exceeded")
+    assert time.monotonic() - started < 10
+
+
+def test_the_time_before_a_thread_took_it_counts(client, model):
+    caller = Caller()
+    caller.arrived_s -= 61
+    assert told(embed(client, {CALLER: caller}))[:2] == (504, "deadline_exceeded")
+    assert model.backend.batches == []
+
+
+def test_a_client_who_left_is_499_and_nothing_is_computed(client, model, held):
+    caller = Caller()
+    caller.leave()
+    assert told(embed(client, {CALLER: caller}))[:2] == (499, "client_gone")
+    assert model.backend.batches == [[4]]
+
+
+@pytest.mark.parametrize("said", ["", "soon", "-1", "0", "nan", "1e999"])
+def test_a_patience_that_is_none_is_not_heeded(client, said):
+    assert embed(client, headers={"X-Stainless-Read-Timeout": said}).status_code == 200
