@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from embedding_api import cgroup
 from embedding_api.config import Settings
 
 ACCESS = "embedding_api.access"
@@ -56,6 +57,40 @@ class Unquoted(logging.Filter):
         return True
 
 
+class Killed(logging.Filter):
+    """Puts what the kernel counted in the place of Gunicorn's guess that a worker which got SIGKILL ran out of memory.
+
+    Gunicorn's line is the one place that says which worker got it. Had the kernel killed another process of the control
+    group since it was last looked at, that would be taken for the worker.
+    """
+
+    _GUESS = " Perhaps out of memory?"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._n_seen = cgroup.n_oom_kills()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keeps the record, with the truth in it."""
+        message = record.getMessage()
+        if message.endswith(self._GUESS):
+            n_oom_kills = cgroup.n_oom_kills()
+            record.msg, record.args = message.removesuffix(self._GUESS), ()
+            if n_oom_kills > self._n_seen:
+                record.msg += _lack_of_memory()
+            self._n_seen = n_oom_kills
+        return True
+
+
+def _lack_of_memory() -> str:
+    limit = cgroup.memory_limit()
+    most = "" if limit is None else f", of which its control group may use {limit // 2**20} MB"
+    return (
+        f" It was killed for lack of memory{most}: give it more, serve fewer or smaller models, or lower "
+        "MAX_QUEUED_TOKENS or MAX_BODY_BYTES"
+    )
+
+
 def configuration(settings: Settings) -> dict[str, Any]:
     """The `logging.config` dictionary for these settings; Gunicorn takes the same one."""
     formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
@@ -64,7 +99,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
-        "filters": {"unquoted": {"()": Unquoted}},
+        "filters": {"unquoted": {"()": Unquoted}, "killed": {"()": Killed}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"level": max(logging.WARNING, getattr(logging, settings.log_level)), "handlers": ["stderr"]},
         "loggers": {
@@ -74,7 +109,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
                 "level": max(logging.INFO, getattr(logging, settings.log_level)),
                 "propagate": True,
                 "handlers": [],
-                "filters": ["unquoted"],
+                "filters": ["unquoted", "killed"],
             },
             "gunicorn.access": {"propagate": False, "handlers": []},
         },

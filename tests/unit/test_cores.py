@@ -54,6 +54,15 @@ def test_a_version_1_quota_counts_too(machine, tmp_path, quota, wanted):
     assert cores.count(tmp_path) == wanted
 
 
+def test_a_version_1_quota_of_a_group_below_the_mount_counts(machine, tmp_path):
+    machine("proc/self/cgroup", "2:cpu,cpuacct:/service\n")
+    machine("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1")
+    machine("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000")
+    machine("sys/fs/cgroup/cpu/service/cpu.cfs_quota_us", "200000")
+    machine("sys/fs/cgroup/cpu/service/cpu.cfs_period_us", "100000")
+    assert cores.count(tmp_path) == 2
+
+
 def test_this_machine_has_at_least_one():
     assert 1 <= cores.count() <= os.cpu_count()
 

@@ -44,6 +44,25 @@ def test_what_gunicorn_quotes_of_a_malformed_request_is_left_out():
     assert other.getMessage() == "said it"
 
 
+def test_a_worker_is_said_to_lack_memory_if_the_kernel_counted_it_and_else_not(monkeypatch):
+    monkeypatch.setattr(log.cgroup, "n_oom_kills", lambda: 2)
+    monkeypatch.setattr(log.cgroup, "memory_limit", lambda: 2**29)
+    killed = log.Killed()
+
+    def said():
+        line = record(msg="Worker (pid:%s) was sent %s! Perhaps out of memory?", args=(7, "SIGKILL"))
+        assert killed.filter(line)
+        return line.getMessage()
+
+    assert said() == "Worker (pid:7) was sent SIGKILL!"
+    monkeypatch.setattr(log.cgroup, "n_oom_kills", lambda: 3)
+    assert "(pid:7) was sent SIGKILL! It was killed for lack of memory, of which" in said()
+    assert said() == "Worker (pid:7) was sent SIGKILL!"
+    monkeypatch.setattr(log.cgroup, "n_oom_kills", lambda: 4)
+    monkeypatch.setattr(log.cgroup, "memory_limit", lambda: None)
+    assert "for lack of memory: give it more" in said()
+
+
 @pytest.mark.parametrize(("level", "libraries"), [("DEBUG", "WARNING"), ("ERROR", "ERROR")])
 def test_libraries_log_from_warning_on(monkeypatch, level, libraries):
     monkeypatch.setenv("LOG_LEVEL", level)
