@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-all check format bench clean
+.PHONY: help run dev test test-all check format bench reliability clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ format: $(BIN)/.installed-dev ## put the code into the one format
 
 bench: $(BIN)/.installed-dev ## measure the service and what else there is, side by side: bench/README.md
 	$(BIN)/python -m bench
+
+reliability: $(BIN)/.installed-dev ## make every fault happen, and write docs/reliability.md
+	$(BIN)/pytest -m fault --reliability docs/reliability.md
 
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

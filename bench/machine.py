@@ -23,7 +23,6 @@ _PACKAGES = ("torch", "openvino", "sentence-transformers", "transformers", "toke
 
 def circumstances(settings: Settings) -> dict[str, str]:
     """What there is to know."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES if _is_installed(name)]
     changed = [
         f"{field.name.upper()}={getattr(settings, field.name)}"
         for field in dataclasses.fields(settings)
@@ -33,12 +32,20 @@ def circumstances(settings: Settings) -> dict[str, str]:
         and getattr(settings, field.name) != field.metadata["parse"](field.metadata["default"])
     ]
     return {
+        **here(),
+        "settings": ", ".join([f"model {settings.supported_models[0].name}", *changed, "all else default"]),
+    }
+
+
+def here() -> dict[str, str]:
+    """Code, time and place."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES if _is_installed(name)]
+    return {
         "commit": commit(),
         "date": dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{_cpu()}, {cores.count()} cores usable, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"{platform.system()} {platform.release()}",
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-        "settings": ", ".join([f"model {settings.supported_models[0].name}", *changed, "all else default"]),
     }
 
 

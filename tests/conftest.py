@@ -12,6 +12,8 @@ import pytest
 
 from embedding_api.config import Settings
 
+pytest_plugins = ["tests.server.reliability"]
+
 # One for the whole session, so that no model is converted twice, and never that of who runs it.
 CACHE_DIR = Path(os.environ.setdefault("TESTS_CACHE_DIR", tempfile.mkdtemp(prefix="memementor-tests-")))
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def test_a_fork_after_loading_can_use_several_threads(how, deadline_s, hangs):
     assert bool(done.returncode) is hangs
 
 
-def test_sigterm_lets_running_requests_finish(launch):
+@pytest.mark.fault("sigterm")
+def test_sigterm_lets_running_requests_finish(launch, observed):
     server = launch(WORKERS="1")
     texts = [f"{n} " + "word " * 250 for n in range(40)]
     with ThreadPoolExecutor(4) as clients:
@@ -124,9 +126,11 @@ def test_sigterm_lets_running_requests_finish(launch):
         assert [len(request.result(60)) for request in running] == [40] * 4
     assert server.process.wait(30) == 0
     assert "Traceback" not in server.log
+    observed("4 running requests of 40 long texts were answered; exit code 0")
 
 
-def test_what_is_not_done_in_the_grace_time_is_told_and_the_exit_is_on_time(launch):
+@pytest.mark.fault("sigterm")
+def test_what_is_not_done_in_the_grace_time_is_told_and_the_exit_is_on_time(launch, observed):
     server = launch(WORKERS="1", GRACEFUL_TIMEOUT_S="1")
     body = json.dumps({"model": MINILM, "input": [f"{n} " + "word " * 250 for n in range(300)]})
 
@@ -139,12 +143,16 @@ def test_what_is_not_done_in_the_grace_time_is_told_and_the_exit_is_on_time(laun
         (worker,) = server.workers
         until(lambda: sum(c.status == "ESTABLISHED" for c in worker.net_connections()) == 4, what="four connections")
         server.process.terminate()
+        told = time.monotonic()
         assert server.process.wait(20) == 0
+        elapsed_s = time.monotonic() - told
         assert {request.result(20) for request in running} <= {503, None}
     assert "Traceback" not in server.log
+    observed(f"4 requests that take longer than GRACEFUL_TIMEOUT_S=1: cut off, exit code 0 after {elapsed_s:.1f} s")
 
 
-def test_a_killed_worker_is_replaced_and_the_other_goes_on(launch):
+@pytest.mark.fault("kill")
+def test_a_killed_worker_is_replaced_and_the_other_goes_on(launch, observed):
     server = launch(WORKERS="2")
     first = {worker.pid for worker in server.workers}
     server.workers[0].kill()
@@ -152,16 +160,20 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(launch):
     for _ in range(20):
         assert len(server.embed("still here")) == 1
     assert server.log.count("loaded from") == 1
+    observed("a new worker in its place, without loading the model again; 20 requests answered")
 
 
-def test_sighup_renews_workers_and_keeps_the_port(launch):
+@pytest.mark.fault("sighup")
+def test_sighup_renews_workers_and_keeps_the_port(launch, observed):
     server = launch(WORKERS="1")
     first = server.workers[0].pid
     server.process.send_signal(signal.SIGHUP)
     until(lambda: [worker.pid for worker in server.workers] not in ([], [first]) and len(server.workers) == 1)
     assert len(server.embed("again")) == 1
+    observed("a lone worker renewed, the port kept")
 
 
+@pytest.mark.fault("start")
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -173,7 +185,7 @@ def test_sighup_renews_workers_and_keeps_the_port(launch):
     ],
     ids=lambda value: next(iter(value.items()))[0] if isinstance(value, dict) else None,
 )
-def test_what_cannot_start_says_so_in_one_line_and_ends(launch, settings, said):
+def test_what_cannot_start_says_so_in_one_line_and_ends(launch, settings, said, observed):
     if settings.get("DEVICE") == "cuda" and Path("/dev/nvidia0").exists():
         pytest.skip("this machine has the device")
     server = launch(wait=False, **settings)
@@ -184,9 +196,11 @@ def test_what_cannot_start_says_so_in_one_line_and_ends(launch, settings, said):
     assert said in last
     assert "Traceback" not in log
     assert "Booting worker" not in log
+    observed(f"“{said}”")
 
 
-def test_a_wrong_setting_says_so_in_one_line_before_anything_else():
+@pytest.mark.fault("start")
+def test_a_wrong_setting_says_so_in_one_line_before_anything_else(observed):
     done = subprocess.run(
         [sys.executable, "-m", "gunicorn"],
         cwd=ROOT,
@@ -199,18 +213,22 @@ def test_a_wrong_setting_says_so_in_one_line_before_anything_else():
     assert (
         done.stderr == "memementor-embedding-service cannot start: PORT='80a' must be a whole number from 1 to 65535\n"
     )
+    observed("“PORT='80a' must be a whole number from 1 to 65535”")
 
 
-def test_weights_that_are_damaged_say_so_in_one_line(launch, tmp_path):
+@pytest.mark.fault("start")
+def test_weights_that_are_damaged_say_so_in_one_line(launch, tmp_path, observed):
     folder = shutil.copytree(get_model_path(), tmp_path / "damaged")
     (folder / "model.safetensors").write_bytes(b"\x08" + bytes(100))
     server = launch(wait=False, SUPPORTED_MODELS=str(folder))
     assert server.process.wait(120) == 1
     last = server.log.splitlines()[-1]
     assert last.startswith(f"memementor-embedding-service cannot start: model damaged from {folder} cannot be loaded: ")
+    observed("damaged weights: “model ... from ... cannot be loaded”, and why")
 
 
-def test_a_port_in_use_is_found_out_before_models_load(launch):
+@pytest.mark.fault("start")
+def test_a_port_in_use_is_found_out_before_models_load(launch, observed):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -219,6 +237,7 @@ def test_a_port_in_use_is_found_out_before_models_load(launch):
     assert "loaded from" not in server.log
     assert len(server.log.splitlines()) == 1
     assert f"port {server.port}: Address already in use" in server.log
+    observed("“port ...: Address already in use”, before models load")
 
 
 def test_gunicorns_own_bind_wins_over_the_settings(launch):
@@ -256,7 +275,8 @@ def test_an_open_address_is_warned_about(launch):
     assert "anyone who reaches 0.0.0.0:" in server.log
 
 
-def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path):
+@pytest.mark.fault("start")
+def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path, observed):
     """As on a GPU without memory for the model: no respawning for ever."""
     (tmp_path / "wsgi.py").write_text(
         "from embedding_api.app import create_app\n"
@@ -271,6 +291,7 @@ def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path
     assert server.process.wait(60) != 0
     assert "out of device memory" in server.log
     assert server.log.count("Booting worker") <= 4
+    observed("a worker that cannot start its engine: the service ends, and says why")
 
 
 def test_more_connections_than_threads_are_all_answered(launch):
