@@ -75,7 +75,7 @@ def test_a_request_over_its_deadline_is_504_and_leaves_the_queue(launch, observe
     started = time.monotonic()
     with ThreadPoolExecutor(2) as clients:
         # Six seconds of work, of which a text at a time is computed.
-        late = [clients.submit(ask, server, [f"{SLOW} {'word ' * 240} {n}" for n in range(6)]) for _ in range(2)]
+        late = [clients.submit(ask, server, [f"{SLOW} {'word ' * 240} {c} {n}" for n in range(6)]) for c in "ab"]
         for future in late:
             status, answer = future.result()
             assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")

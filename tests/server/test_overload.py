@@ -94,7 +94,7 @@ def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, ob
     assert grown_mb < 100
     assert len(server.workers) == 2
     observed(
-        f"{n_clients} clients, {len(texts)} texts a request: {len(accepted_s)} answered in {np.median(accepted_s):.2f} s "
+        f"{n_clients} clients with {len(texts)} texts: {len(accepted_s)} answered in {np.median(accepted_s):.2f} s "
         f"(median), {len(refused_s)} refused in {np.median(refused_s):.2f} s; {grown_mb:.0f} MB more a worker; "
         f"a request {recovered_s:.2f} s after the end"
     )
