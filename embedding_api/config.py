@@ -253,9 +253,9 @@ class Settings:
     inference_timeout_s: int = setting(
         "30",
         _integer(1, 3600),
-        "Seconds after which a batch counts as stuck: GET /health/ready answers 503, and the worker hands its work on\n"
-        "and is replaced. A batch takes 0.03 s with MiniLM and seconds with the largest models: too little replaces\n"
-        "workers that are busy.",
+        "Seconds after which a batch counts as stuck: its worker hands its other work on and is replaced. After half\n"
+        "of them GET /health/ready answers 503. A batch takes 0.03 s with MiniLM and seconds with the largest models:\n"
+        "too little replaces workers that are busy.",
     )
     truncate: bool = setting(
         "true",

@@ -168,7 +168,8 @@ class Engine:
         if (problem := self._dispatcher.problem()) is not None:
             return problem
         busy_for_s = self._dispatcher.busy_for_s()
-        if busy_for_s > self._inference_timeout_s:
+        # Told before the worker is replaced for it, so that whoever asks every few seconds sees it.
+        if busy_for_s > self._inference_timeout_s / 2:
             return f"the batch in work has taken {busy_for_s:.0f} s so far"
         return None
 
