@@ -4,6 +4,7 @@ import logging
 import re
 import time
 import uuid
+from http import HTTPMethod
 
 from flask import Flask, Response, g, request
 
@@ -37,8 +38,8 @@ def _end(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
     fields = {
         "request_id": g.request_id,
-        "method": request.method,
-        # The rule, not the path: a path can hold anything, line breaks and texts included.
+        # A method that is none, and a path, can be anything, a key included: told are those that exist, and the rule.
+        "method": request.method if request.method in HTTPMethod.__members__ else "-",
         "route": request.url_rule.rule if request.url_rule else "-",
         "status": response.status_code,
         "ms": round(total_s * 1000, 1),
