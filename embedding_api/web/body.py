@@ -14,6 +14,9 @@ from embedding_api.errors import InvalidBodyError, InvalidJsonError, Unsupported
 # What the server and Flask raise while a body is read: it broke off, or its chunks are malformed.
 _BROKEN = (ClientDisconnected, ParseException, OSError)
 
+# The headers that say how a body is encoded, and what changes nothing about it. The server takes chunks apart.
+_ENCODINGS = {"Content-Encoding": ("", "identity"), "Transfer-Encoding": ("", "chunked")}
+
 
 def init_app(app: Flask) -> None:
     """Registers the hook that reads to the end what was refused."""
@@ -28,11 +31,10 @@ def read() -> dict[str, Any]:
         InvalidBodyError: It breaks off, or its chunks are malformed.
         InvalidJsonError: It is not a JSON object in UTF-8.
     """
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedEncodingError(
-            f"Content-Encoding {encoding[:40]!r} is not understood; send the body uncompressed"
-        )
+    for header, known in _ENCODINGS.items():
+        encoding = request.headers.get(header, "").strip().lower()
+        if encoding not in known:
+            raise UnsupportedEncodingError(f"{header} {encoding[:40]!r} is not understood; send the body uncompressed")
     try:
         body = request.get_data(cache=False)
         if len(body) < (request.content_length or 0):
