@@ -35,7 +35,7 @@ timeout = 60
 # Requests waiting here are seen by nobody; a short queue makes overload show.
 backlog = 256
 # The heartbeat file must never wait for a disk.
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 # One thread less in a master that forks, and no second way to command it.
 control_socket_disable = True
 
