@@ -9,6 +9,7 @@ import difflib
 import functools
 import ipaddress
 import os
+import pwd
 import re
 import sys
 from collections.abc import Callable
@@ -65,9 +66,17 @@ def _cache_folder(text: str) -> Path:
     if text:
         return Path(text).expanduser().absolute()
     xdg = os.environ.get("XDG_CACHE_HOME", "")
-    # It says that a relative path is to be ignored. Without a home the folder is one that cannot be made.
-    base = Path(xdg) if xdg.startswith("/") else Path(os.environ.get("HOME") or "/nonexistent") / ".cache"
+    # It says that a relative path is to be ignored.
+    base = Path(xdg) if xdg.startswith("/") else _home() / ".cache"
     return base / "memementor-embeddings"
+
+
+def _home() -> Path:
+    """The user's; services often have no HOME though their user has one. Without any, a folder that nobody can make."""
+    try:
+        return Path(os.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError:
+        return Path(os.devnull)
 
 
 def _require_texts(file: Path) -> None:
@@ -367,7 +376,11 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     try:
         repository = _read_file(env_file) if env_file.exists() else decouple.RepositoryEmpty()
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{env_file} cannot be read as UTF-8 text of KEY=value lines: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(
+            f"{env_file.absolute()} cannot be read as UTF-8 text of KEY=value lines ({reason}); mend it, let this user "
+            "read it, or remove it"
+        ) from error
     read = decouple.Config(repository)
     values = {}
     for field in dataclasses.fields(Settings):

@@ -1,6 +1,8 @@
 """Settings: read once, refused with key, value and rule."""
 
 import dataclasses
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -163,6 +165,16 @@ def test_the_cache_is_the_users_unless_it_is_named(monkeypatch, xdg, folder):
     monkeypatch.setenv("HOME", "/h")
     assert load(monkeypatch, CACHE_DIR="").cache_dir == Path(folder)
     assert load(monkeypatch, CACHE_DIR="/named").cache_dir == Path("/named")
+
+
+def test_without_a_home_variable_the_cache_is_in_the_home_that_the_user_has(monkeypatch):
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    assert load(monkeypatch, CACHE_DIR="").cache_dir == home / ".cache" / "memementor-embeddings"
+    monkeypatch.setattr(os, "geteuid", lambda: 2**31 - 2)
+    with pytest.raises(NotADirectoryError):
+        load(monkeypatch, CACHE_DIR="").cache_dir.mkdir(parents=True)
 
 
 def test_several_workers_share_a_device_where_they_can_send_to_each_other(monkeypatch):
