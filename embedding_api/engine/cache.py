@@ -4,6 +4,7 @@ Several processes may use it at once. Whoever can write to it decides what vecto
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,12 +21,15 @@ logger = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _UNFINISHED, _LOCK = ".unfinished", ".lock"
 
+# How the system says that a disk, or this user's part of it, is full.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 
 class CacheError(Exception):
     """The folder cannot be used; the message says why and what to do."""
 
 
-def obtain(folder: Path, key: str, make: Callable[[Path, int], None]) -> Path:
+def obtain(folder: Path, key: str, make: Callable[[Path, int], None], *, n_bytes: int = 0) -> Path:
     """An entry that is whole, made if need be.
 
     Args:
@@ -33,6 +37,7 @@ def obtain(folder: Path, key: str, make: Callable[[Path, int], None]) -> Path:
         key: Names everything that the entry depends on.
         make: Fills an empty folder. Its second argument is the lock's file descriptor: a child process that inherits it
             keeps others from making the same entry, should it outlive this process.
+        n_bytes: The least that an entry takes; where less is free, `make` is not begun.
 
     Raises:
         CacheError: The folder cannot be used.
@@ -50,12 +55,14 @@ def obtain(folder: Path, key: str, make: Callable[[Path, int], None]) -> Path:
             if entry.exists():
                 logger.warning("the cache's entry %s is damaged (%s); making it again", entry, flaw)
             _sweep(folder, key)
+            _require_room(folder, n_bytes)
             return _make(entry, make, lock)
     except OSError as error:
         reason = error.strerror or str(error)
+        is_full = error.errno in NO_ROOM
+        cure = f"set CACHE_DIR to a folder {'that has room' if is_full else 'that this user can write to'}"
         raise CacheError(
-            f"CACHE_DIR={folder.parent} cannot be used ({reason}); free space there, or set CACHE_DIR to a folder that "
-            "this user can write to"
+            f"CACHE_DIR={folder.parent} cannot be used ({reason}); {'free some, or ' * is_full}{cure}"
         ) from error
 
 
@@ -99,6 +106,14 @@ def _flaw(entry: Path) -> str | None:
     if not checksums:
         return "it holds nothing"
     return f"{wrong[0]} is not what was written" if wrong else None
+
+
+def _require_room(folder: Path, n_bytes: int) -> None:
+    """Finds out that a disk is full before minutes of work, not after."""
+    disk = shutil.disk_usage(folder)
+    # What knows no sizes, as some network file systems, has no bytes at all.
+    if disk.total and disk.free < n_bytes:
+        raise OSError(errno.ENOSPC, f"{disk.free // 2**20} MB are free, and at least {n_bytes // 2**20} needed")
 
 
 def _make(entry: Path, make: Callable[[Path, int], None], lock: int) -> Path:

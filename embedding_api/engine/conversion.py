@@ -43,8 +43,8 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> P
         trust_remote_code: Whether Python files that come with the model may run.
 
     Raises:
-        UnfitError: The model cannot be converted, or the cache not used.
-        ModelLoadError: PRECISION=int8 without what it takes.
+        UnfitError: The model cannot be converted.
+        ModelLoadError: What the operator must mend: the cache cannot be used, or PRECISION=int8 lacks what it takes.
     """
     is_int8 = settings.precision == "int8"
     options: dict[str, str | bool] = {
@@ -61,9 +61,9 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> P
         _run(source, target, options, lock)
 
     try:
-        entry = cache.obtain(settings.cache_dir / "openvino", key, make)
+        entry = cache.obtain(settings.cache_dir / "openvino", key, make, n_bytes=_least_size(source, is_int8=is_int8))
     except cache.CacheError as error:
-        raise UnfitError(str(error)) from error
+        raise ModelLoadError(f"{error}, or BACKEND=torch, which is slower and needs none") from error
     refusal = entry / _REFUSAL
     if refusal.exists():
         raise UnfitError(json.loads(refusal.read_bytes()))
@@ -91,6 +91,12 @@ def _key(source: Path, options: dict[str, str | bool]) -> str:
     except OSError as error:
         raise UnfitError(f"{error.filename or source} cannot be read ({error.strerror or error})") from error
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _least_size(source: Path, *, is_int8: bool) -> int:
+    """Bytes that the result takes at the least: half of the weights, which a folder may hold twice, or an eighth."""
+    n_bytes = sum(path.stat().st_size for path in _files(source) if path.suffix == ".safetensors")
+    return n_bytes // (8 if is_int8 else 2)
 
 
 def _files(source: Path) -> Iterator[Path]:
@@ -148,6 +154,8 @@ def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int) 
     )
     if "end" in answer:
         raise UnfitError(f"its conversion {answer['end']}")
+    if answer["errno"] in cache.NO_ROOM:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]))
     if answer["problem"]:
         raise UnfitError(answer["problem"])
     if answer["refusal"]:

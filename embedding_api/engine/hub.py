@@ -3,6 +3,7 @@
 A download starts threads, which a master that forks must not have. Imports nothing of this package.
 """
 
+import errno
 import json
 import sys
 
@@ -21,6 +22,9 @@ _IGNORED = [
     "*.mlmodel",
 ]
 _PICKLES = ["*.bin", "*.pt", "*.pth", "*.pkl"]
+
+# What a folder that cannot be written to, or is full, says.
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(name: str, revision: str, *, allow_pickle: bool) -> dict[str, str]:
@@ -44,7 +48,10 @@ def main(name: str, revision: str, *, allow_pickle: bool) -> dict[str, str]:
         }
     except Exception as error:  # noqa: BLE001 - a program's last resort: whatever it is goes to the operator in a line
         line = next(iter(str(error).splitlines()), "")
-        return {"problem": f"the download failed ({type(error).__name__}: {line}); try again, or name a local folder"}
+        cure = "try again"
+        if getattr(error, "errno", None) in _UNWRITABLE:
+            cure = "set HF_HOME to a folder that this user can write to and that has room"
+        return {"problem": f"the download failed ({type(error).__name__}: {line}); {cure}, or name a local folder"}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors
+
 from embedding_api import cores
 from embedding_api.config import Settings
 from embedding_api.engine import conversion, proof
@@ -46,22 +48,48 @@ def load(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping[str
         ModelLoadError: No backend that may serve it can.
     """
     loaders = loaders or {"openvino": _openvino, "torch": _torch}
-    if settings.backend == "auto" and settings.device == "cpu":
+    _require_whole_weights(spec, folder)
+    if settings.backend != "auto" or settings.device != "cpu":
+        return _by_name(spec, folder, settings, loaders)
+    try:
+        return _by_openvino(spec, folder, settings, loaders["openvino"])
+    except UnfitError as error:
+        proven = _by_name(spec, folder, settings, loaders)
+        # Not before: a model that torch cannot load either is told in one line.
+        logger.warning(
+            "model %s is served by torch in %s, which is slower, since for OpenVINO: %s; BACKEND=torch says that you "
+            "know",
+            spec.name,
+            _torch_precision(settings),
+            error,
+        )
+        return proven
+
+
+def _require_whole_weights(spec: ModelSpec, folder: Path) -> None:
+    """Refuses files that are cut off, as downloads are, or pointers to others, as in clones without git lfs.
+
+    Reads no more than their headers, in milliseconds; backends find out after seconds.
+    """
+    for path in folder.rglob("*.safetensors"):
         try:
-            return _by_openvino(spec, folder, settings, loaders["openvino"])
-        except UnfitError as error:
-            logger.warning(
-                "model %s is served by torch in %s, which is slower, since for OpenVINO: %s; BACKEND=torch says that "
-                "you know",
-                spec.name,
-                _torch_precision(settings),
-                error,
-            )
+            # Says why, if it cannot be opened; safetensors would say that it is not there.
+            path.open("rb").close()
+            safetensors.safe_open(path, framework="numpy")
+        except (OSError, safetensors.SafetensorError) as error:
+            cure = "let this user read it" if isinstance(error, PermissionError) else "get the model's files again"
+            raise ModelLoadError(
+                f"model {spec.name} from {folder} cannot be loaded: {path.name}: {_reason(error)}; {cure}"
+            ) from error
+
+
+def _by_name(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping[str, Loader]) -> Proven:
+    """With the backend that was named; by auto that is torch, once OpenVINO cannot."""
     name = "openvino" if settings.backend == "openvino" else "torch"
     try:
         return _tried(spec, folder, settings, loaders[name])
     except UnfitError as error:
-        cure = "; set BACKEND=auto" if name == "openvino" else ""
+        cure = "; mend that, or set BACKEND=auto" if name == "openvino" else ""
         if isinstance(error, _ImpreciseError):
             cure = "; set PRECISION=float32"
         raise ModelLoadError(f"model {spec.name} from {folder} cannot be served by {name}: {error}{cure}") from error

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from embedding_api.config import Settings
 from embedding_api.engine import loading, preload, programs, proof, sources
@@ -86,14 +87,17 @@ def load(settings: Settings) -> Registry:
     preload.prepare()
     if settings.device != "cpu":
         _require_device(settings.device)
-    registry = Registry([_load(spec, settings) for spec in settings.supported_models])
+    # All of them before the first is loaded: one that is missing is told at once.
+    folders = [sources.locate(spec, settings) for spec in settings.supported_models]
+    registry = Registry(
+        [_load(spec, folder, settings) for spec, folder in zip(settings.supported_models, folders, strict=True)]
+    )
     preload.freeze()
     return registry
 
 
-def _load(spec: ModelSpec, settings: Settings) -> Model:
+def _load(spec: ModelSpec, folder: Path, settings: Settings) -> Model:
     started = time.monotonic()
-    folder = sources.locate(spec, settings)
     loaded, proven = loading.load(spec, folder, settings)
     if not proof.tells_apart(loaded.reference):
         raise ModelLoadError(

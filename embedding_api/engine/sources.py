@@ -42,9 +42,17 @@ def _local(spec: ModelSpec) -> Path | None:
     if not spec.is_folder:
         return None
     folder = Path(spec.source)
-    if not folder.is_dir():
+    try:
+        is_there = folder.is_dir()
+        is_model = (folder / "modules.json").is_file() or (folder / "config.json").is_file()
+    except OSError as error:
+        raise ModelLoadError(
+            f"model {spec.name}: the folder {folder} cannot be read ({error.strerror}); let this user read it and what "
+            "is above it"
+        ) from error
+    if not is_there:
         raise ModelLoadError(f"model {spec.name}: there is no folder {folder}; check SUPPORTED_MODELS")
-    if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
+    if not is_model:
         raise ModelLoadError(
             f"model {spec.name}: the folder {folder} has neither modules.json nor config.json; name the folder that "
             "SentenceTransformer.save made"

@@ -104,10 +104,12 @@ def test_a_full_disk_and_a_folder_that_cannot_be_are_told_with_the_cure(folder, 
     def full(target, lock):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.*\(No space left on device\); free space there"):
+    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.*\(No space left on device\); free some, or set"):
         cache.obtain(folder, "k", full)
+    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.*\(\d+ MB are free, and at least \d+ needed\); free some"):
+        cache.obtain(folder, "k", fail, n_bytes=2**60)
     (tmp_path / "file").write_text("")
-    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.* cannot be used"):
+    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.* cannot be used .*; set CACHE_DIR to a folder that this"):
         cache.obtain(tmp_path / "file" / "kind", "k", fill)
 
 

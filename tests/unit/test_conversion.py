@@ -7,6 +7,7 @@ import pytest
 from embedding_api.config import load_settings
 from embedding_api.engine import cache, conversion
 from embedding_api.engine.backends import UnfitError
+from embedding_api.errors import ModelLoadError
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def key(monkeypatch):
     """The key of the entry that a model's conversion would have, without making it."""
     asked = []
 
-    def obtain(folder, key, make):
+    def obtain(folder, key, make, **_):
         asked.append(key)
         return folder
 
@@ -111,3 +112,21 @@ def test_a_file_that_cannot_be_read_is_a_clause_and_no_traceback(model, key, mon
     monkeypatch.setattr(conversion.cache, "sha256", fail)
     with pytest.raises(UnfitError, match=r"cannot be read \(Permission denied\)"):
         key(model)
+
+
+def test_a_cache_that_cannot_be_used_is_not_taken_for_the_models_fault(model, monkeypatch, tmp_path):
+    """No backend can mend it, so that none is tried; the operator can."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(ModelLoadError, match=r"CACHE_DIR=.*; set CACHE_DIR to .*, or BACKEND=torch"):
+        conversion.converted(model, load_settings(), trust_remote_code=False)
+
+
+@pytest.mark.parametrize(("precision", "part"), [("float32", 2), ("int8", 8)])
+def test_a_conversion_that_cannot_fit_on_the_disk_is_not_begun(model, monkeypatch, precision, part):
+    (model / "model.safetensors").write_bytes(bytes(8000))
+    asked = []
+    monkeypatch.setattr(cache, "obtain", lambda folder, key, make, *, n_bytes: asked.append(n_bytes) or folder)
+    monkeypatch.setenv("PRECISION", precision)
+    conversion.converted(model, load_settings(), trust_remote_code=False)
+    assert asked == [8000 // part]

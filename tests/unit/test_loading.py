@@ -63,7 +63,9 @@ def test_whatever_fails_in_openvino_auto_goes_on_with_torch_and_says_so_in_a_lin
     (error,) = broken.values()
     assert f"is served by torch in float32, which is slower, since for OpenVINO: {type(error).__name__}: " in line
     assert "\n" not in line
-    with pytest.raises(ModelLoadError, match=r"cannot be served by openvino: \w+Error: .*; set BACKEND=auto"):
+    with pytest.raises(
+        ModelLoadError, match=r"cannot be served by openvino: \w+Error: .*; mend that, or set BACKEND=auto"
+    ):
         load(monkeypatch, openvino, BACKEND="openvino")
 
 
@@ -90,3 +92,28 @@ def test_out_of_bounds_in_float32_too_is_left_to_torch(monkeypatch):
     assert load(monkeypatch, openvino, PRECISION="bfloat16").name == "torch"
     with pytest.raises(ModelLoadError, match=r"cannot be served by torch: .*; set PRECISION=float32"):
         load(monkeypatch, openvino, Loader("torch", off={"bfloat16": 1}))
+
+
+def test_what_no_backend_can_serve_is_told_without_a_word_of_one_that_does(monkeypatch, caplog):
+    broken = ValueError("no such layer")
+    with pytest.raises(ModelLoadError, match="cannot be served by torch: ValueError: no such layer"):
+        load(monkeypatch, Loader("openvino", fails=broken), Loader("torch", fails=broken))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "header too large"),
+        (b"\x02" + bytes(7) + b"{}" + b"more", "SafetensorError"),
+        (b"", "SafetensorError"),
+    ],
+    ids=["pointer of git lfs", "another length", "empty"],
+)
+def test_weights_that_are_not_whole_are_told_before_any_backend_tries(monkeypatch, tmp_path, content, why):
+    (tmp_path / "0_Transformer").mkdir()
+    (tmp_path / "0_Transformer" / "model.safetensors").write_bytes(content)
+    loaders = {"openvino": Loader("openvino", fails=AssertionError("tried"))}
+    spec = load_settings().supported_models[0]
+    with pytest.raises(ModelLoadError, match=rf"cannot be loaded: model.safetensors: .*{why}.*; get the model's files"):
+        loading.load(spec, tmp_path, load_settings(), loaders)

@@ -1,5 +1,6 @@
 """Where models come from: a folder, the package, the hub (a small one on loopback) and its cache."""
 
+import errno
 import hashlib
 import http.server
 import json
@@ -228,6 +229,7 @@ class TestTheProgram:
         [
             (hub.errors.LocalEntryNotFoundError("x"), "cannot be reached"),
             (OSError("disk full\nmore"), "the download failed (OSError: disk full)"),
+            (OSError(errno.ENOSPC, "No space left on device"), "set HF_HOME to a folder that"),
             (ValueError(), "the download failed (ValueError: )"),
         ],
     )

@@ -6,6 +6,7 @@ network, no key and no token.
 """
 
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -70,10 +71,12 @@ class Answer:
     Attributes:
         refusal: Why this model cannot be converted; it would be the same the next time.
         problem: What else went wrong.
+        errno: The system's number for that, if it has one.
     """
 
     refusal: str = ""
     problem: str = ""
+    errno: int = 0
 
 
 class _RefusedError(Exception):
@@ -98,7 +101,7 @@ def main(job: Job) -> Answer:
     except _RefusedError as error:
         return Answer(refusal=str(error))
     except Exception as error:  # noqa: BLE001 - the same
-        return Answer(problem=f"its conversion failed ({_line(error)})")
+        return Answer(problem=f"its conversion failed ({_line(error)})", errno=getattr(error, "errno", None) or 0)
     return Answer()
 
 
@@ -184,7 +187,7 @@ def _save(model: openvino.Model, path: Path) -> None:
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
-        raise OSError(f"{path.parent} cannot be written to, most likely because its disk is full") from error
+        raise OSError(errno.ENOSPC, "cannot be written to, most likely because the disk is full") from error
 
 
 class _Chain(torch.nn.Module):
