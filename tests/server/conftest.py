@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -57,15 +58,23 @@ def request(port, method, path, body=None, headers=None, *, timeout=60):
 
 
 class Server:
-    """A master and its workers, in the checkout or another folder."""
+    """A master and its workers, in the checkout or another folder; `before` are words before their command."""
 
-    def __init__(self, log: Path, *arguments: str, module: str = "gunicorn", cwd: Path = ROOT, **settings: str) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        module: str = "gunicorn",
+        cwd: Path = ROOT,
+        before: Sequence[str] = (),
+        **settings: str,
+    ) -> None:
         self.port = int(settings.setdefault("PORT", str(free_port())))
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, *(arguments or ["wsgi:app"])],
+                [*before, sys.executable, "-m", module, *(arguments or ["wsgi:app"])],
                 cwd=cwd,
                 env=environment(**settings),
                 stdout=output,

