@@ -75,6 +75,7 @@ def converted(_converted, tmp_path):
     return shutil.copytree(cache, tmp_path / "cache"), vectors
 
 
+@pytest.mark.fault("start")
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -87,12 +88,14 @@ def converted(_converted, tmp_path):
     ],
     ids=["port", "auth", "drain", "backend", "name", "address"],
 )
-def test_a_wrong_setting_is_told_before_anything_else(launch, settings, said):
+def test_a_wrong_setting_is_told_before_anything_else(launch, settings, said, observed):
     server = launch(wait=False, **settings)
     assert said in refusal(server)
     assert len(server.log.splitlines()) == 1
+    observed(f"“{said}”")
 
 
+@pytest.mark.fault("start")
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -104,16 +107,18 @@ def test_a_wrong_setting_is_told_before_anything_else(launch, settings, said):
     ],
     ids=["no folder", "no model", "not in the hub's cache", "mps", "cuda"],
 )
-def test_what_is_not_there_is_told_before_anything_is_loaded(launch, tmp_path, settings, said):
+def test_what_is_not_there_is_told_before_anything_is_loaded(launch, tmp_path, settings, said, observed):
     if settings.get("DEVICE") == "cuda" and Path("/dev/nvidia0").exists():
         pytest.skip("this machine has the device")
     server = launch(wait=False, HF_HOME=str(tmp_path), **settings)
     assert said in refusal(server, deadline_s=60)
     assert len(server.log.splitlines()) == 1
+    observed(f"“{said}”")
 
 
+@pytest.mark.fault("start")
 @pytest.mark.parametrize("backend", ["auto", "openvino", "torch"])
-def test_weights_that_are_damaged_are_told_before_they_are_converted(launch, tmp_path, backend):
+def test_weights_that_are_damaged_are_told_before_they_are_converted(launch, tmp_path, backend, observed):
     folder = shutil.copytree(get_model_path(), tmp_path / "damaged")
     os.truncate(folder / "model.safetensors", 1_000_000)
     server = launch(wait=False, SUPPORTED_MODELS=str(folder), BACKEND=backend)
@@ -121,6 +126,7 @@ def test_weights_that_are_damaged_are_told_before_they_are_converted(launch, tmp
     assert said.startswith(f"model damaged from {folder} cannot be loaded: model.safetensors: ")
     assert said.endswith("get the model's files again")
     assert "converting" not in server.log
+    observed("damaged weights: “get the model's files again”")
 
 
 def test_a_model_that_no_backend_can_load_is_told_once(launch, tmp_path, tiny):
@@ -131,7 +137,8 @@ def test_a_model_that_no_backend_can_load_is_told_once(launch, tmp_path, tiny):
     assert "check that the folder holds a complete sentence-transformers model" in said
 
 
-def test_a_port_in_use_is_found_out_before_models_load(launch):
+@pytest.mark.fault("start")
+def test_a_port_in_use_is_found_out_before_models_load(launch, observed):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -139,6 +146,7 @@ def test_a_port_in_use_is_found_out_before_models_load(launch):
         said = refusal(server)
     assert f"port {server.port}: Address already in use; stop what listens there, or set another PORT" in said
     assert len(server.log.splitlines()) == 1
+    observed("“Address already in use; stop what listens there, or set another PORT”, before models load")
 
 
 def test_gunicorns_own_bind_wins_over_the_settings(launch):
@@ -153,9 +161,10 @@ def test_gunicorns_own_bind_wins_over_the_settings(launch):
         assert f"http://127.0.0.1:{port}" in server.log
 
 
+@pytest.mark.fault("start")
 @pytest.mark.parametrize("mode", [0o500, 0o000], ids=["not to be written", "not to be read"])
 @pytest.mark.parametrize("backend", ["auto", "openvino"])
-def test_a_cache_that_permissions_close_is_told(launch, ordinary, tmp_path, tiny, mode, backend):
+def test_a_cache_that_permissions_close_is_told(launch, ordinary, tmp_path, tiny, mode, backend, observed):
     cache = tmp_path / "cache"
     cache.mkdir(mode)
     server = launch(wait=False, before=ordinary, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache), BACKEND=backend)
@@ -163,6 +172,7 @@ def test_a_cache_that_permissions_close_is_told(launch, ordinary, tmp_path, tiny
     assert said.startswith(f"CACHE_DIR={cache} cannot be used (Permission denied); set CACHE_DIR to a folder")
     assert "or BACKEND=torch" in said
     assert "converting" not in server.log
+    observed("a cache not to be read, or not to be written: “set CACHE_DIR to a folder” that this user can write to")
 
 
 def test_a_home_that_cannot_be_written_to_is_told(launch, ordinary, tmp_path, tiny):
@@ -183,23 +193,28 @@ def test_a_read_only_disk_is_told(launch, disk, tiny):
     assert "(Read-only file system); set CACHE_DIR to a folder that this user can write to" in said
 
 
-def test_a_full_disk_is_told_before_the_conversion(launch, disk):
+@pytest.mark.fault("start")
+def test_a_full_disk_is_told_before_the_conversion(launch, disk, observed):
     server = launch(wait=False, CACHE_DIR=str(disk(2**20)))
     said = refusal(server)
     assert "needed); free some, or set CACHE_DIR to a folder that has room, or BACKEND=torch" in said
     assert "converting" not in server.log
+    observed("a full disk: “free some, or set CACHE_DIR to a folder that has room, or BACKEND=torch”")
 
 
-def test_a_disk_that_fills_during_the_conversion_is_told_and_nothing_is_left_on_it(launch, disk, tiny):
+@pytest.mark.fault("start")
+def test_a_disk_that_fills_during_the_conversion_is_told_and_nothing_is_left_on_it(launch, disk, tiny, observed):
     cache = disk((tiny / "model.safetensors").stat().st_size * 3 // 4)
     server = launch(wait=False, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache))
     said = refusal(server, deadline_s=120)
     assert "cannot be used (No space left on device); free some, or set CACHE_DIR to a folder that has room" in said
     assert "converting" in server.log
     assert [path.suffix for path in (cache / "openvino").iterdir()] == [".lock"]
+    observed("a disk that fills during the conversion: the same, and nothing is left on it")
 
 
-def test_a_damaged_cache_is_made_again(launch, converted, tiny):
+@pytest.mark.fault("start")
+def test_a_damaged_cache_is_made_again(launch, converted, tiny, observed):
     cache, vectors = converted
     (weights,) = cache.glob("openvino/*/model.bin")
     os.truncate(weights, 1000)
@@ -210,6 +225,7 @@ def test_a_damaged_cache_is_made_again(launch, converted, tiny):
     server = launch(SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache), WORKERS="1")
     assert "is damaged" not in server.log
     assert "converting" not in server.log
+    observed("a damaged cache: remade, with a warning, and the same vectors")
 
 
 def test_a_cache_that_holds_the_model_need_not_be_writable(launch, ordinary, converted, tiny):
@@ -252,7 +268,8 @@ def test_without_shared_memory_heartbeats_go_elsewhere(launch, ordinary, convert
     assert server.stop() == 0
 
 
-def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path):
+@pytest.mark.fault("start")
+def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path, observed):
     """As on a GPU without memory for the model: no respawning for ever."""
     (tmp_path / "wsgi.py").write_text(
         "from embedding_api.app import create_app\n"
@@ -267,3 +284,4 @@ def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path
     assert server.process.wait(60) != 0
     assert "out of device memory" in server.log
     assert server.log.count("Booting worker") <= 4
+    observed("a worker that cannot start its engine: the service ends, and says why")
