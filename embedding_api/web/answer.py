@@ -5,6 +5,13 @@ from typing import Any
 import orjson
 from flask import Response
 
+INTERNAL = "something went wrong inside; the server's log has the story under this X-Request-ID"
+
+
+def failure(type_: str, code: str | None, message: str, param: str | None = None) -> dict[str, Any]:
+    """The body of every failure, whoever tells it."""
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
 
 def json(body: Any, status: int = 200) -> Response:
     """A JSON response; numpy rows inside are written straight from their memory, as the shortest float32 digits."""

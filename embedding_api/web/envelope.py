@@ -57,7 +57,7 @@ _HTTP = {
     ),
 }
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
-_INTERNAL = ("internal_error", "something went wrong inside; the server's log has the story under this X-Request-ID")
+_INTERNAL = ("internal_error", answer.INTERNAL)
 
 
 def init_app(app: Flask) -> None:
@@ -98,7 +98,7 @@ def _of_http(error: HTTPException) -> Response:
 
 
 def _envelope(status: int, type_: str, code: str | None, message: str, param: str | None) -> Response:
-    return answer.json({"error": {"message": message, "type": type_, "param": param, "code": code}}, status)
+    return answer.json(answer.failure(type_, code, message, param), status)
 
 
 def _log(exc_info: Any) -> None:
