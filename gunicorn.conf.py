@@ -21,17 +21,17 @@ logconfig_dict = log.configuration(settings)
 
 # Models are loaded once, in the master, and forked workers share their memory.
 preload_app = True
-worker_class = "gthread"
+worker_class = "embedding_api.gunicorn_worker.Worker"
 workers = settings.workers
 threads = settings.threads
-# As many connections again may be kept alive without a request; a worker that took more would sit on requests that
-# another could serve.
-worker_connections = 2 * settings.threads
+# Connections that are idle, slow or wait for their turn cost no thread. Beyond these, they wait in the kernel.
+worker_connections = settings.threads + 1000
 # Longer than the 60 s for which nginx keeps its upstream connections, so that it never picks one being closed.
 keepalive = 75
 graceful_timeout = settings.graceful_timeout_s
-# A heartbeat, not a limit on requests: gthread sends it while its threads work.
-timeout = 60
+# A heartbeat, not a limit on requests: it goes on while threads work, and stops if a batch never lets go of Python's
+# lock. A batch that hangs otherwise is for the worker itself to notice, and to have some time for its end.
+timeout = settings.inference_timeout_s + 15
 # Requests waiting here are seen by nobody; a short queue makes overload show.
 backlog = 256
 # The heartbeat file must never wait for a disk.
@@ -41,7 +41,11 @@ control_socket_disable = True
 
 
 def when_ready(server):
-    """Says where the service is, and how to try it."""
+    """Says where the service is, and how to try it; and how workers know that the server stops."""
+    # Its imports are most of the service, and the port is tried before they are waited for.
+    from embedding_api import gunicorn_worker
+
+    gunicorn_worker.tell_workers_of_sigterm(server)
     listen.announce(server.LISTENERS[0].sock.getsockname(), settings)
 
 

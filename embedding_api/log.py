@@ -45,18 +45,6 @@ class TextFormatter(logging.Formatter):
         return " ".join([super().formatMessage(record), *(f"{key}={value}" for key, value in fields.items())])
 
 
-class Unquoted(logging.Filter):
-    """Takes out of Gunicorn's line what it quotes of a malformed request: that can be a key, or part of a text."""
-
-    _MALFORMED = "Invalid request from ip="
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Keeps the record, without the quotation."""
-        if record.getMessage().startswith(self._MALFORMED):
-            record.msg, record.args = "malformed request refused", ()
-        return True
-
-
 class Killed(logging.Filter):
     """Puts what the kernel counted in the place of Gunicorn's guess that a worker which got SIGKILL ran out of memory.
 
@@ -99,7 +87,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
-        "filters": {"unquoted": {"()": Unquoted}, "killed": {"()": Killed}},
+        "filters": {"killed": {"()": Killed}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"level": max(logging.WARNING, getattr(logging, settings.log_level)), "handlers": ["stderr"]},
         "loggers": {
@@ -109,7 +97,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
                 "level": max(logging.INFO, getattr(logging, settings.log_level)),
                 "propagate": True,
                 "handlers": [],
-                "filters": ["unquoted", "killed"],
+                "filters": ["killed"],
             },
             "gunicorn.access": {"propagate": False, "handlers": []},
         },

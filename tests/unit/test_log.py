@@ -35,15 +35,6 @@ def test_text_lines_hold_message_fields_and_exception():
     assert "said it request_id=r texts=2\nTraceback" in text
 
 
-def test_what_gunicorn_quotes_of_a_malformed_request_is_left_out():
-    quoting = record(msg="Invalid request from ip=1.2.3.4: Invalid HTTP Header: 'Authorization key'", args=())
-    assert log.Unquoted().filter(quoting)
-    assert quoting.getMessage() == "malformed request refused"
-    other = record()
-    assert log.Unquoted().filter(other)
-    assert other.getMessage() == "said it"
-
-
 def test_a_worker_is_said_to_lack_memory_if_the_kernel_counted_it_and_else_not(monkeypatch):
     monkeypatch.setattr(log.cgroup, "n_oom_kills", lambda: 2)
     monkeypatch.setattr(log.cgroup, "memory_limit", lambda: 2**29)

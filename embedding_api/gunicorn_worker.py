@@ -1,0 +1,287 @@
+"""Gunicorn's threaded worker, whose threads never wait for clients: `Reception` does.
+
+A thread gets a request that is there as a whole. What must not wait for a thread is answered by a few spare ones. The
+worker refuses in the service's own words what Gunicorn refuses, stops as a service behind a load balancer should, and
+ends itself when its engine hangs.
+"""
+
+import errno
+import logging
+import math
+import mmap
+import os
+import selectors
+import signal
+import sys
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
+from gunicorn.workers.gthread import ThreadWorker
+
+from embedding_api.config import Settings
+from embedding_api.connection import Answer, Connection, State
+from embedding_api.engine.engine import Engine
+from embedding_api.errors import NotReadyError, ServiceError, StartError
+from embedding_api.framing import Verdict
+from embedding_api.reception import Reception
+from embedding_api.web import refusals
+
+logger = logging.getLogger(__name__)
+
+# For what must not wait behind embeddings: health checks, and refusals.
+N_SPARE_THREADS = 2
+# How long a worker that hangs waits until its last answers are sent.
+RETIRE_S = 5.0
+TICK_S, STOPPING_TICK_S = 1.0, 0.1
+
+# Whether the whole server stops, in memory that the master shares with its workers: a worker gets the same SIGTERM
+# when it is only renewed, and others serve in its place.
+_server_stops = mmap.mmap(-1, 1)
+
+
+def tell_workers_of_sigterm(arbiter: Any) -> None:
+    """Lets workers know that SIGTERM ends the whole server; to be called in the master, once it handles signals.
+
+    Gunicorn has no hook between a master's signal and those to its workers. After SIGUSR2 two masters share the socket,
+    and the service goes on whichever of them ends.
+    """
+
+    def handle(signal_number: int, frame: Any) -> None:
+        _server_stops[0] = arbiter.reexec_pid == arbiter.master_pid == 0
+        arbiter.signal(signal_number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
+    """See the module. What it overrides is called when and as `ThreadWorker` does."""
+
+    wsgi: Any
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Refuses what the reception cannot do."""
+        if cfg.is_ssl:
+            error = StartError("certfile and keyfile are set, but this service speaks plain HTTP; leave TLS to a proxy")
+            sys.exit(error.line)
+        super().check_config(cfg, log)
+
+    def init_process(self) -> None:
+        """Prepares the worker in its own process, and runs it."""
+        self._spare_pool = ThreadPoolExecutor(N_SPARE_THREADS)
+        # Requests that wait for a thread, in their order.
+        self._line: deque[Connection] = deque()
+        self._n_line_bytes = 0
+        self._n_threads_taken = 0
+        self._n_in_work = 0
+        self._said = (0, 0)
+        self._next_tick_s = self._accepts_from_s = 0.0
+        self._stopped_s = self._retired_s = math.inf
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Loads the application, and lets it know of each request who waits and whether to refuse it."""
+        super().load_wsgi()
+        app = self.wsgi
+        parts = app.extensions["embedding_api"]
+        self._engine: Engine = parts.engine
+        self._settings: Settings = parts.settings
+        self._reception = Reception(self.poller, self.cfg, parts.settings, self)
+        # Gunicorn keeps no connection alive when there are too many here.
+        self.keepalived_conns = self._reception.idle
+
+        def serve(environ: dict[str, Any], start_response: Any) -> Any:
+            answer: Answer = environ["gunicorn.socket"]
+            environ["embedding_api.caller"] = answer.caller
+            environ["embedding_api.refusal"] = answer.refusal
+            return app(environ, start_response)
+
+        self.wsgi = serve
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """SIGQUIT and SIGINT: ends at once."""
+        self._spare_pool.shutdown(wait=False)
+        super().handle_quit(sig, frame)
+
+    def run(self) -> None:
+        """Serves until the worker is told to stop, or must."""
+        self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
+        while not self._is_over():
+            self._tick()
+            self.set_accept_enabled(self._may_accept())
+            self.wait_for_and_dispatch_events(self._timeout_s())
+            self._reception.expire()
+            self._say_arriving()
+        if self._is_retired:
+            logging.shutdown()
+            # Python's own exit would wait for the thread that hangs. Codes 3 and 4 would end the master.
+            os._exit(1)
+        # The threads go on until the engine ends, and tell those whose turn did not come.
+        while self._line:
+            self._submit(self.tpool, self._line.popleft())
+        for pool in (self.tpool, self._spare_pool):
+            pool.shutdown(wait=False)
+        self.poller.close()
+        for listener in self.sockets:
+            listener.close()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_tick_s:
+            return
+        self._next_tick_s = now + TICK_S
+        self.notify()
+        if not self.is_parent_alive():
+            self.alive = False
+        if not self._is_retired and self._engine.is_stuck():
+            hangs_for_s = self._engine.stuck_for_s()
+            logger.critical("a batch hangs, for %.0f s so far: this worker hands on its work and ends", hangs_for_s)
+            self.alive = False
+            self._retired_s = now
+            self._engine.retire()
+
+    def _timeout_s(self) -> float:
+        next_s = min(self._next_tick_s, self._reception.next_s())
+        return min(max(next_s - time.monotonic(), 0.0), TICK_S if self.alive else STOPPING_TICK_S)
+
+    def _say_arriving(self) -> None:
+        """Lets all workers know what is to come: tokens, at a guess of four bytes each, and bytes held."""
+        arriving = (self._n_line_bytes // 4, self._reception.n_held_bytes)
+        if arriving != self._said:
+            self._said = arriving
+            self._engine.say_arriving(*arriving)
+
+    # How it ends
+
+    @property
+    def _is_retired(self) -> bool:
+        """Whether it ends because its engine hangs."""
+        return self._retired_s < math.inf
+
+    @property
+    def _drain_s(self) -> float:
+        """For how long a worker that was told to stop goes on accepting; 0 if others accept in its place."""
+        stops = _server_stops[0] and not self.alive and not self._is_retired
+        return self._settings.drain_s if stops else 0.0
+
+    def _may_accept(self) -> bool:
+        now = time.monotonic()
+        if not self.alive and now >= self._stopped_s + self._drain_s:
+            return False
+        return self._reception.n_connections < self.worker_connections and now >= self._accepts_from_s
+
+    def _is_over(self) -> bool:
+        if self.alive:
+            return False
+        now = time.monotonic()
+        self._stopped_s = min(self._stopped_s, now)
+        if self._is_retired:
+            is_answered = not self._n_in_work and self._reception.is_written and not self._engine.n_unanswered()
+            return is_answered or now >= self._retired_s + RETIRE_S
+        if now < self._stopped_s + self._drain_s:
+            return False
+        self._reception.wind_up()
+        # The master kills after the grace time; to end the engine, which tells those that wait for it, is part of it.
+        grace_s = self.cfg.graceful_timeout
+        return not self._reception.n_connections or now >= self._stopped_s + grace_s - min(1.0, grace_s / 4)
+
+    # A request's way
+
+    def accept(self, listener: Any) -> None:
+        """Takes a new connection."""
+        try:
+            client_socket, client = listener.accept()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                logger.warning("no connection can be accepted for %.0f s: %s", TICK_S, error.strerror)
+                self._accepts_from_s = time.monotonic() + TICK_S
+            return
+        self._reception.admit(client_socket, client, listener.getsockname())
+
+    def has_room(self, n_bytes: int) -> bool:
+        """See `reception.Host`."""
+        return self._engine.has_room(n_bytes)
+
+    def take(self, connection: Connection, verdict: Verdict) -> None:
+        """Gives a request to a thread, or puts it in line for one."""
+        is_whole = verdict is Verdict.WHOLE
+        refusal = self._refusal(connection, verdict)
+        at_end = {
+            Verdict.MALFORMED: InvalidRequestLine(b""),
+            Verdict.HEAD_TOO_LARGE: LimitRequestHeaders("more than a head may have"),
+        }.get(verdict)
+        connection.must_close = not is_whole
+        connection.begin(self.cfg, refusal, at_end)
+        self._n_in_work += 1
+        # All that is not whole will be refused.
+        if is_whole and connection.framing.has_body and refusal is None:
+            self._line.append(connection)
+            self._n_line_bytes += connection.n_waiting_bytes
+            self._call_next()
+        else:
+            connection.n_waiting_bytes = 0
+            self._submit(self._spare_pool, connection)
+
+    def _refusal(self, connection: Connection, verdict: Verdict) -> ServiceError | None:
+        if self._drain_s:
+            return NotReadyError("the server is stopping; ask another, or come again when it is back")
+        # Its client would send more, and may not.
+        lacks_room = verdict is Verdict.UNDER_WAY and not connection.has_ended
+        wants_engine = verdict is Verdict.WHOLE and connection.framing.has_body
+        return self._engine.overloaded() if lacks_room or (wants_engine and self._engine.is_full()) else None
+
+    def _call_next(self) -> None:
+        """Gives the threads that are free to those in line."""
+        while self._line and self._n_threads_taken < self.cfg.threads:
+            connection = self._line.popleft()
+            self._n_line_bytes -= connection.n_waiting_bytes
+            connection.n_waiting_bytes = 0
+            connection.holds_thread = True
+            self._n_threads_taken += 1
+            self._submit(self.tpool, connection)
+            self._reception.count(connection)
+
+    def _submit(self, pool: ThreadPoolExecutor, connection: Connection) -> None:
+        work = pool.submit(self.handle, connection)
+        work.add_done_callback(lambda work: self.method_queue.defer(self.finish_request, connection, work))
+
+    def handle(self, connection: Connection) -> bool:
+        """Answers a request, in a thread; whether its connection can be used again."""
+        is_kept = super().handle(connection)
+        connection.put(*connection.sock.pieces)
+        try:
+            connection.send()
+        except OSError:
+            return False
+        return is_kept and connection.parser_agrees
+
+    def handle_request(self, req: Any, conn: Connection) -> bool:
+        """Answers a request that Gunicorn's parser has understood, in a thread."""
+        # The reception has, before the body could come.
+        req._expected_100_continue = False  # noqa: SLF001 - there is no other way
+        if conn.must_close:
+            req.force_close()
+        return bool(super().handle_request(req, conn))
+
+    def handle_error(self, req: Any, client: Answer, addr: Any, exc: Exception) -> None:  # noqa: ARG002 - Gunicorn's
+        """Tells what Gunicorn refuses, or what failed, in the service's own words."""
+        refusals.of(exc, self.cfg).tell(client.sendall, exc)
+
+    def finish_request(self, connection: Connection, work: "Future[bool]") -> None:
+        """A thread is done with a request."""
+        self._n_in_work -= 1
+        if connection.state is State.CLOSED:
+            self.let_go(connection)
+            return
+        connection.must_close = connection.must_close or work.exception() is not None or not work.result()
+        self._reception.answered(connection)
+
+    def let_go(self, connection: Connection) -> None:
+        """The answer is sent, or cannot be: a thread may take the next."""
+        if connection.holds_thread:
+            connection.holds_thread = False
+            self._n_threads_taken -= 1
+            self._call_next()
