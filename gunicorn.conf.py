@@ -36,6 +36,8 @@ timeout = settings.inference_timeout_s + 15
 backlog = 256
 # The heartbeat file must never wait for a disk.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+# No client may say where the application is mounted; by default one on this machine may.
+forwarder_headers = ""
 # One thread less in a master that forks, and no second way to command it.
 control_socket_disable = True
 

@@ -104,7 +104,7 @@ class Connection:
         has_ended: Whether the client will send nothing more.
         must_close: Whether the connection ends with the answer to the request in work.
         holds_thread: Whether that request counts among those for which there are threads.
-        n_waiting_bytes: Of that request, while it waits for a thread.
+        n_request_bytes: Of that request, while it waits for a thread.
         n_counted_bytes: What is counted of this connection in what the worker holds.
         n_discarded_bytes: What came after the last answer.
         sock: The answer to the request in work.
@@ -129,7 +129,7 @@ class Connection:
         self.has_ended = False
         self.must_close = False
         self.holds_thread = False
-        self.n_waiting_bytes = 0
+        self.n_request_bytes = 0
         self.n_counted_bytes = 0
         self.n_discarded_bytes = 0
         self._unsent: list[bytes | memoryview] = []
@@ -168,7 +168,7 @@ class Connection:
             request = self.buffer[:n_bytes]
             del self.buffer[:n_bytes]
         self.state = State.WORKING
-        self.n_waiting_bytes = n_bytes
+        self.n_request_bytes = n_bytes
         self.sock = Answer(refusal)
         self._received = Received(request, at_end)
         self.parser = RequestParser(config, self._received, self.client)

@@ -21,6 +21,7 @@ from typing import Any
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 from gunicorn.workers.gthread import ThreadWorker
 
+from embedding_api.caller import CALLER, REFUSAL
 from embedding_api.config import Settings
 from embedding_api.connection import Answer, Connection, State
 from embedding_api.engine.engine import Engine
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 # For what must not wait behind embeddings: health checks, and refusals.
 N_SPARE_THREADS = 2
-# How long a worker that hangs waits until its last answers are sent.
-RETIRE_S = 5.0
+# How long a worker that hangs waits for others to compute what waited in it; and then, until its answers are sent.
+RETIRE_S, LAST_S = 5.0, 1.0
 TICK_S, STOPPING_TICK_S = 1.0, 0.1
 
 # Whether the whole server stops, in memory that the master shares with its workers: a worker gets the same SIGTERM
@@ -95,8 +96,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
         def serve(environ: dict[str, Any], start_response: Any) -> Any:
             answer: Answer = environ["gunicorn.socket"]
-            environ["embedding_api.caller"] = answer.caller
-            environ["embedding_api.refusal"] = answer.refusal
+            environ[CALLER] = answer.caller
+            environ[REFUSAL] = answer.refusal
             return app(environ, start_response)
 
         self.wsgi = serve
@@ -136,9 +137,9 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self.notify()
         if not self.is_parent_alive():
             self.alive = False
-        if not self._is_retired and self._engine.is_stuck():
-            hangs_for_s = self._engine.stuck_for_s()
-            logger.critical("a batch hangs, for %.0f s so far: this worker hands on its work and ends", hangs_for_s)
+        if not self._is_retired and self._engine.is_stuck:
+            timeout_s = self._settings.inference_timeout_s
+            logger.critical("a batch has hung for %d s: this worker hands on its other work and ends", timeout_s)
             self.alive = False
             self._retired_s = now
             self._engine.retire()
@@ -179,8 +180,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         now = time.monotonic()
         self._stopped_s = min(self._stopped_s, now)
         if self._is_retired:
-            is_answered = not self._n_in_work and self._reception.is_written and not self._engine.n_unanswered()
-            return is_answered or now >= self._retired_s + RETIRE_S
+            if now >= self._retired_s + RETIRE_S:
+                self._engine.refuse_rest()
+            is_answered = not self._n_in_work and self._reception.is_written and not self._engine.n_unanswered
+            return is_answered or now >= self._retired_s + RETIRE_S + LAST_S
         if now < self._stopped_s + self._drain_s:
             return False
         self._reception.wind_up()
@@ -219,10 +222,9 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         # All that is not whole will be refused.
         if is_whole and connection.framing.has_body and refusal is None:
             self._line.append(connection)
-            self._n_line_bytes += connection.n_waiting_bytes
+            self._n_line_bytes += connection.n_request_bytes
             self._call_next()
         else:
-            connection.n_waiting_bytes = 0
             self._submit(self._spare_pool, connection)
 
     def _refusal(self, connection: Connection, verdict: Verdict) -> ServiceError | None:
@@ -237,12 +239,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         """Gives the threads that are free to those in line."""
         while self._line and self._n_threads_taken < self.cfg.threads:
             connection = self._line.popleft()
-            self._n_line_bytes -= connection.n_waiting_bytes
-            connection.n_waiting_bytes = 0
+            self._n_line_bytes -= connection.n_request_bytes
             connection.holds_thread = True
             self._n_threads_taken += 1
             self._submit(self.tpool, connection)
-            self._reception.count(connection)
 
     def _submit(self, pool: ThreadPoolExecutor, connection: Connection) -> None:
         work = pool.submit(self.handle, connection)
@@ -281,6 +281,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     def let_go(self, connection: Connection) -> None:
         """The answer is sent, or cannot be: a thread may take the next."""
+        connection.n_request_bytes = 0
         if connection.holds_thread:
             connection.holds_thread = False
             self._n_threads_taken -= 1

@@ -56,7 +56,7 @@ class Reception:
 
     Attributes:
         n_connections: Those that are open.
-        n_held_bytes: Of requests that arrive, or wait to be taken.
+        n_held_bytes: Of requests that are not answered, whole or not.
         idle: Those that were kept alive, and have not sent anything since.
     """
 
@@ -116,7 +116,7 @@ class Reception:
 
     def count(self, connection: Connection) -> None:
         """Counts what is held of a connection, which may have changed."""
-        n_bytes = 0 if connection.state is State.CLOSED else len(connection.buffer) + connection.n_waiting_bytes
+        n_bytes = 0 if connection.state is State.CLOSED else len(connection.buffer) + connection.n_request_bytes
         self.n_held_bytes += n_bytes - connection.n_counted_bytes
         connection.n_counted_bytes = n_bytes
 

@@ -151,6 +151,7 @@ class Engine:
         """How many calls of `embed` wait for their vectors."""
         return self._dispatcher.n_unanswered
 
+    @property
     def is_stuck(self) -> bool:
         """Whether a batch that this process computes has taken longer than it may."""
         return self._dispatcher.stuck_for_s() > self._inference_timeout_s
