@@ -5,10 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-all check format bench reliability clean
+.PHONY: help run dev test test-all check format bench soak reliability clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(BIN)/.installed ## install if need be, and serve on HOST:PORT
 	$(BIN)/gunicorn wsgi:app
@@ -36,6 +36,10 @@ format: $(BIN)/.installed-dev ## put the code into the one format
 
 bench: $(BIN)/.installed-dev ## measure the service and what else there is, side by side: bench/README.md
 	$(BIN)/python -m bench
+
+soak: SECONDS ?= 1800
+soak: $(BIN)/.installed-dev ## see that it stays as it is under clients of all kinds, for SECONDS=1800
+	$(BIN)/python -m bench soak --seconds $(SECONDS)
 
 reliability: $(BIN)/.installed-dev ## make every fault happen, and write docs/reliability.md
 	$(BIN)/pytest -m fault --reliability docs/reliability.md

@@ -2,16 +2,13 @@
 
 import argparse
 import contextlib
-import json
 import math
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from bench import interference, large, machine, measure, memory, plot, report, targets, workloads
+from bench import interference, large, machine, measure, memory, plot, reference, report, soak, targets, workloads
 from bench.contestants import PEER, PEER_AT_ITS_BEST, PRECISIONS, Contestant, Field
 from bench.report import Results
 from bench.servers import ROOT
@@ -35,7 +32,16 @@ PROBE = ("short", "passage", "long", "long", "short")
 def main() -> None:
     """Reads the command line and measures."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("all", "large"), default="all", help="large: a model of 567M")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("all", "large", "soak"),
+        default="all",
+        help="large: a model of 567M; soak: whether it stays as it is",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1800, help="how long to soak; in whole minutes thirds are alike"
+    )
     parser.add_argument("--quick", action="store_true", help="short rounds: to see that it runs, not to believe")
     parser.add_argument("--only", default="", help="contestants that begin with one of these words, comma-separated")
     parser.add_argument("--workload", default="", help="workloads whose names hold this; 'beside' is the interference")
@@ -45,6 +51,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.what == "large":
         large.main()
+        return
+    if options.what == "soak":
+        soak.main(options.seconds)
         return
     wanted = tuple(options.only.split(","))
     names = [name for name in CONTESTANTS if name.startswith(wanted)]
@@ -69,11 +78,11 @@ def _measure(results: Results, settings: Settings, names: Sequence[str], wanted:
     folder = sources.locate(spec, settings)
     shelf, started = Shelf(), time.monotonic()
     probe = [shelf.take(kind) for kind in PROBE]
-    reference = _reference(folder, probe)
+    expected = reference.vectors(folder, probe)
     n_tokens = workloads.TokenCount(folder)
     with contextlib.ExitStack() as stack:
         entrance = Field(stack, spec.name, folder, workloads.window(folder))
-        field = [each for each in entrance.enter(names) if _is_true(each, probe, reference, results)]
+        field = [each for each in entrance.enter(names) if _is_true(each, probe, expected, results)]
         results.left_out |= entrance.left_out
         _print_left_out(results.left_out)
         results.circumstances["idle contestants"] = f"{machine.idle_cores():.2f} cores"
@@ -115,18 +124,12 @@ def _print_left_out(left_out: Mapping[str, str]) -> None:
         print(f"left out: {what}: {why}", flush=True)
 
 
-def _reference(folder: Path, texts: Sequence[str]) -> list[list[float]]:
-    command = [sys.executable, "-m", "bench.reference", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, input=json.dumps(texts), stdout=subprocess.PIPE, text=True, check=True)
-    return list(json.loads(done.stdout))
-
-
-def _is_true(contestant: Contestant, probe: list[str], reference: list[list[float]], results: Results) -> bool:
+def _is_true(contestant: Contestant, probe: list[str], expected: list[list[float]], results: Results) -> bool:
     """Whether a contestant gives the reference's vectors, in every variant; who does not is not measured."""
     lowest = 1.0
     for variant in contestant.variants:
         vectors = variant.vectors(probe)
-        for ours, theirs in zip(vectors or [], reference if vectors else [], strict=True):
+        for ours, theirs in zip(vectors or [], expected if vectors else [], strict=True):
             product = sum(one * other for one, other in zip(ours, theirs, strict=True))
             lowest = min(lowest, product / math.hypot(*ours))
         if vectors is not None:

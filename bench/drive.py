@@ -66,9 +66,11 @@ class Background(NamedTuple):
     lead_s: float
 
 
-def post(path: str, body: bytes) -> bytes:
-    """A request's bytes."""
-    head = (f"POST {path} HTTP/1.1", "Host: bench", "Content-Type: application/json", f"Content-Length: {len(body)}")
+def post(path: str, body: bytes, *, key: str = "") -> bytes:
+    """A request's bytes, with a key if there is one."""
+    head = [f"POST {path} HTTP/1.1", "Host: bench", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    if key:
+        head.append(f"Authorization: Bearer {key}")
     return "\r\n".join((*head, "", "")).encode() + body
 
 

@@ -86,7 +86,11 @@ class Others:
 
     def cores(self) -> float:
         """How many cores were busy for others, on average since the start."""
-        return max(0.0, _used_by_others_s() - self._used_s) / (time.monotonic() - self._started)
+        return self.used_s() / (time.monotonic() - self._started)
+
+    def used_s(self) -> float:
+        """How many seconds others computed since the start, on all cores."""
+        return max(0.0, _used_by_others_s() - self._used_s)
 
 
 def idle_cores(wait_s: float = 2.0) -> float:

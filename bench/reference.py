@@ -1,18 +1,36 @@
-"""What `SentenceTransformer.encode` gives: reads texts from standard input as JSON, answers their vectors as JSON.
+"""What `SentenceTransformer.encode` gives: texts come from standard input as JSON, their vectors go out as JSON.
 
-A program of its own, so that the bench itself stays small and imports no torch.
+A program of its own, which `vectors` runs, so that the bench itself stays small and imports no torch.
 """
 
 import json
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-import transformers
-from sentence_transformers import SentenceTransformer
+from bench.servers import ROOT
 
-# Whatever else is printed must not get between the answers.
-answers, sys.stdout = sys.stdout, sys.stderr
 
-transformers.utils.logging.disable_progress_bar()
-model = SentenceTransformer(sys.argv[1], device="cpu", local_files_only=True)
-vectors = [model.encode(text, normalize_embeddings=True, show_progress_bar=False) for text in json.load(sys.stdin)]
-json.dump([vector.tolist() for vector in vectors], answers)
+def vectors(folder: Path, texts: Sequence[str]) -> list[list[float]]:
+    """The vectors of texts, by the model in a folder."""
+    command = [sys.executable, "-m", "bench.reference", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(texts), stdout=subprocess.PIPE, text=True, check=True)
+    return list(json.loads(done.stdout))
+
+
+def main() -> None:
+    """Answers."""
+    import transformers
+    from sentence_transformers import SentenceTransformer
+
+    # Whatever else is printed must not get between the answers.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    transformers.utils.logging.disable_progress_bar()
+    model = SentenceTransformer(sys.argv[1], device="cpu", local_files_only=True)
+    found = [model.encode(text, normalize_embeddings=True, show_progress_bar=False) for text in json.load(sys.stdin)]
+    json.dump([vector.tolist() for vector in found], answers)
+
+
+if __name__ == "__main__":
+    main()

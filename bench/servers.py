@@ -56,10 +56,13 @@ class Server:
                 with urllib.request.urlopen(request, timeout=60) as response:
                     return bytes(response.read())
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self.log.seek(0)
-                lines = self.log.read().decode(errors="replace").strip().splitlines()
-                raise RuntimeError(f"{self.name} did not get ready: " + " | ".join(lines[-3:]))
+                raise RuntimeError(f"{self.name} did not get ready: " + " | ".join(self.logged().splitlines()[-3:]))
             time.sleep(0.1)
+
+    def logged(self) -> str:
+        """What it wrote so far; its own place in the file stays where it is."""
+        number = self.log.fileno()
+        return os.pread(number, os.fstat(number).st_size, 0).decode(errors="replace").strip()
 
     def computing(self) -> list[psutil.Process]:
         """The processes that compute."""
