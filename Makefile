@@ -42,7 +42,7 @@ soak: $(BIN)/.installed-dev ## see that it stays as it is under clients of all k
 	$(BIN)/python -m bench soak --seconds $(SECONDS)
 
 reliability: $(BIN)/.installed-dev ## make every fault happen, and write docs/reliability.md
-	$(BIN)/pytest -m fault --reliability docs/reliability.md
+	$(BIN)/pytest -m fault --reliability=docs/reliability.md
 
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

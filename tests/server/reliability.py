@@ -1,7 +1,8 @@
 """docs/reliability.md, made by a run of the tests: `make reliability`.
 
 A test that makes a fault happen says which, `@pytest.mark.fault("overload")`, and tells the fixture `observed` what it
-saw. `pytest --reliability FILE` makes a table of it, a row for each fault there is.
+saw. `pytest --reliability=FILE` makes a table of it, a row for each fault there is. (The sign is needed: pytest looks
+for its plugins before it knows this option, and would look beside a FILE that stands alone.)
 """
 
 import shlex
