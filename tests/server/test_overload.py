@@ -34,7 +34,7 @@ class Load:
         while not self._stop.is_set():
             n_sent += 1
             # New ones each time: equal texts that wait are computed once.
-            sent = body([f"{text} {number} {n_sent}" for text in self.texts])
+            sent = body([f"{text} {number} {n_sent} {n}" for n, text in enumerate(self.texts)])
             started = time.monotonic()
             connection.request("POST", "/v1/embeddings", sent)
             response = connection.getresponse()
