@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,27 @@ class Load:
         self._clients.shutdown()
 
 
+def refused_s(server):
+    """Seconds until a client is refused, in a process of its own: hundreds of threads here wait for each other."""
+    wanted = [
+        "curl",
+        "--silent",
+        "--output",
+        "-",
+        "--write-out",
+        "\n%{http_code} %{time_total}",
+        "--data",
+        body(["one more"]),
+    ]
+    while True:
+        told = subprocess.run(
+            [*wanted, f"{server.url}/v1/embeddings"], capture_output=True, text=True, check=True
+        ).stdout
+        status, taken_s = told.splitlines()[-1].split()
+        if status == "429":
+            return float(taken_s)
+
+
 def private_mb(server):
     return [worker.memory_full_info().uss / 1e6 for worker in server.workers]
 
@@ -69,6 +91,7 @@ def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, ob
     try:
         until(lambda: load.statuses().count(429) > 100 and load.statuses().count(200) > 5, what="overload")
         during_mb = private_mb(server)
+        until_refused_s = np.median([refused_s(server) for _ in range(9)])
         health = server.request("GET", "/health/live")[0], server.request("GET", "/health/ready")[0]
     finally:
         load.stop()
@@ -78,7 +101,7 @@ def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, ob
 
     assert set(load.statuses()) == {200, 429}
     assert health == (200, 200)
-    refused_s = [taken_s for status, taken_s, *_ in load.answers if status == 429]
+    n_refused = load.statuses().count(429)
     accepted_s = [taken_s for status, taken_s, *_ in load.answers if status == 200]
     for status, _, answer, headers in load.answers:
         if status == 429:
@@ -88,14 +111,14 @@ def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, ob
         else:
             assert len(answer["data"]) == len(texts)
     # At once: not after the wait of those that were accepted.
-    assert np.median(refused_s) < 0.5 * np.median(accepted_s) or np.median(refused_s) < 0.5
+    assert until_refused_s < 0.5
     assert recovered_s < 2
     grown_mb = max(np.subtract(during_mb, before_mb))
     assert grown_mb < 100
     assert len(server.workers) == 2
     observed(
         f"{n_clients} clients with {len(texts)} texts: {len(accepted_s)} answered in {np.median(accepted_s):.2f} s "
-        f"(median), {len(refused_s)} refused in {np.median(refused_s):.2f} s; {grown_mb:.0f} MB more a worker; "
+        f"(median), {n_refused} refused in {until_refused_s:.2f} s; {grown_mb:.0f} MB more a worker; "
         f"a request {recovered_s:.2f} s after the end"
     )
 
