@@ -1,0 +1,567 @@
+"""What the worker does with clients that are slow, rude or gone, and how it ends. The model is a fake."""
+
+import contextlib
+import errno
+import http.client
+import json
+import re
+import signal
+import socket
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.server.conftest import ROOT, until
+
+THREADS = 4
+# Each file stands for a fault while it is there.
+APP = """
+from pathlib import Path
+import time
+from embedding_api.app import create_app
+from embedding_api.config import load_settings
+from tests.fakes import FakeBackend, fake_engine, fake_model
+
+class Backend(FakeBackend):
+    def embed(self, batch, n_prompt_tokens):
+        while Path("hold").exists():
+            time.sleep(0.01)
+        return super().embed(batch, n_prompt_tokens)
+
+settings = load_settings()
+engine = fake_engine(fake_model(backend=Backend()), inference_timeout_s=settings.inference_timeout_s)
+engine.is_full = Path("full").exists
+engine.has_room = lambda n_bytes: not Path("no-room").exists()
+engine.say_arriving = lambda n_tokens, n_bytes: print("arriving", n_tokens, n_bytes, flush=True)
+app = create_app(settings, engine)
+inner = app.wsgi_app
+
+def wsgi_app(environ, start_response):
+    environ["embedding_api.caller"].when_left(lambda: print("left", environ["PATH_INFO"], flush=True))
+    return inner(environ, start_response)
+
+app.wsgi_app = wsgi_app
+"""
+
+
+class Client:
+    """A connection of bytes."""
+
+    def __init__(self, server, *, receive_buffer=None):
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(30)
+        self.socket.connect(("127.0.0.1", server.port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.file = self.socket.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.socket.close()
+
+    def send(self, data: bytes):
+        self.socket.sendall(data)
+        return self
+
+    def answer(self):
+        """Status, JSON and headers of the next answer."""
+        line = self.file.readline()
+        assert line, "the connection was closed without an answer"
+        headers = http.client.parse_headers(self.file)
+        body = self.file.read(int(headers.get("Content-Length", 0)))
+        return int(line.split()[1]), json.loads(body or b"null"), headers
+
+    def has_closed(self) -> bool:
+        return self.file.read() == b""
+
+    def end(self):
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def reset(self):
+        self.file.close()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+def post(texts="a cat", *, headers=b"", **fields) -> bytes:
+    body = json.dumps({"model": "org/fake", "input": texts, **fields}).encode()
+    return b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\n\r\n%s" % (headers, len(body), body)
+
+
+def get(path="/health/live", headers=b"") -> bytes:
+    return b"GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n" % (path.encode(), headers)
+
+
+def assert_refused(answer, status, code, type_="invalid_request_error"):
+    got, body, headers = answer
+    assert (got, body["error"]["code"], body["error"]["type"]) == (status, code, type_)
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert headers["Content-Type"] == "application/json"
+    assert re.fullmatch("[0-9a-f]{32}", headers["X-Request-ID"])
+
+
+class Faulty:
+    """A server in a folder, whose faults are files there."""
+
+    def __init__(self, launch, folder: Path, *arguments, **settings):
+        self.folder = folder
+        (folder / "wsgi.py").write_text(APP)
+        conf = ("-c", str(ROOT / "gunicorn.conf.py"), "--keep-alive", "3", *arguments)
+        defaults = {"WORKERS": "1", "THREADS": str(THREADS), "CLIENT_TIMEOUT_S": "2", "PYTHONPATH": str(ROOT)}
+        self.server = launch(*conf, cwd=folder, **{**defaults, **settings})
+
+    def __getattr__(self, name):
+        return getattr(self.server, name)
+
+    @contextlib.contextmanager
+    def fault(self, name):
+        (self.folder / name).touch()
+        try:
+            yield
+        finally:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def ask(self, *requests: bytes):
+        """The answers to requests on one connection of their own."""
+        with Client(self) as client:
+            client.send(b"".join(requests))
+            return [client.answer() for _ in requests]
+
+    def lines(self, word) -> list[str]:
+        return [line for line in self.log.splitlines() if line.startswith(word)]
+
+    @contextlib.contextmanager
+    def all_threads_taken(self, n_waiting=2):
+        """Runs requests until each thread has one, and more wait; gives what they will answer."""
+        n_said = len(self.lines("arriving"))
+        with self.fault("hold"), ThreadPoolExecutor(THREADS + n_waiting) as clients:
+            running = [clients.submit(self.ask, post(f"cat {n}")) for n in range(THREADS + n_waiting)]
+            until(lambda: any(re.match(r"arriving [1-9]", line) for line in self.lines("arriving")[n_said:]))
+            yield running
+            (self.folder / "hold").unlink()
+            for request in running:
+                ((status, *_),) = request.result(30)
+                assert status == 200
+
+
+@pytest.fixture(scope="module")
+def faulty(_launch, tmp_path_factory):
+    return Faulty(_launch, tmp_path_factory.mktemp("faulty"), MAX_BODY_BYTES="1000000")
+
+
+# Slow clients
+
+
+def test_clients_that_never_finish_get_408_and_hold_nobody_up(faulty):
+    """Given more half-sent heads and bodies than threads, when others ask, then they are served."""
+    heads = [get(headers=b"X-Slow: ")[:-2] for _ in range(THREADS + 1)]
+    bodies = [post(headers=b"X: y\r\n")[:-40] for _ in range(THREADS + 1)]
+    chunks = [b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\n"]
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Client(faulty)).send(half) for half in (*heads, *bodies, *chunks)]
+        answers = {}
+        n_served = 0
+        started = time.monotonic()
+
+        def all_are_answered():
+            nonlocal n_served
+            for client in slow:
+                client.socket.setblocking(False)
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    if client not in answers and client.socket.recv(1, socket.MSG_PEEK):
+                        client.socket.settimeout(30)
+                        answers[client] = client.answer()
+                    elif n_served < 20:
+                        client.socket.send(b"a")
+            assert faulty.ask(post(), get())[0][0] == 200
+            n_served += 1
+            return len(answers) == len(slow)
+
+        until(all_are_answered, what="408 for all")
+        assert time.monotonic() - started >= 2
+        assert n_served > 1
+        for client, answer in answers.items():
+            assert_refused(answer, 408, "request_timeout")
+            assert "2 s" in answer[1]["error"]["message"]
+            assert answer[2]["Connection"] == "close"
+            client.socket.settimeout(30)
+            assert client.has_closed()
+
+
+def test_a_connection_that_never_says_anything_is_closed_without_a_word(faulty):
+    with Client(faulty) as client:
+        assert client.has_closed()
+
+
+def test_a_connection_that_is_kept_alive_is_closed_without_a_word_in_the_end(faulty):
+    with Client(faulty) as client:
+        assert client.send(post()).answer()[0] == 200
+        assert client.has_closed()
+
+
+def test_a_client_that_does_not_read_holds_no_thread_and_is_let_go(faulty):
+    """Given as many as there are threads, and more for the spare ones, when others ask, then they are served."""
+    large, small = post(["a"] * 2048) * 8, get() * 40_000
+    with contextlib.ExitStack() as stack:
+        rude = [stack.enter_context(Client(faulty, receive_buffer=4096)) for _ in range(THREADS + 3)]
+        for client in rude[:THREADS]:
+            client.send(large)
+        for client in rude[THREADS:]:
+            client.socket.setblocking(False)
+            client.socket.send(small)
+        (worker,) = faulty.workers
+        ports = {client.socket.getsockname()[1] for client in rude}
+
+        def are_gone():
+            assert faulty.ask(get())[0][0] == 200
+            return not ports & {c.raddr.port for c in worker.net_connections("tcp") if c.raddr}
+
+        until(are_gone, what="an end with those who do not read")
+    assert faulty.ask(post())[0][0] == 200
+
+
+# What waits, and what does not
+
+
+def test_health_is_answered_while_every_thread_waits(faulty):
+    with faulty.all_threads_taken():
+        for path in ("/health/live", "/health/ready", "/v1/models", "/nope"):
+            ((status, *_),) = faulty.ask(get(path))
+            assert status == (404 if path == "/nope" else 200)
+    until(lambda: faulty.lines("arriving")[-1] == "arriving 0 0", what="nothing held")
+
+
+def test_when_the_queue_is_full_work_is_refused_at_once_and_the_connection_kept(faulty):
+    with faulty.all_threads_taken(), faulty.fault("full"):
+        refused, alive, again = faulty.ask(post(), get(), post())
+        for answer in (refused, again):
+            assert_refused(answer, 429, "server_overloaded", "rate_limit_error")
+            assert int(answer[2]["Retry-After"]) >= 1
+            assert answer[2]["Connection"] == "keep-alive"
+        assert alive[0] == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 999\r\n\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+    ],
+    ids=["length", "expectation", "chunks"],
+)
+def test_when_there_is_no_room_for_a_body_it_is_refused_before_it_comes(faulty, head):
+    with faulty.fault("no-room"), Client(faulty) as client:
+        answer = client.send(head).answer()
+        assert_refused(answer, 429, "server_overloaded", "rate_limit_error")
+        assert answer[2]["Connection"] == "close"
+        assert client.has_closed()
+        assert faulty.ask(post())[0][0] == 200
+
+
+# Framing
+
+
+def test_pipelined_requests_are_answered_in_their_order(faulty):
+    texts = ["a", "cat", "kitten", "tax law", "cat kitten"]
+    alone = [faulty.ask(post(text))[0][1] for text in texts]
+    answers = faulty.ask(*(request for text in texts for request in (post(text), get("/"))))
+    assert [answer[1] for answer in answers[::2]] == alone
+    assert {answer[1]["status"] for answer in answers[1::2]} == {"healthy"}
+
+
+def test_requests_in_pieces_of_one_byte_are_read(faulty):
+    chunked = post(headers=b"Transfer-Encoding: chunked\r\n").replace(b"Content-Length", b"X-Length")
+    head, _, body = chunked.partition(b"\r\n\r\n")
+    chunked = head + b"\r\n\r\n" + b"".join(b"%x\r\n%s\r\n" % (1, body[n : n + 1]) for n in range(len(body)))
+    with Client(faulty) as client:
+        for request in (post(), chunked + b"0\r\n\r\n", get()):
+            for byte in request:
+                client.send(bytes([byte]))
+            assert client.answer()[0] == 200
+
+
+def test_expect_100_is_answered_once_and_before_the_body(faulty):
+    head, _, body = post(headers=b"Expect: 100-continue\r\n").partition(b"\r\n\r\n")
+    with Client(faulty) as client:
+        for _ in range(2):
+            client.send(head + b"\r\n\r\n")
+            assert client.file.readline() == b"HTTP/1.1 100 Continue\r\n"
+            assert client.file.readline() == b"\r\n"
+            assert client.send(body).answer()[0] == 200
+
+
+def test_expect_100_is_not_answered_where_the_body_is_too_large(faulty):
+    with Client(faulty) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n")
+        assert client.answer()[0] == 405
+        assert client.has_closed()
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(faulty):
+    """Its body is over the limit by as much again, all of which it sends before it reads; and it closes late."""
+    body = b" " * 1_900_000
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(faulty)) for _ in range(6)]
+        for client in clients:
+            client.send(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            answer = client.answer()
+            assert_refused(answer, 413, "body_too_large")
+            assert answer[2]["Connection"] == "close"
+            # None of those that linger holds up the next.
+            assert faulty.ask(get())[0][0] == 200
+
+
+LONG = b"a" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "said"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization Bearer the-key\r\n\r\n", 400, "invalid_request", "header"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: the-key\x00\r\n\r\n", 400, "invalid_request", "control characters"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: the-key\r\n\r\n", 400, "invalid_request", "one Host"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: y\r\n the-key\r\n\r\n", 400, "invalid_request", "one line"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nthe key: y\r\n\r\n", 400, "invalid_request", "name of a header"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: the-key\r\n\r\n", 400, "invalid_request", "Content-Length"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: the-key\r\n\r\n", 400, "invalid_request", "chunked"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /the-key\r\n\r\n", 400, "invalid_request", "SCRIPT_NAME"),
+        (b"get / HTTP/1.1\r\nHost: the-key\r\n\r\n", 400, "invalid_request", "upper-case"),
+        (b"GET / HTTP/9.1\r\nHost: the-key\r\n\r\n", 400, "invalid_request", "HTTP/1.1"),
+        (b"the-key\r\n\r\n", 400, "invalid_request", "request line"),
+        (b"GET / HTTP/1.1\nHost: the-key\n\n", 400, "invalid_request", "CRLF"),
+        (b"\x16\x03\x01\x02\x00\x01the-key", 400, "invalid_request", "plain HTTP"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "invalid_request", "request line"),
+        (b"GET /" + LONG, 414, "uri_too_long", "4094"),
+        (b"GET /" + LONG + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri_too_long", "4094"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + LONG + b"\r\n\r\n", 431, "headers_too_large", "8190"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 101 + b"\r\n", 431, "headers_too_large", "100"),
+        (b"GET / HTTP/1.1\r\n" + (b"X: " + b"y" * 1000 + b"\r\n") * 70, 431, "headers_too_large", "64 KiB"),
+        (b"POST / HTTP/1.1\r\nExpect: the-key\r\nContent-Length: 9\r\n\r\n", 417, "expectation_failed", "100-continue"),
+    ],
+)
+def test_what_gunicorn_refuses_is_told_in_the_envelope(faulty, request_, status, code, said):
+    """At once, though the client sends no more; by rule and cure, and with nothing of the request in it."""
+    with Client(faulty) as client:
+        answer = client.send(request_).answer()
+        assert_refused(answer, status, code)
+        message = answer[1]["error"]["message"]
+        assert said in message
+        assert "the-key" not in message
+        assert answer[2]["Connection"] == "close"
+        assert client.has_closed()
+    assert f"request_id={answer[2]['X-Request-ID']}" in faulty.log
+    assert "the-key" not in faulty.log
+
+
+def test_a_fault_in_the_application_is_500_in_the_envelope(launch, tmp_path):
+    """One that not even Flask catches: a header that it may not send."""
+    broken = "app.wsgi_app = lambda environ, start_response: start_response('200 OK', [('X', 'a\\nb')]) or [b'']\n"
+    server = Faulty.__new__(Faulty)
+    server.folder = tmp_path
+    (tmp_path / "wsgi.py").write_text(APP + broken)
+    conf = ("-c", str(ROOT / "gunicorn.conf.py"))
+    server.server = launch(*conf, wait=False, cwd=tmp_path, PYTHONPATH=str(ROOT), WORKERS="1")
+    until(lambda: "Booting worker" in server.log, what="a worker")
+    (answer,) = server.ask(get())
+    assert_refused(answer, 500, "internal_error", "server_error")
+    assert "Traceback" in server.log
+
+
+# Clients that leave
+
+
+def connect_and_ask(stack, server):
+    """A client whose request has come."""
+    (worker,) = server.workers
+    client = stack.enter_context(Client(server)).send(post())
+    port = client.socket.getsockname()[1]
+    until(lambda: port in {c.raddr.port for c in worker.net_connections("tcp") if c.raddr}, what="the connection")
+    assert server.ask(get())[0][0] == 200
+    return client
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "shutdown"])
+def test_it_is_noticed_that_a_client_left_while_its_request_is_in_work(faulty, how):
+    n_left = len(faulty.lines("left"))
+    (worker,) = faulty.workers
+    with faulty.fault("hold"), contextlib.ExitStack() as stack:
+        client = connect_and_ask(stack, faulty)
+        spent_s = sum(worker.cpu_times()[:2])
+        {"reset": client.reset, "close": client.__exit__, "shutdown": client.end}[how]()
+        until(lambda: len(faulty.lines("left")) > n_left, what="the client's leave")
+        assert sum(worker.cpu_times()[:2]) - spent_s < 0.7, "it is told of the same event again and again"
+
+
+def test_it_is_noticed_that_a_client_left_while_its_request_is_in_line(faulty):
+    n_left = len(faulty.lines("left"))
+    with faulty.all_threads_taken(), contextlib.ExitStack() as stack:
+        connect_and_ask(stack, faulty).reset()
+        assert [answer[0] for answer in faulty.ask(get(), get())] == [200, 200]
+    until(lambda: len(faulty.lines("left")) > n_left, what="the client's leave")
+
+
+def test_a_client_that_closed_its_sending_side_gets_its_answer(faulty):
+    with Client(faulty) as client:
+        client.send(post() + get()).end()
+        assert [client.answer()[0] for _ in range(2)] == [200, 200]
+        assert client.has_closed()
+
+
+def test_what_is_sent_ahead_of_an_answer_waits_in_the_kernel_beyond_some_bytes(faulty):
+    (worker,) = faulty.workers
+    with faulty.fault("hold"), Client(faulty) as client:
+        client.send(post())
+        client.socket.setblocking(False)
+        spent_s = sum(worker.cpu_times()[:2])
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(100):
+                client.socket.send(get() * 10_000)
+            pytest.fail("the worker reads on and on")
+        assert faulty.ask(get())[0][0] == 200
+        held = [int(line.split()[2]) for line in faulty.lines("arriving")]
+        assert max(held) < 500_000
+        assert sum(worker.cpu_times()[:2]) - spent_s < 0.5
+
+
+# Its end
+
+
+def is_refused(server) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", server.port)) == errno.ECONNREFUSED
+
+
+def test_a_server_that_stops_says_so_while_it_drains(launch, tmp_path):
+    server = Faulty(launch, tmp_path, DRAIN_S="3", GRACEFUL_TIMEOUT_S="20", WORKERS="2")
+    with ThreadPoolExecutor(1) as clients, server.fault("hold"), Client(server) as kept:
+        assert kept.send(get()).answer()[0] == 200
+        running = clients.submit(server.ask, post("cat"))
+        until(lambda: "arriving" in server.log or len(server.workers) == 2)
+        with Client(server) as probe:
+            assert probe.send(get("/health/ready")).answer()[0] == 200
+        started = time.monotonic()
+        server.process.terminate()
+        until(lambda: server.ask(get("/health/ready"))[0][0] == 503, deadline_s=3, what="readiness to end")
+        for answer in (*server.ask(post()), *server.ask(get("/health/ready")), kept.send(post()).answer()):
+            assert_refused(answer, 503, "not_ready", "server_error")
+            assert "stopping" in answer[1]["error"]["message"]
+            assert answer[2]["Connection"] == "close"
+        assert server.ask(get())[0][0] == 200
+        until(lambda: is_refused(server), what="the end of listening")
+        assert time.monotonic() - started >= 3
+        (server.folder / "hold").unlink()
+        assert running.result(20)[0][0] == 200
+    assert server.process.wait(20) == 0
+    assert "Traceback" not in server.log
+    assert "SIGKILL" not in server.log
+
+
+def test_a_second_request_that_waits_for_a_thread_is_told_when_the_grace_time_ends(launch, tmp_path):
+    server = Faulty(launch, tmp_path, GRACEFUL_TIMEOUT_S="2", THREADS="1")
+    with ThreadPoolExecutor(2) as clients, server.fault("hold"):
+        running = [clients.submit(server.ask, post("cat")) for _ in range(2)]
+        until(lambda: re.search(r"^arriving [1-9]", server.log, re.MULTILINE), what="one in line")
+        server.process.terminate()
+        until(lambda: is_refused(server), what="the end of listening")
+        (server.folder / "hold").unlink()
+        assert {request.result(20)[0][0] for request in running} <= {200, 503}
+    assert server.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("renew", [signal.SIGHUP, signal.SIGTTOU], ids=["SIGHUP", "SIGTTOU"])
+def test_a_renewal_loses_nothing_and_refuses_nothing(launch, tmp_path, renew):
+    """Though the server would drain if it stopped: others serve in the place of those that end."""
+    server = Faulty(launch, tmp_path, WORKERS="2", DRAIN_S="5")
+    old = {worker.pid for worker in until(lambda: len(server.workers) == 2 and server.workers, what="two workers")}
+    is_over = threading.Event()
+
+    def keep_asking(is_kept):
+        n_answers = 0
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        while not is_over.is_set():
+            connection.request("POST", "/v1/embeddings", post().partition(b"\r\n\r\n")[2])
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            response.read()
+            n_answers += 1
+            if not is_kept:
+                connection.close()
+        connection.close()
+        return n_answers
+
+    with ThreadPoolExecutor(6) as clients:
+        asking = [clients.submit(keep_asking, is_kept) for is_kept in [True, False] * 3]
+        try:
+            server.process.send_signal(renew)
+            n_left = 0 if renew == signal.SIGHUP else 1
+            until(lambda: len(old & {worker.pid for worker in server.workers}) == n_left, what="the renewal")
+        finally:
+            is_over.set()
+        assert all(future.result() for future in asking)
+
+
+def test_drain_of_zero_stops_at_once(launch, tmp_path):
+    server = Faulty(launch, tmp_path)
+    server.process.terminate()
+    until(lambda: server.process.poll() is not None, deadline_s=10, what="the end")
+    assert server.process.returncode == 0
+
+
+def test_a_worker_whose_engine_hangs_is_replaced(launch, tmp_path):
+    server = Faulty(launch, tmp_path, INFERENCE_TIMEOUT_S="1")
+    (first,) = server.workers
+    with ThreadPoolExecutor(1) as clients, Client(server) as kept:
+        assert kept.send(get("/health/ready")).answer()[0] == 200
+        with server.fault("hold"):
+            stuck = clients.submit(server.ask, post())
+            until(lambda: "CRITICAL" in server.log, what="the watchdog")
+            assert kept.send(get("/health/ready")).answer()[0] == 503
+            until(lambda: not first.is_running(), what="its end")
+        with contextlib.suppress(AssertionError, OSError):
+            assert stuck.result(30)[0][0] >= 500
+    until(lambda: server.workers and first.pid not in {worker.pid for worker in server.workers}, what="a new worker")
+    assert server.ask(post())[0][0] == 200
+    assert server.log.count("CRITICAL") == 1
+    assert f"(pid:{first.pid}) exited with code 1" in server.log
+
+
+def test_tls_is_refused_in_one_line(launch, tmp_path):
+    (tmp_path / "wsgi.py").write_text(APP)
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).touch()
+    conf = ("-c", str(ROOT / "gunicorn.conf.py"), "--certfile", "cert.pem", "--keyfile", "key.pem")
+    server = launch(*conf, wait=False, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert server.process.wait(60) == 1
+    assert server.log.splitlines()[-1].startswith("memementor-embedding-service cannot start: certfile")
+    assert "Traceback" not in server.log
+
+
+def test_a_worker_that_can_open_no_more_files_waits_until_it_can(faulty):
+    (worker,) = faulty.workers
+    if not hasattr(worker, "rlimit"):
+        pytest.skip("only Linux lets this be set from outside")
+    before = worker.rlimit(psutil.RLIMIT_NOFILE)
+    n_files = max(int(path.name) for path in Path(f"/proc/{worker.pid}/fd").iterdir())
+    try:
+        worker.rlimit(psutil.RLIMIT_NOFILE, (n_files + 4, before[1]))
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Client(faulty)) for _ in range(20)]
+            until(lambda: "no connection can be accepted" in faulty.log, what="the line")
+            for client in clients:
+                client.send(get(headers=b"Connection: close\r\n"))
+            for client in clients:
+                assert client.answer()[0] == 200
+                client.__exit__()
+    finally:
+        worker.rlimit(psutil.RLIMIT_NOFILE, before)
+    assert [worker.pid for worker in faulty.workers] == [worker.pid]
