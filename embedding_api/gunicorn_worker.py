@@ -180,16 +180,20 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         now = time.monotonic()
         self._stopped_s = min(self._stopped_s, now)
         if self._is_retired:
-            if now >= self._retired_s + RETIRE_S:
-                self._engine.refuse_rest()
-            is_answered = not self._n_in_work and self._reception.is_written and not self._engine.n_unanswered
-            return is_answered or now >= self._retired_s + RETIRE_S + LAST_S
+            return self._has_retired(now)
         if now < self._stopped_s + self._drain_s:
             return False
         self._reception.wind_up()
         # The master kills after the grace time; to end the engine, which tells those that wait for it, is part of it.
         grace_s = self.cfg.graceful_timeout
         return not self._reception.n_connections or now >= self._stopped_s + grace_s - min(1.0, grace_s / 4)
+
+    def _has_retired(self, now: float) -> bool:
+        """Whether all clients have their answers, or have waited as long as they may."""
+        self._reception.wind_up()
+        if now >= self._retired_s + RETIRE_S:
+            self._engine.refuse_rest()
+        return not self._reception.n_connections or now >= self._retired_s + RETIRE_S + LAST_S
 
     # A request's way
 

@@ -125,7 +125,7 @@ class Dispatcher:
 
         Raises:
             OverloadedError: As many texts as may be wait already.
-            DeadlineExceededError: The caller's deadline passed, or a batch with one of the texts hung.
+            DeadlineExceededError: The caller's deadline passed, or one of the texts hung.
             ClientGoneError: The caller left.
             NotReadyError: The process ends, and the texts were not all computed.
             Exception: What the backend raised for one of the texts.
@@ -174,7 +174,7 @@ class Dispatcher:
     def retire(self) -> None:
         """Gives up the batch in work, which hangs, and leaves all else to other workers; this one will end.
 
-        What hung is not tried again: it would hang elsewhere, too.
+        As in a batch that fails, its texts are tried one by one, elsewhere; one that hung alone is not tried again.
         """
         with self._changed:
             if self._seat is None or self._is_retired:
@@ -183,7 +183,7 @@ class Dispatcher:
             if isinstance(self._in_work, Order):
                 self._seat.send_back(self._in_work, Undone.HUNG)
             elif self._in_work is not None:
-                self._backlog.give_up(self._in_work, _hung())
+                self._backlog.fail(self._in_work, _hung())
             due, self._due = self._due, deque()
             for work in due:
                 if isinstance(work, Order):
@@ -402,7 +402,7 @@ class Dispatcher:
         if news.why is Undone.FAILED:
             self._retry(seat, away.batch)
         elif news.why is Undone.HUNG:
-            self._backlog.give_up(away.batch, _hung())
+            self._backlog.fail(away.batch, _hung())
         else:
             self._backlog.give_back(away.batch)
 
@@ -423,4 +423,4 @@ class Dispatcher:
 
 
 def _hung() -> DeadlineExceededError:
-    return DeadlineExceededError("a batch with a text of this request did not come to an end")
+    return DeadlineExceededError("a text of this request was not computed to an end")

@@ -128,7 +128,7 @@ def test_sigterm_lets_running_requests_finish(launch, observed):
 
 @pytest.mark.fault("sigterm")
 def test_what_is_not_done_in_the_grace_time_is_told_and_the_exit_is_on_time(launch, observed):
-    server = launch(WORKERS="1", GRACEFUL_TIMEOUT_S="1")
+    server = launch(WORKERS="1", GRACEFUL_TIMEOUT_S="1", MAX_QUEUED_TOKENS="1000000")
     body = json.dumps({"model": MINILM, "input": [f"{n} " + "word " * 250 for n in range(300)]})
 
     def ask():

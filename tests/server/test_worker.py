@@ -22,10 +22,16 @@ THREADS = 4
 # Each file stands for a fault while it is there.
 APP = """
 from pathlib import Path
+import sys
 import time
 from embedding_api.app import create_app
 from embedding_api.config import load_settings
 from tests.fakes import FakeBackend, fake_engine, fake_model
+
+def tell(*words):
+    # In one piece, whatever other threads write.
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
 
 class Backend(FakeBackend):
     def embed(self, batch, n_prompt_tokens):
@@ -37,12 +43,12 @@ settings = load_settings()
 engine = fake_engine(fake_model(backend=Backend()), inference_timeout_s=settings.inference_timeout_s)
 engine.is_full = Path("full").exists
 engine.has_room = lambda n_bytes: not Path("no-room").exists()
-engine.say_arriving = lambda n_tokens, n_bytes: print("arriving", n_tokens, n_bytes, flush=True)
+engine.say_arriving = lambda n_tokens, n_bytes: tell("arriving", n_tokens, n_bytes)
 app = create_app(settings, engine)
 inner = app.wsgi_app
 
 def wsgi_app(environ, start_response):
-    environ["embedding_api.caller"].when_left(lambda: print("left", environ["PATH_INFO"], flush=True))
+    environ["embedding_api.caller"].when_left(lambda: tell("left", environ["PATH_INFO"]))
     return inner(environ, start_response)
 
 app.wsgi_app = wsgi_app
@@ -334,7 +340,6 @@ LONG = b"a" * 10_000
         (b"GET / HTTP/1.1\r\nHost: x\r\nthe key: y\r\n\r\n", 400, "invalid_request", "name of a header"),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: the-key\r\n\r\n", 400, "invalid_request", "Content-Length"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: the-key\r\n\r\n", 400, "invalid_request", "chunked"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /the-key\r\n\r\n", 400, "invalid_request", "SCRIPT_NAME"),
         (b"get / HTTP/1.1\r\nHost: the-key\r\n\r\n", 400, "invalid_request", "upper-case"),
         (b"GET / HTTP/9.1\r\nHost: the-key\r\n\r\n", 400, "invalid_request", "HTTP/1.1"),
         (b"the-key\r\n\r\n", 400, "invalid_request", "request line"),
@@ -525,10 +530,10 @@ def test_a_worker_whose_engine_hangs_is_replaced(launch, tmp_path):
         with server.fault("hold"):
             stuck = clients.submit(server.ask, post())
             until(lambda: "CRITICAL" in server.log, what="the watchdog")
-            assert kept.send(get("/health/ready")).answer()[0] == 503
+            assert_refused(kept.send(get("/health/ready")).answer(), 503, "not_ready", "server_error")
+            assert kept.has_closed()
             until(lambda: not first.is_running(), what="its end")
-        with contextlib.suppress(AssertionError, OSError):
-            assert stuck.result(30)[0][0] >= 500
+        assert stuck.result(30)[0][0] == 504
     until(lambda: server.workers and first.pid not in {worker.pid for worker in server.workers}, what="a new worker")
     assert server.ask(post())[0][0] == 200
     assert server.log.count("CRITICAL") == 1
