@@ -5,14 +5,12 @@ import contextlib
 import io
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
 
 from tests import readme
-from tests.server.conftest import MINILM, free_port, request, until
 
 # Two builds of torch, or two kinds of CPU, may round differently.
 TOLERANCE = 1e-5
@@ -64,34 +62,3 @@ def test_the_python_example_runs(server):
     with contextlib.redirect_stdout(printed):
         exec(example.replace("http://127.0.0.1:8000", server.url), {})
     assert printed.getvalue() == "384\n"
-
-
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
-def test_the_nginx_example_runs(server, tmp_path):
-    (example,) = readme.blocks("nginx")
-    port = free_port()
-    example = example.replace("listen 80;", f"listen 127.0.0.1:{port};").replace(
-        "127.0.0.1:8000", f"127.0.0.1:{server.port}"
-    )
-    temporary = "".join(
-        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\nevents {{}}\n"
-        f"http {{ access_log off; {temporary}\n{example}}}\n"
-    )
-    process = subprocess.Popen(["nginx", "-c", tmp_path / "nginx.conf", "-p", tmp_path, "-e", tmp_path / "error.log"])
-    try:
-        body = json.dumps({"model": MINILM, "input": "a"})
-
-        def embedded():
-            with contextlib.suppress(OSError):
-                return request(port, "POST", "/v1/embeddings", body)[0] == 200
-
-        until(embedded, what="an answer through nginx")
-        status, _, headers = request(port, "GET", "/health/ready")
-        assert status == 200
-        assert re.fullmatch("[0-9a-f]{32}", headers["X-Request-ID"])
-    finally:
-        process.terminate()
-        process.wait(30)
