@@ -203,8 +203,9 @@ def assert_unharmed(server, workers) -> None:
     assert "ERROR" not in server.log
 
 
+@pytest.mark.fault("malformed")
 @pytest.mark.slow
-def test_ten_thousand_malformed_bodies_are_each_refused_in_the_envelope(launch, tmp_path):
+def test_ten_thousand_malformed_bodies_are_each_refused_in_the_envelope(launch, tmp_path, observed):
     # Otherwise it leaves a folder where the tests were started.
     hypothesis.configuration.set_hypothesis_home_dir(tmp_path)
     server = launch(WORKERS="2")
@@ -232,6 +233,10 @@ def test_ten_thousand_malformed_bodies_are_each_refused_in_the_envelope(launch, 
     assert statuses.total() - statuses[200] >= N_REFUSED, statuses
     assert statuses.keys() >= {200, 400, 415, 422}
     assert_unharmed(server, workers)
+    observed(
+        f"{statuses.total():,} requests: "
+        + ", ".join(f"{n:,} times {status}" for status, n in sorted(statuses.items()))
+    )
 
 
 LONE, REPLACED = r'"cat \ud800 \udc00\ud83d"', '"cat \ufffd \ufffd\ufffd"'
@@ -249,13 +254,16 @@ def embed(connection, body: bytes) -> list[list[float]]:
     return [item["embedding"] for item in answer.json["data"]]
 
 
-def test_half_a_surrogate_pair_is_read_as_the_replacement_character(connection):
+@pytest.mark.fault("malformed")
+def test_half_a_surrogate_pair_is_read_as_the_replacement_character(connection, observed):
     bodies = [f'{{"model":"{MINILM}","input":{text}}}'.encode() for text in (LONE, REPLACED, '"dog"')]
     lone, replaced, other = (embed(connection, body) for body in bodies)
     np.testing.assert_allclose(lone, replaced, atol=1e-6)
     assert not np.allclose(lone, other, atol=1e-2)
+    observed("half a surrogate pair: read as U+FFFD")
 
 
+@pytest.mark.fault("malformed")
 @pytest.mark.parametrize(
     ("texts", "like"),
     [
@@ -265,14 +273,16 @@ def test_half_a_surrogate_pair_is_read_as_the_replacement_character(connection):
         pytest.param([*"abcd" * 512], [*"abcd"], id="2048 one-letter texts"),
     ],
 )
-def test_odd_texts_are_embedded_as_the_model_reads_them(connection, texts, like):
+def test_odd_texts_are_embedded_as_the_model_reads_them(connection, texts, like, observed):
     got, wanted = embed(connection, document(input=texts)), embed(connection, document(input=like))
     np.testing.assert_allclose(got, wanted * (len(texts) // len(like)), atol=1e-5)
+    observed("odd texts: embedded as the model reads them")
 
 
 INVALID, MISSING, WRONG = ((400, "invalid_json"), (422, "missing_field"), (422, "invalid_type"))
 
 
+@pytest.mark.fault("malformed")
 @pytest.mark.parametrize(
     ("body", "status", "code", "param"),
     [
@@ -304,12 +314,13 @@ INVALID, MISSING, WRONG = ((400, "invalid_json"), (422, "missing_field"), (422, 
         pytest.param(b'{"input":"a","input":7}', *WRONG, "input", id="a name twice: the last counts"),
     ],
 )
-def test_an_odd_body_is_refused_and_its_connection_goes_on(connection, body, status, code, param):
+def test_an_odd_body_is_refused_and_its_connection_goes_on(connection, body, status, code, param, observed):
     answer = connection.ask(post(body))
     told = error(answer)
     assert (answer.status, told["code"], told["param"]) == (status, code, param)
     assert len(embed(connection, VALID[0])) == 1
     assert connection.n_opened == 1
+    observed(f"{status} {code}")
 
 
 def test_what_is_echoed_of_a_lone_surrogate_is_the_replacement_character(connection):

@@ -167,7 +167,8 @@ def faulty(_launch, tmp_path_factory):
 # Slow clients
 
 
-def test_clients_that_never_finish_get_408_and_hold_nobody_up(faulty):
+@pytest.mark.fault("slow clients")
+def test_clients_that_never_finish_get_408_and_hold_nobody_up(faulty, observed):
     """Given more half-sent heads and bodies than threads, when others ask, then they are served."""
     heads = [get(headers=b"X-Slow: ")[:-2] for _ in range(THREADS + 1)]
     bodies = [post(headers=b"X: y\r\n")[:-40] for _ in range(THREADS + 1)]
@@ -201,6 +202,9 @@ def test_clients_that_never_finish_get_408_and_hold_nobody_up(faulty):
             assert answer[2]["Connection"] == "close"
             client.socket.settimeout(30)
             assert client.has_closed()
+    observed(
+        f"{len(slow)} half-sent requests, {THREADS} threads: 408 for each after 2 s, {n_served} others served meanwhile"
+    )
 
 
 def test_a_connection_that_never_says_anything_is_closed_without_a_word(faulty):
@@ -238,12 +242,14 @@ def test_a_client_that_does_not_read_holds_no_thread_and_is_let_go(faulty):
 # What waits, and what does not
 
 
-def test_health_is_answered_while_every_thread_waits(faulty):
+@pytest.mark.fault("overload")
+def test_health_is_answered_while_every_thread_waits(faulty, observed):
     with faulty.all_threads_taken():
         for path in ("/health/live", "/health/ready", "/v1/models", "/nope"):
             ((status, *_),) = faulty.ask(get(path))
             assert status == (404 if path == "/nope" else 200)
     until(lambda: faulty.lines("arriving")[-1] == "arriving 0 0", what="nothing held")
+    observed("liveness is answered while every thread waits")
 
 
 def test_when_the_queue_is_full_work_is_refused_at_once_and_the_connection_kept(faulty):
@@ -330,6 +336,7 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(faulty):
 LONG = b"a" * 10_000
 
 
+@pytest.mark.fault("refused by gunicorn")
 @pytest.mark.parametrize(
     ("request_", "status", "code", "said"),
     [
@@ -354,7 +361,7 @@ LONG = b"a" * 10_000
         (b"POST / HTTP/1.1\r\nExpect: the-key\r\nContent-Length: 9\r\n\r\n", 417, "expectation_failed", "100-continue"),
     ],
 )
-def test_what_gunicorn_refuses_is_told_in_the_envelope(faulty, request_, status, code, said):
+def test_what_gunicorn_refuses_is_told_in_the_envelope(faulty, request_, status, code, said, observed):
     """At once, though the client sends no more; by rule and cure, and with nothing of the request in it."""
     with Client(faulty) as client:
         answer = client.send(request_).answer()
@@ -366,6 +373,7 @@ def test_what_gunicorn_refuses_is_told_in_the_envelope(faulty, request_, status,
         assert client.has_closed()
     assert f"request_id={answer[2]['X-Request-ID']}" in faulty.log
     assert "the-key" not in faulty.log
+    observed(f"{status} {code}")
 
 
 def test_a_fault_in_the_application_is_500_in_the_envelope(launch, tmp_path):
@@ -395,8 +403,9 @@ def connect_and_ask(stack, server):
     return client
 
 
+@pytest.mark.fault("client gone")
 @pytest.mark.parametrize("how", ["reset", "close", "shutdown"])
-def test_it_is_noticed_that_a_client_left_while_its_request_is_in_work(faulty, how):
+def test_it_is_noticed_that_a_client_left_while_its_request_is_in_work(faulty, how, observed):
     n_left = len(faulty.lines("left"))
     (worker,) = faulty.workers
     with faulty.fault("hold"), contextlib.ExitStack() as stack:
@@ -405,6 +414,7 @@ def test_it_is_noticed_that_a_client_left_while_its_request_is_in_work(faulty, h
         {"reset": client.reset, "close": client.__exit__, "shutdown": client.end}[how]()
         until(lambda: len(faulty.lines("left")) > n_left, what="the client's leave")
         assert sum(worker.cpu_times()[:2]) - spent_s < 0.7, "it is told of the same event again and again"
+    observed(f"{how}: noticed while its request is in work")
 
 
 def test_it_is_noticed_that_a_client_left_while_its_request_is_in_line(faulty):
@@ -446,7 +456,8 @@ def is_refused(server) -> bool:
         return probe.connect_ex(("127.0.0.1", server.port)) == errno.ECONNREFUSED
 
 
-def test_a_server_that_stops_says_so_while_it_drains(launch, tmp_path):
+@pytest.mark.fault("sigterm")
+def test_a_server_that_stops_says_so_while_it_drains(launch, tmp_path, observed):
     server = Faulty(launch, tmp_path, DRAIN_S="3", GRACEFUL_TIMEOUT_S="20", WORKERS="2")
     with ThreadPoolExecutor(1) as clients, server.fault("hold"), Client(server) as kept:
         assert kept.send(get()).answer()[0] == 200
@@ -469,6 +480,9 @@ def test_a_server_that_stops_says_so_while_it_drains(launch, tmp_path):
     assert server.process.wait(20) == 0
     assert "Traceback" not in server.log
     assert "SIGKILL" not in server.log
+    observed(
+        "DRAIN_S=3: readiness, new and kept-alive connections got 503 and `Connection: close`, the running request 200"
+    )
 
 
 def test_a_second_request_that_waits_for_a_thread_is_told_when_the_grace_time_ends(launch, tmp_path):
@@ -483,8 +497,9 @@ def test_a_second_request_that_waits_for_a_thread_is_told_when_the_grace_time_en
     assert server.process.wait(20) == 0
 
 
+@pytest.mark.fault("sighup")
 @pytest.mark.parametrize("renew", [signal.SIGHUP, signal.SIGTTOU], ids=["SIGHUP", "SIGTTOU"])
-def test_a_renewal_loses_nothing_and_refuses_nothing(launch, tmp_path, renew):
+def test_a_renewal_loses_nothing_and_refuses_nothing(launch, tmp_path, renew, observed):
     """Though the server would drain if it stopped: others serve in the place of those that end."""
     server = Faulty(launch, tmp_path, WORKERS="2", DRAIN_S="5")
     old = {worker.pid for worker in until(lambda: len(server.workers) == 2 and server.workers, what="two workers")}
@@ -513,6 +528,7 @@ def test_a_renewal_loses_nothing_and_refuses_nothing(launch, tmp_path, renew):
         finally:
             is_over.set()
         assert all(future.result() for future in asking)
+    observed(f"{renew.name} under load, kept-alive and new connections: all answered 200")
 
 
 def test_drain_of_zero_stops_at_once(launch, tmp_path):
@@ -522,7 +538,8 @@ def test_drain_of_zero_stops_at_once(launch, tmp_path):
     assert server.process.returncode == 0
 
 
-def test_a_worker_whose_engine_hangs_is_replaced(launch, tmp_path):
+@pytest.mark.fault("hang")
+def test_a_worker_whose_engine_hangs_is_replaced(launch, tmp_path, observed):
     server = Faulty(launch, tmp_path, INFERENCE_TIMEOUT_S="1")
     (first,) = server.workers
     with ThreadPoolExecutor(1) as clients, Client(server) as kept:
@@ -538,6 +555,7 @@ def test_a_worker_whose_engine_hangs_is_replaced(launch, tmp_path):
     assert server.ask(post())[0][0] == 200
     assert server.log.count("CRITICAL") == 1
     assert f"(pid:{first.pid}) exited with code 1" in server.log
+    observed("504, and 503 from readiness on a kept-alive connection")
 
 
 def test_tls_is_refused_in_one_line(launch, tmp_path):
