@@ -89,7 +89,7 @@ def _by_name(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping
     try:
         return _tried(spec, folder, settings, loaders[name])
     except UnfitError as error:
-        cure = "; mend that, or set BACKEND=auto" if name == "openvino" else ""
+        cure = "; set BACKEND=auto" if name == "openvino" else ""
         if isinstance(error, _ImpreciseError):
             cure = "; set PRECISION=float32"
         raise ModelLoadError(f"model {spec.name} from {folder} cannot be served by {name}: {error}{cure}") from error
