@@ -104,7 +104,7 @@ class Connection:
         has_ended: Whether the client will send nothing more.
         must_close: Whether the connection ends with the answer to the request in work.
         holds_thread: Whether that request counts among those for which there are threads.
-        n_request_bytes: Of that request, while it waits for a thread.
+        n_request_bytes: Of that request, until it is answered.
         n_counted_bytes: What is counted of this connection in what the worker holds.
         n_discarded_bytes: What came after the last answer.
         sock: The answer to the request in work.
@@ -136,6 +136,11 @@ class Connection:
 
     def init(self) -> None:
         """See `initialized`."""
+
+    @property
+    def n_body_bytes(self) -> int:
+        """Of the request in work."""
+        return self.n_request_bytes - self.framing.n_head_bytes
 
     @property
     def n_missing_bytes(self) -> int:

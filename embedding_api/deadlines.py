@@ -40,8 +40,8 @@ class Deadlines(Generic[T]):
 
     def take_due(self) -> list[T]:
         """Those whose time is over; they are here no longer."""
-        due, now = [], time.monotonic()
-        while self.next_s() <= now:
+        due: list[T] = []
+        while self._ends_s and self.next_s() <= time.monotonic():
             due.append(self._ends_s.popitem(last=False)[0])
         return due
 

@@ -75,6 +75,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self._spare_pool = ThreadPoolExecutor(N_SPARE_THREADS)
         # Requests that wait for a thread, in their order.
         self._line: deque[Connection] = deque()
+        # Of their bodies.
         self._n_line_bytes = 0
         self._n_threads_taken = 0
         self._n_in_work = 0
@@ -126,8 +127,6 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         for pool in (self.tpool, self._spare_pool):
             pool.shutdown(wait=False)
         self.poller.close()
-        for listener in self.sockets:
-            listener.close()
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -183,6 +182,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             return self._has_retired(now)
         if now < self._stopped_s + self._drain_s:
             return False
+        if _server_stops[0]:
+            self._stop_listening()
         self._reception.wind_up()
         # The master kills after the grace time; to end the engine, which tells those that wait for it, is part of it.
         grace_s = self.cfg.graceful_timeout
@@ -194,6 +195,12 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         if now >= self._retired_s + RETIRE_S:
             self._engine.refuse_rest()
         return not self._reception.n_connections or now >= self._retired_s + RETIRE_S + LAST_S
+
+    def _stop_listening(self) -> None:
+        """Refuses connections once no worker listens; while one does, the kernel takes them, and they would be lost."""
+        self.set_accept_enabled(False)
+        for listener in self.sockets:
+            listener.close()
 
     # A request's way
 
@@ -223,10 +230,11 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         connection.must_close = not is_whole
         connection.begin(self.cfg, refusal, at_end)
         self._n_in_work += 1
-        # All that is not whole will be refused.
-        if is_whole and connection.framing.has_body and refusal is None:
+        # All that is not whole will be refused, and without a body nothing can be embedded.
+        is_quick = not is_whole or not connection.framing.has_body or refusal is not None
+        if not is_quick or self._n_threads_taken < self.cfg.threads:
             self._line.append(connection)
-            self._n_line_bytes += connection.n_request_bytes
+            self._n_line_bytes += connection.n_body_bytes
             self._call_next()
         else:
             self._submit(self._spare_pool, connection)
@@ -243,7 +251,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         """Gives the threads that are free to those in line."""
         while self._line and self._n_threads_taken < self.cfg.threads:
             connection = self._line.popleft()
-            self._n_line_bytes -= connection.n_request_bytes
+            self._n_line_bytes -= connection.n_body_bytes
             connection.holds_thread = True
             self._n_threads_taken += 1
             self._submit(self.tpool, connection)

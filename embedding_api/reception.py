@@ -7,6 +7,7 @@ import contextlib
 import logging
 import selectors
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -105,6 +106,8 @@ class Reception:
 
     def expire(self) -> None:
         """Deals with those whose time is over."""
+        if time.monotonic() < self.next_s():
+            return
         for deadlines, step in self._when_due.items():
             for connection in deadlines.take_due():
                 self._guard(connection, step)

@@ -21,17 +21,12 @@ from tests.server.conftest import ROOT, until
 THREADS = 4
 # Each file stands for a fault while it is there.
 APP = """
+import logging
 from pathlib import Path
-import sys
 import time
 from embedding_api.app import create_app
 from embedding_api.config import load_settings
 from tests.fakes import FakeBackend, fake_engine, fake_model
-
-def tell(*words):
-    # In one piece, whatever other threads write.
-    sys.stdout.write(" ".join(map(str, words)) + "\\n")
-    sys.stdout.flush()
 
 class Backend(FakeBackend):
     def embed(self, batch, n_prompt_tokens):
@@ -39,16 +34,17 @@ class Backend(FakeBackend):
             time.sleep(0.01)
         return super().embed(batch, n_prompt_tokens)
 
+logger = logging.getLogger("embedding_api.test")
 settings = load_settings()
 engine = fake_engine(fake_model(backend=Backend()), inference_timeout_s=settings.inference_timeout_s)
 engine.is_full = Path("full").exists
 engine.has_room = lambda n_bytes: not Path("no-room").exists()
-engine.say_arriving = lambda n_tokens, n_bytes: tell("arriving", n_tokens, n_bytes)
+engine.say_arriving = lambda n_tokens, n_bytes: logger.info("arriving %d %d", n_tokens, n_bytes)
 app = create_app(settings, engine)
 inner = app.wsgi_app
 
 def wsgi_app(environ, start_response):
-    environ["embedding_api.caller"].when_left(lambda: tell("left", environ["PATH_INFO"]))
+    environ["embedding_api.caller"].when_left(lambda: logger.info("left"))
     return inner(environ, start_response)
 
 app.wsgi_app = wsgi_app
@@ -143,15 +139,17 @@ class Faulty:
             return [client.answer() for _ in requests]
 
     def lines(self, word) -> list[str]:
-        return [line for line in self.log.splitlines() if line.startswith(word)]
+        """What the fakes have said, from this word on."""
+        return re.findall(rf"\] ({word}.*)$", self.log, re.MULTILINE)
 
     @contextlib.contextmanager
     def all_threads_taken(self, n_waiting=2):
-        """Runs requests until each thread has one, and more wait; gives what they will answer."""
-        n_said = len(self.lines("arriving"))
+        """Runs requests until each thread has one, and so many more wait; gives what they will answer."""
+        waiting = f"arriving {n_waiting * len(post('cat 0').partition(b'{')[2] + b'{') // 4} "
+        n_said = len(self.lines(waiting))
         with self.fault("hold"), ThreadPoolExecutor(THREADS + n_waiting) as clients:
             running = [clients.submit(self.ask, post(f"cat {n}")) for n in range(THREADS + n_waiting)]
-            until(lambda: any(re.match(r"arriving [1-9]", line) for line in self.lines("arriving")[n_said:]))
+            until(lambda: len(self.lines(waiting)) > n_said, what="a line for threads")
             yield running
             (self.folder / "hold").unlink()
             for request in running:
@@ -218,25 +216,21 @@ def test_a_connection_that_is_kept_alive_is_closed_without_a_word_in_the_end(fau
         assert client.has_closed()
 
 
-def test_a_client_that_does_not_read_holds_no_thread_and_is_let_go(faulty):
-    """Given as many as there are threads, and more for the spare ones, when others ask, then they are served."""
-    large, small = post(["a"] * 2048) * 8, get() * 40_000
+def test_clients_that_do_not_read_are_let_go_and_hold_nobody_up_for_longer(faulty):
+    """Given as many as there are threads, when others ask, then what needs no thread is answered at once."""
+    (worker,) = faulty.workers
     with contextlib.ExitStack() as stack:
-        rude = [stack.enter_context(Client(faulty, receive_buffer=4096)) for _ in range(THREADS + 3)]
-        for client in rude[:THREADS]:
-            client.send(large)
-        for client in rude[THREADS:]:
-            client.socket.setblocking(False)
-            client.socket.send(small)
-        (worker,) = faulty.workers
+        rude = [stack.enter_context(Client(faulty, receive_buffer=4096)) for _ in range(THREADS)]
+        for client in rude:
+            client.send(post(["a"] * 2048) * 2)
         ports = {client.socket.getsockname()[1] for client in rude}
 
         def are_gone():
             assert faulty.ask(get())[0][0] == 200
             return not ports & {c.raddr.port for c in worker.net_connections("tcp") if c.raddr}
 
+        assert faulty.ask(post())[0][0] == 200
         until(are_gone, what="an end with those who do not read")
-    assert faulty.ask(post())[0][0] == 200
 
 
 # What waits, and what does not
@@ -462,7 +456,7 @@ def test_a_server_that_stops_says_so_while_it_drains(launch, tmp_path, observed)
     with ThreadPoolExecutor(1) as clients, server.fault("hold"), Client(server) as kept:
         assert kept.send(get()).answer()[0] == 200
         running = clients.submit(server.ask, post("cat"))
-        until(lambda: "arriving" in server.log or len(server.workers) == 2)
+        until(lambda: len(server.workers) == 2, what="two workers")
         with Client(server) as probe:
             assert probe.send(get("/health/ready")).answer()[0] == 200
         started = time.monotonic()
@@ -489,7 +483,7 @@ def test_a_second_request_that_waits_for_a_thread_is_told_when_the_grace_time_en
     server = Faulty(launch, tmp_path, GRACEFUL_TIMEOUT_S="2", THREADS="1")
     with ThreadPoolExecutor(2) as clients, server.fault("hold"):
         running = [clients.submit(server.ask, post("cat")) for _ in range(2)]
-        until(lambda: re.search(r"^arriving [1-9]", server.log, re.MULTILINE), what="one in line")
+        until(lambda: server.lines("arriving [1-9]"), what="one in line")
         server.process.terminate()
         until(lambda: is_refused(server), what="the end of listening")
         (server.folder / "hold").unlink()
@@ -531,11 +525,19 @@ def test_a_renewal_loses_nothing_and_refuses_nothing(launch, tmp_path, renew, ob
     observed(f"{renew.name} under load, kept-alive and new connections: all answered 200")
 
 
-def test_drain_of_zero_stops_at_once(launch, tmp_path):
-    server = Faulty(launch, tmp_path)
-    server.process.terminate()
-    until(lambda: server.process.poll() is not None, deadline_s=10, what="the end")
+@pytest.mark.parametrize(
+    ("told", "drain_s"),
+    [(signal.SIGTERM, "0"), (signal.SIGINT, "25"), (signal.SIGQUIT, "25")],
+    ids=lambda value: str(value),
+)
+def test_without_a_drain_it_stops_at_once(launch, tmp_path, told, drain_s):
+    server = Faulty(launch, tmp_path, DRAIN_S=drain_s)
+    with Client(server) as kept:
+        assert kept.send(get()).answer()[0] == 200
+        server.process.send_signal(told)
+        until(lambda: server.process.poll() is not None, deadline_s=15, what="the end")
     assert server.process.returncode == 0
+    assert "Traceback" not in server.log
 
 
 @pytest.mark.fault("hang")

@@ -63,9 +63,7 @@ def test_whatever_fails_in_openvino_auto_goes_on_with_torch_and_says_so_in_a_lin
     (error,) = broken.values()
     assert f"is served by torch in float32, which is slower, since for OpenVINO: {type(error).__name__}: " in line
     assert "\n" not in line
-    with pytest.raises(
-        ModelLoadError, match=r"cannot be served by openvino: \w+Error: .*; set BACKEND=auto"
-    ):
+    with pytest.raises(ModelLoadError, match=r"cannot be served by openvino: \w+Error: .*; set BACKEND=auto"):
         load(monkeypatch, openvino, BACKEND="openvino")
 
 
