@@ -58,7 +58,8 @@ def test_every_curl_line_has_an_answer_and_every_endpoint_a_curl_line(server):
 
 def test_the_python_example_runs(server):
     (example,) = readme.blocks("python")
-    printed = io.StringIO()
+    printed, names = io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
-        exec(example.replace("http://127.0.0.1:8000", server.url), {})
+        exec(example.replace("http://127.0.0.1:8000", server.url), names)
+    names["client"].close()
     assert printed.getvalue() == "384\n"
