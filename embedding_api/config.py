@@ -214,8 +214,9 @@ class Settings:
     threads: int = setting(
         "64",
         _integer(1, 4096),
-        "Requests that a worker holds at once, waiting ones included. With too few, requests wait unseen in the\n"
-        "kernel; too many cost memory, one thread and one request body each.",
+        "Requests that a worker works on at once, those included whose texts wait. More wait in line for a thread,\n"
+        "and count in MAX_QUEUED_TOKENS by a guess. Too many cost memory, a thread and a parsed body each; too few\n"
+        "leave texts out of the queue that could be computed together.",
     )
     max_inputs: int = setting(
         "2048", _integer(1, 1_000_000), "Texts that one request may hold. OpenAI's own limit is 2048."
@@ -223,7 +224,8 @@ class Settings:
     max_body_bytes: int = setting(
         "33554432",
         _integer(1024, 2**32),
-        "Bytes that one request body may have. A worker holds up to THREADS such bodies in memory at once.",
+        "Bytes that one request body may have. All workers together hold two such bodies, or 32 bytes for each token\n"
+        "of MAX_QUEUED_TOKENS if that is more; beyond it, 429.",
     )
     max_queued_tokens: int = setting(
         "",

@@ -4,7 +4,7 @@ from flask import Flask
 
 from embedding_api.config import Settings
 from embedding_api.engine.engine import Engine
-from embedding_api.web import auth, body, embeddings, envelope, health, models, observe, schemas
+from embedding_api.web import auth, embeddings, envelope, health, models, observe, schemas
 from embedding_api.web.parts import Parts
 
 
@@ -18,7 +18,6 @@ def init_app(app: Flask, settings: Settings, engine: Engine) -> None:
     app.extensions["embedding_api"] = Parts(settings, engine, schemas.EmbeddingRequest(max_inputs=settings.max_inputs))
     observe.init_app(app)
     auth.init_app(app)
-    body.init_app(app)
     envelope.init_app(app)
     for module in (health, models, embeddings):
         app.register_blueprint(module.bp)

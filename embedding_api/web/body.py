@@ -1,11 +1,10 @@
 """JSON in: the request's body as an object, whatever its Content-Type says."""
 
-import contextlib
 import json
 from typing import Any
 
 import orjson
-from flask import Flask, Response, current_app, request
+from flask import request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
@@ -16,11 +15,6 @@ _BROKEN = (ClientDisconnected, ParseException, OSError)
 
 # The headers that say how a body is encoded, and what changes nothing about it. The server takes chunks apart.
 _ENCODINGS = {"Content-Encoding": ("", "identity"), "Transfer-Encoding": ("", "chunked")}
-
-
-def init_app(app: Flask) -> None:
-    """Registers the hook that reads to the end what was refused."""
-    app.after_request(_discard_rest)
 
 
 def read() -> dict[str, Any]:
@@ -74,19 +68,6 @@ def _parse_lone_surrogates(body: bytes) -> Any:
         raise ValueError("there is no escaped surrogate")
     text = json.dumps(json.loads(body.decode()), ensure_ascii=False)
     return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
-
-
-def _discard_rest(response: Response) -> Response:
-    """Reads what a refusal left of the body, so that the connection's next request starts where it should.
-
-    No more than a body may have: the server closes the connection after one that goes on.
-    """
-    if response.status_code >= 400 and _rest_can_be_read():
-        left = current_app.config["MAX_CONTENT_LENGTH"]
-        with contextlib.suppress(*_BROKEN):
-            while left > 0 and (chunk := request.environ["wsgi.input"].read(min(left, 65_536))):
-                left -= len(chunk)
-    return response
 
 
 def _rest_can_be_read() -> bool:
