@@ -98,6 +98,8 @@ class Reception:
 
     def answered(self, connection: Connection) -> None:
         """The thread of a request is done with it, and its answer can be sent."""
+        # From here on it is the reception that lets go of it, whatever happens.
+        connection.state = State.WRITING
         self._guard(connection, self._write)
 
     def next_s(self) -> float:
@@ -231,7 +233,6 @@ class Reception:
             self._close(connection)
             return
         if not is_sent:
-            connection.state = State.WRITING
             self._writing.put(connection)
             self._watch(connection, _WRITE)
             return
@@ -251,7 +252,7 @@ class Reception:
     def _refuse_late(self, connection: Connection) -> None:
         refusals.not_arrived(self._settings.client_timeout_s).tell(connection.put)
         connection.must_close = True
-        self._write(connection)
+        self.answered(connection)
 
     def _linger(self, connection: Connection) -> None:
         """Ends the answer and lets the client close: on what it still sends, the kernel would take the answer back."""
