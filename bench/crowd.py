@@ -127,7 +127,8 @@ class Site:
         response = connection.getresponse()
         answer = response.read()
         self.note(client, started, response.status)
-        if response.status == _REFUSED and expected == 200:
+        # A full queue refuses before it looks at what is asked.
+        if response.status == _REFUSED and expected in (200, 400, 422):
             if not response.headers.get("Retry-After", "").isdecimal():
                 self.flaws[f"{client}: 429 without Retry-After in seconds"] += 1
         elif response.status != expected:
