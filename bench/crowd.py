@@ -165,6 +165,7 @@ def run(site: Site, duration_s: float) -> None:
                             return
                 except (OSError, http.client.HTTPException, RuntimeError) as error:
                     site.flaws[f"{client.__name__}: connection lost, {type(error).__name__}"] += 1
+                    is_over.wait(1)
 
     with ThreadPoolExecutor(len(CLIENTS)) as clients:
         attending = [clients.submit(attend, number, client) for number, client in enumerate(CLIENTS)]

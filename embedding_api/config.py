@@ -233,7 +233,7 @@ class Settings:
         "Tokens of texts that may wait, in all workers together. What comes while more wait is refused with 429, and\n"
         "told when to come again. A request that comes while fewer wait is taken whole, however large it is. Too few\n"
         "refuse what could be answered in time; too many are answered after their clients have given up.\n"
-        "Unset: what 30 seconds can compute, measured at the start.",
+        "Unset: what 30 seconds can compute, measured at the start; with cuda or mps, which it cannot measure, 900000.",
         example="400000",
     )
     request_timeout_s: int = setting(

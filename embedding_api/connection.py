@@ -159,14 +159,17 @@ class Connection:
             BlockingIOError: There is nothing to read.
             OSError: The client is gone.
         """
-        piece = self.socket.recv(min(max(_RECEIVE_BYTES, self.n_missing_bytes), _MAX_RECEIVE_BYTES))
+        n_wanted_bytes = self.n_missing_bytes if self.state is State.ARRIVING else 0
+        piece = self.socket.recv(min(max(_RECEIVE_BYTES, n_wanted_bytes), _MAX_RECEIVE_BYTES))
         self.buffer += piece
         self.has_ended = not piece
         return len(piece)
 
-    def begin(self, config: Config, refusal: ServiceError | None, at_end: Exception | None) -> None:
+    def begin(
+        self, config: Config, refusal: ServiceError | None, *, is_whole: bool = True, at_end: Exception | None = None
+    ) -> None:
         """Takes a request out of the buffer, all that is there if it is not whole, and prepares its work."""
-        n_bytes = min(self.framing.n_bytes or len(self.buffer), len(self.buffer))
+        n_bytes = self.framing.n_bytes if is_whole else len(self.buffer)
         if n_bytes == len(self.buffer):
             request, self.buffer = self.buffer, bytearray()
         else:
@@ -177,6 +180,12 @@ class Connection:
         self.sock = Answer(refusal)
         self._received = Received(request, at_end)
         self.parser = RequestParser(config, self._received, self.client)
+
+    def end(self) -> None:
+        """Lets go of the request that was in work, and of its answer: a connection may be idle for long."""
+        if self.n_request_bytes:
+            self.n_request_bytes = 0
+            del self.sock, self.parser, self._received
 
     def put(self, *pieces: bytes | memoryview) -> None:
         """Adds to what is to be sent."""

@@ -18,7 +18,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
+from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
 from embedding_api.caller import CALLER, REFUSAL
@@ -37,6 +37,9 @@ N_SPARE_THREADS = 2
 # How long a worker that hangs waits for others to compute what waited in it; and then, until its answers are sent.
 RETIRE_S, LAST_S = 5.0, 1.0
 TICK_S, STOPPING_TICK_S = 1.0, 0.1
+# Who ends a service may signal its workers before its master, which alone knows that all of them end.
+SETTLE_S = 0.2
+_READ_BYTES = 2**20
 
 # Whether the whole server stops, in memory that the master shares with its workers: a worker gets the same SIGTERM
 # when it is only renewed, and others serve in its place.
@@ -51,7 +54,9 @@ def tell_workers_of_sigterm(arbiter: Any) -> None:
     """
 
     def handle(signal_number: int, frame: Any) -> None:
-        _server_stops[0] = arbiter.reexec_pid == arbiter.master_pid == 0
+        # A child that was just forked has this handler until it has its own.
+        if os.getpid() == arbiter.pid:
+            _server_stops[0] = arbiter.reexec_pid == arbiter.master_pid == 0
         arbiter.signal(signal_number, frame)
 
     signal.signal(signal.SIGTERM, handle)
@@ -78,7 +83,6 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         # Of their bodies.
         self._n_line_bytes = 0
         self._n_threads_taken = 0
-        self._n_in_work = 0
         self._said = (0, 0)
         self._next_tick_s = self._accepts_from_s = 0.0
         self._stopped_s = self._retired_s = math.inf
@@ -123,7 +127,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             os._exit(1)
         # The threads go on until the engine ends, and tell those whose turn did not come.
         while self._line:
-            self._submit(self.tpool, self._line.popleft())
+            self._submit(self.tpool, self._next_in_line())
         for pool in (self.tpool, self._spare_pool):
             pool.shutdown(wait=False)
         self.poller.close()
@@ -136,12 +140,14 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self.notify()
         if not self.is_parent_alive():
             self.alive = False
-        if not self._is_retired and self._engine.is_stuck:
+        if not self._is_retired and self._engine.retire_if_stuck():
             timeout_s = self._settings.inference_timeout_s
             logger.critical("a batch has hung for %d s: this worker hands on its other work and ends", timeout_s)
             self.alive = False
             self._retired_s = now
-            self._engine.retire()
+        # Behind clients that do not read, places come back late: who waited for one until its time was over is told.
+        while self._line and now >= self._line[0].sock.caller.arrived_s + self._settings.request_timeout_s:
+            self._submit(self._spare_pool, self._next_in_line())
 
     def _timeout_s(self) -> float:
         next_s = min(self._next_tick_s, self._reception.next_s())
@@ -180,7 +186,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self._stopped_s = min(self._stopped_s, now)
         if self._is_retired:
             return self._has_retired(now)
-        if now < self._stopped_s + self._drain_s:
+        if now < self._stopped_s + max(self._drain_s, SETTLE_S):
             return False
         if _server_stops[0]:
             self._stop_listening()
@@ -217,19 +223,20 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     def has_room(self, n_bytes: int) -> bool:
         """See `reception.Host`."""
+        self._say_arriving()
         return self._engine.has_room(n_bytes)
 
     def take(self, connection: Connection, verdict: Verdict) -> None:
         """Gives a request to a thread, or puts it in line for one."""
         is_whole = verdict is Verdict.WHOLE
         refusal = self._refusal(connection, verdict)
-        at_end = {
-            Verdict.MALFORMED: InvalidRequestLine(b""),
-            Verdict.HEAD_TOO_LARGE: LimitRequestHeaders("more than a head may have"),
-        }.get(verdict)
+        at_end: Exception | None = None
+        if verdict is Verdict.HEAD_TOO_LARGE:
+            at_end = LimitRequestHeaders("more than a head may have")
+        elif verdict is Verdict.MALFORMED or not connection.framing.n_head_bytes:
+            at_end = InvalidRequestLine(b"")
         connection.must_close = not is_whole
-        connection.begin(self.cfg, refusal, at_end)
-        self._n_in_work += 1
+        connection.begin(self.cfg, refusal, is_whole=is_whole, at_end=at_end)
         # All that is not whole will be refused, and without a body nothing can be embedded.
         is_quick = not is_whole or not connection.framing.has_body or refusal is not None
         if not is_quick or self._n_threads_taken < self.cfg.threads:
@@ -243,6 +250,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         if self._drain_s:
             return NotReadyError("the server is stopping; ask another, or come again when it is back")
         # Its client would send more, and may not.
+        self._say_arriving()
         lacks_room = verdict is Verdict.UNDER_WAY and not connection.has_ended
         wants_engine = verdict is Verdict.WHOLE and connection.framing.has_body
         return self._engine.overloaded() if lacks_room or (wants_engine and self._engine.is_full()) else None
@@ -250,11 +258,15 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     def _call_next(self) -> None:
         """Gives the threads that are free to those in line."""
         while self._line and self._n_threads_taken < self.cfg.threads:
-            connection = self._line.popleft()
-            self._n_line_bytes -= connection.n_body_bytes
+            connection = self._next_in_line()
             connection.holds_thread = True
             self._n_threads_taken += 1
             self._submit(self.tpool, connection)
+
+    def _next_in_line(self) -> Connection:
+        connection = self._line.popleft()
+        self._n_line_bytes -= connection.n_body_bytes
+        return connection
 
     def _submit(self, pool: ThreadPoolExecutor, connection: Connection) -> None:
         work = pool.submit(self.handle, connection)
@@ -263,7 +275,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     def handle(self, connection: Connection) -> bool:
         """Answers a request, in a thread; whether its connection can be used again."""
         is_kept = super().handle(connection)
-        connection.put(*connection.sock.pieces)
+        pieces, connection.sock.pieces = connection.sock.pieces, []
+        connection.put(*pieces)
         try:
             connection.send()
         except OSError:
@@ -278,13 +291,23 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             req.force_close()
         return bool(super().handle_request(req, conn))
 
+    def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:  # noqa: FBT001 - Gunicorn's
+        """Whether the connection can be used again; reads what is left of the body, which is all there."""
+        try:
+            while keepalive and conn.parser.mesg.body.read(_READ_BYTES):
+                pass
+        except (ParseException, OSError):
+            return False
+        return keepalive
+
     def handle_error(self, req: Any, client: Answer, addr: Any, exc: Exception) -> None:  # noqa: ARG002 - Gunicorn's
-        """Tells what Gunicorn refuses, or what failed, in the service's own words."""
+        """Tells what Gunicorn refuses, or what failed, in the service's own words, unless it is answered already."""
+        if client.pieces:
+            return
         refusals.of(exc, self.cfg).tell(client.sendall, exc)
 
     def finish_request(self, connection: Connection, work: "Future[bool]") -> None:
         """A thread is done with a request."""
-        self._n_in_work -= 1
         if connection.state is State.CLOSED:
             self.let_go(connection)
             return
@@ -293,7 +316,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     def let_go(self, connection: Connection) -> None:
         """The answer is sent, or cannot be: a thread may take the next."""
-        connection.n_request_bytes = 0
+        connection.end()
         if connection.holds_thread:
             connection.holds_thread = False
             self._n_threads_taken -= 1

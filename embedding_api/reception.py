@@ -84,11 +84,6 @@ class Reception:
             self._lingering: self._close,
         }
 
-    @property
-    def is_written(self) -> bool:
-        """Whether no client has still to read of an answer."""
-        return not len(self._writing)
-
     def admit(self, client_socket: socket.socket, client: Any, server: Any) -> None:
         """Takes in a new connection."""
         self.n_connections += 1
@@ -190,6 +185,9 @@ class Reception:
         if connection.has_ended and not connection.buffer:
             self._close(connection)
             return
+        # What old clients send behind a body is no request yet.
+        if connection.buffer == b"\r\n" and not connection.has_ended:
+            return
         framing = connection.framing
         verdict = framing.look(connection.buffer)
         # Of what no head has announced, as much as may come at once.
@@ -233,7 +231,9 @@ class Reception:
             self._close(connection)
             return
         if not is_sent:
-            self._writing.put(connection)
+            # Once: who reads a little now and then would hold its thread's place for ever.
+            if connection not in self._writing:
+                self._writing.put(connection)
             self._watch(connection, _WRITE)
             return
         self._writing.drop(connection)

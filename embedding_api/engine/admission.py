@@ -73,18 +73,18 @@ class Admission:
         board = self._exchange
         n_tokens = int(board.waiting_tokens.sum() + board.arriving_tokens.sum())
         wait_s = min(max(1, math.ceil(n_tokens / self._tokens_per_s())), _MAX_RETRY_S)
-        return OverloadedError(
-            f"the server is overloaded: {n_tokens} tokens wait already, of {self._limits.n_tokens} that may "
-            f"(MAX_QUEUED_TOKENS); come again in {wait_s} s",
-            retry_after_s=wait_s,
-        )
+        full = f"{n_tokens} tokens wait already, of {self._limits.n_tokens} that may (MAX_QUEUED_TOKENS)"
+        if n_tokens < self._limits.n_tokens:
+            n_bytes = int(board.arriving_bytes.sum())
+            full = f"requests of {n_bytes} bytes are not answered yet, of {self._limits.n_bytes} that may be held"
+        return OverloadedError(f"the server is overloaded: {full}; come again in {wait_s} s", retry_after_s=wait_s)
 
     def _look(self) -> None:
-        now_s = time.monotonic()
+        now_s, seen = time.monotonic(), self._seen
         if not self._exchange.waiting_tokens.any():
             self._seen = []
-        elif not self._seen or now_s - self._seen[-1][0] >= _MIN_S / 2:
-            recent = [seen for seen in self._seen if now_s - seen[0] <= _MAX_S]
+        elif not seen or now_s - seen[-1][0] >= _MIN_S / 2:
+            recent = [one for one in seen if now_s - one[0] <= _MAX_S]
             self._seen = [*recent, (now_s, int(self._exchange.answered_tokens.sum()))]
 
     def _tokens_per_s(self) -> float:

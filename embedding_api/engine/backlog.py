@@ -53,7 +53,7 @@ class Job:
             self._end()
 
     def fail(self, error: Exception) -> None:
-        """One text has no vector, so the job has none; the first error counts."""
+        """It ends without its vectors; the first error counts."""
         if not self.done.is_set():
             self.error = error
             self._end()

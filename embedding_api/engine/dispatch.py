@@ -77,8 +77,8 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._is_closing = False
         self._is_retired = False
-        self._n_unanswered = 0
         self._in_work: Batch | Order | None = None
+        self._was_order = False
         # What this core must compute, whoever else may: what others sent, and what cannot travel.
         self._due: deque[Batch | Order] = deque()
         self._away: dict[int, _Away] = {}
@@ -136,15 +136,14 @@ class Dispatcher:
         with self._changed:
             if self._is_closing or self._is_retired or self._seat is None or self.admission is None:
                 raise NotReadyError("this worker is stopping")
+            if caller.remaining_s() == 0:
+                raise DeadlineExceededError("the time of the request was over before it was read")
             self.admission.require_room()
-            self._n_unanswered += 1
             self._backlog.add(job, model, ids, n_prompt_tokens)
             self._assign(self._seat)
         caller.when_left(lambda: self._abandon(job, ClientGoneError("the client closed the connection")))
         if not job.done.wait(caller.remaining_s()):
             self._abandon(job, DeadlineExceededError("the request was not answered in the time that it had"))
-        with self._changed:
-            self._n_unanswered -= 1
         if job.error is not None:
             raise job.error
         return job
@@ -157,11 +156,6 @@ class Dispatcher:
             self._seat.say_waiting(self._backlog.n_waiting_tokens)
         logger.info("%d waiting texts dropped: %s", n_left, error)
 
-    @property
-    def n_unanswered(self) -> int:
-        """Requests that wait for vectors."""
-        return self._n_unanswered
-
     def say_arriving(self, n_tokens: int, n_bytes: int) -> None:
         """See `Seat.say_arriving`."""
         if self._seat is not None:
@@ -171,14 +165,20 @@ class Dispatcher:
         """Seconds since the batch in work here began; 0 while there is none."""
         return 0.0 if (busy_since := self._busy_since) is None else time.monotonic() - busy_since
 
-    def retire(self) -> None:
-        """Gives up the batch in work, which hangs, and leaves all else to other workers; this one will end.
+    def retire(self, timeout_s: float) -> bool:
+        """Gives up the batch in work if it hangs, and leaves all else to other workers; this one must end then.
 
         As in a batch that fails, its texts are tried one by one, elsewhere; one that hung alone is not tried again.
+
+        Args:
+            timeout_s: How long a batch may take.
+
+        Returns:
+            Whether it does hang.
         """
         with self._changed:
-            if self._seat is None or self._is_retired:
-                return
+            if self._seat is None or self._is_retired or self.stuck_for_s() <= timeout_s:
+                return False
             self._is_retired = True
             if isinstance(self._in_work, Order):
                 self._seat.send_back(self._in_work, Undone.HUNG)
@@ -191,6 +191,7 @@ class Dispatcher:
                 else:
                     self._backlog.give_back(work)
             self._assign(self._seat)
+            return True
 
     def busy_for_s(self) -> float:
         """Seconds since the oldest batch began, here or at another worker; 0 while there is none."""
@@ -262,7 +263,7 @@ class Dispatcher:
         return seat.rank() < self._n_computing and not ends and self._start_error is None
 
     def _send_what_waits(self, seat: Seat) -> None:
-        if self._is_retired and seat.n_workers() == 1:
+        if self._is_retired and min(self._n_computing, seat.n_workers()) == 1:
             self._backlog.refuse(NotReadyError("this worker is being replaced, and there is no other; try again"))
         while self._backlog.n_waiting_tokens and seat.n_accepting() and (batch := self._take(seat)):
             if not seat.can_travel(batch.ids):
@@ -292,14 +293,12 @@ class Dispatcher:
             self._try_to_prepare()
         self._has_started.set()
         while (work := self._next_work(seat)) is not None:
-            self._busy_since = time.monotonic()
             try:
                 vectors = self._compute(work)
             except Exception as error:  # noqa: BLE001 - whatever happened, the texts must be answered
                 self._fail(seat, work, error)
             else:
                 self._answer(seat, work, vectors)
-            self._busy_since = None
 
     def _try_to_prepare(self) -> None:
         try:
@@ -315,6 +314,7 @@ class Dispatcher:
         if self._start_error is not None:
             raise self._start_error
         backend = self._backends[work.model]
+        self._busy_since = time.monotonic()
         vectors = backend.embed(work.ids, work.n_prompt_tokens)
         if vectors.shape != (len(work.ids), backend.dim) or vectors.dtype != np.float32:
             raise RuntimeError(f"the backend gave {vectors.dtype} {vectors.shape}; this is a bug")
@@ -323,25 +323,30 @@ class Dispatcher:
     def _next_work(self, seat: Seat) -> Batch | Order | None:
         """Waits for something to compute; None when there will be nothing more."""
         with self._changed:
-            was_due, self._in_work = isinstance(self._in_work, Order), None
+            was_due = self._was_order
             while not self._is_closing:
                 # In turn, so that neither this worker's texts nor those of others wait for all of the other's.
                 if self._may_compute(seat) and (was_due or not self._due):
                     self._in_work = self._take(seat)
-                    if isinstance(self._in_work, Batch):
-                        self._in_work.begin()
                 if self._in_work is None and self._due:
                     self._in_work = self._due.popleft()
                 self._assign(seat)
                 if self._in_work is not None:
+                    self._was_order = isinstance(self._in_work, Order)
+                    if isinstance(self._in_work, Batch):
+                        self._in_work.begin()
                     return self._in_work
                 self._changed.wait()
             return None
 
+    def _end_work(self) -> bool:
+        """Whether the batch in work is this thread's to end, which then has ended; not if it was given up meanwhile."""
+        self._in_work = self._busy_since = None
+        return not self._is_retired
+
     def _answer(self, seat: Seat, work: Batch | Order, vectors: Vectors) -> None:
         with self._changed:
-            if self._is_retired:
-                # It came after all, but was given up.
+            if not self._end_work():
                 return
             if isinstance(work, Batch):
                 self._backlog.answer(work, vectors)
@@ -353,7 +358,7 @@ class Dispatcher:
         logger.error("a batch of %d texts failed: %s", len(work.ids), type(error).__name__)
         logger.debug("how the batch failed", exc_info=error)
         with self._changed:
-            if self._is_retired:
+            if not self._end_work():
                 return
             if isinstance(work, Batch):
                 self._backlog.fail(work, error)

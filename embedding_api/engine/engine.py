@@ -35,6 +35,12 @@ _QUEUE_S = 30
 # Bytes of a request for each token that may wait: a token has about five, and JSON may take six for each of those.
 _BYTES_PER_TOKEN = 32
 
+# More than the head of a request may have.
+_HEAD_BYTES = 65_536
+
+# What a device is taken for, since it cannot be measured before the fork; nobody has measured one.
+_DEVICE_TOKENS_PER_S = 30_000
+
 
 @dataclass
 class Timing:
@@ -146,19 +152,12 @@ class Engine:
         """
         self._dispatcher.say_arriving(n_tokens, n_bytes)
 
-    @property
-    def n_unanswered(self) -> int:
-        """How many calls of `embed` wait for their vectors."""
-        return self._dispatcher.n_unanswered
+    def retire_if_stuck(self) -> bool:
+        """Whether a batch that this process computes has taken longer than it may: then the process must end soon.
 
-    @property
-    def is_stuck(self) -> bool:
-        """Whether a batch that this process computes has taken longer than it may."""
-        return self._dispatcher.stuck_for_s() > self._inference_timeout_s
-
-    def retire(self) -> None:
-        """Gives up the batch that hangs, and leaves what waits to other workers; this process must end soon."""
-        self._dispatcher.retire()
+        That batch is given up, and what waits is left to other workers.
+        """
+        return self._dispatcher.retire(self._inference_timeout_s)
 
     def refuse_rest(self) -> None:
         """Whoever still waits gets NotReadyError."""
@@ -255,9 +254,10 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     costs = [cost.measure(model.backend) if on_cpu else cost.UNMEASURED for model in models.models]
     n_computing = min(settings.workers, cores.count()) if on_cpu else 1
     # The slowest model's, so that no queue is longer than it should be.
-    rate = n_computing * min(
+    rates = [
         cost.tokens_per_s(one, model.backend.max_batch_tokens) for one, model in zip(costs, models.models, strict=True)
-    )
+    ]
+    rate = n_computing * min(rates) if on_cpu else _DEVICE_TOKENS_PER_S
     n_tokens = settings.max_queued_tokens or round(_QUEUE_S * rate)
     logger.info(
         "%d usable cores: %d workers, of which %d compute at a time, with %d threads each%s; "
@@ -276,8 +276,12 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
         # Workers that are replaced overlap with the new ones.
         n_seats=4 * settings.workers + 4 if WORKERS_CAN_SEND else 0,
         n_computing=n_computing,
-        # Two bodies of the largest size have room in any case.
-        limits=Limits(n_tokens, max(_BYTES_PER_TOKEN * n_tokens, 2 * settings.max_body_bytes), rate),
+        limits=Limits(
+            n_tokens,
+            # Two requests of the largest size have room in any case.
+            max(_BYTES_PER_TOKEN * n_tokens, 2 * (settings.max_body_bytes + _HEAD_BYTES)),
+            rate,
+        ),
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
         inference_timeout_s=settings.inference_timeout_s,
     )

@@ -141,6 +141,7 @@ class Exchange:
             return None
         seat = int(free[0])
         self.generation[seat] = self.generation.max() + 1
+        self.accepts[seat] = 0
         self.taken[seat] = 1
         return Seat(self, Address(seat, int(self.generation[seat])))
 
@@ -221,7 +222,8 @@ class Seat:
 
     def n_accepting(self) -> int:
         """How many of the others take a batch."""
-        return int(self.exchange.accepts.sum() - self.exchange.accepts[self.address.seat])
+        accepting = self.exchange.accepts * self.exchange.taken
+        return int(accepting.sum() - accepting[self.address.seat])
 
     def wake_self(self) -> None:
         """Makes `receive` return."""

@@ -95,3 +95,30 @@ def test_what_is_malformed_is_not_quoted_in_the_log(launch):
     until(lambda: server.log.count("malformed request refused") == 2, what="the line")
     for secret in ("the-key", "confession"):
         assert secret not in server.log
+
+
+def test_a_chunked_body_that_goes_on_over_the_limit_is_413(launch):
+    server = launch(WORKERS="1", MAX_BODY_BYTES="100000")
+    head, _, answer = raw(server, chunked(*[b" " * 50_000] * 10)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413")
+    assert json.loads(answer)["error"]["code"] == "body_too_large"
+
+
+def test_a_connection_is_good_after_a_large_body_was_refused_unread(launch):
+    server = launch(API_KEY_SECRET="k")
+    large = json.dumps({"model": MINILM, "input": "x" * 1_000_000})
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.connect()
+    port = connection.sock.getsockname()
+    for method, key, status in [("POST", "wrong", 401), ("PUT", "k", 405), ("POST", "k", 200)]:
+        connection.request(method, "/v1/embeddings", large, {"Authorization": f"Bearer {key}"})
+        response = connection.getresponse()
+        response.read()
+        assert response.status == status
+        assert connection.sock.getsockname() == port
+    connection.close()
+
+
+def test_a_request_has_one_answer_though_its_body_is_found_bad_behind_it(server):
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0;\x01=\r\n\r\n"
+    assert raw(server, request).count(b"HTTP/1.1 ") == 1

@@ -1,6 +1,7 @@
 """When a request is there as a whole: as Gunicorn's parser has it, of which each test asks the same."""
 
 import random
+import time
 
 import pytest
 from gunicorn.config import Config
@@ -230,3 +231,13 @@ def test_it_never_disagrees_with_the_parser_about_where_a_request_ends():
         elif verdict is Verdict.WHOLE:
             assert parsed(data[: it.n_bytes]) == "refused", data
     assert n_taken > 2000
+
+
+@pytest.mark.parametrize("spaces", [b" " * 60_000, b" \t" * 30_000])
+@pytest.mark.parametrize("end", [b"", b"y", b"\rx"])
+def test_white_space_costs_no_time(spaces, end):
+    """Given what made a search try every cut of the white space, a few KB were minutes."""
+    head = b"POST / HTTP/1.1\r\nExpect:" + spaces + b"x" + spaces + end + b"\r\n\r\n"
+    started = time.process_time()
+    Framing(0, 100).look(bytearray(head))
+    assert time.process_time() - started < 1

@@ -23,12 +23,12 @@ class Host:
 
     def take(self, connection, verdict):
         assert verdict is Verdict.WHOLE
-        connection.begin(Config(), None, None)
+        connection.begin(Config(), None)
         self.taken.append(connection)
 
     def let_go(self, connection):
         self.n_let_go += 1
-        connection.n_request_bytes = 0
+        connection.end()
 
 
 @pytest.fixture
