@@ -245,8 +245,8 @@ class Settings:
     client_timeout_s: int = setting(
         "30",
         _integer(1, 3600),
-        "Seconds in which a request must have arrived whole, from its first byte on, or it gets 408; and for which a\n"
-        "client that does not read its answer is waited for. Too little cuts off slow links.",
+        "Seconds in which a request must have arrived whole, from its first byte on, or it gets 408; and in which its\n"
+        "client must have read the answer. Too little cuts off slow links.",
     )
     drain_s: int = setting(
         "",
