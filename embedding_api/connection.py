@@ -106,6 +106,7 @@ class Connection:
         holds_thread: Whether that request counts among those for which there are threads.
         n_request_bytes: Of that request, until it is answered.
         n_counted_bytes: What is counted of this connection in what the worker holds.
+        n_unread_bytes: What is counted of it in what clients have not read.
         n_discarded_bytes: What came after the last answer.
         sock: The answer to the request in work.
         parser: Gunicorn's, for the request in work.
@@ -131,6 +132,7 @@ class Connection:
         self.holds_thread = False
         self.n_request_bytes = 0
         self.n_counted_bytes = 0
+        self.n_unread_bytes = 0
         self.n_discarded_bytes = 0
         self._unsent: list[bytes | memoryview] = []
 
@@ -146,6 +148,11 @@ class Connection:
     def n_missing_bytes(self) -> int:
         """Of the request in the buffer, as far as its head tells."""
         return max(0, self.framing.n_bytes - len(self.buffer))
+
+    @property
+    def n_unsent_bytes(self) -> int:
+        """Of the answer."""
+        return sum(map(len, self._unsent))
 
     @property
     def parser_agrees(self) -> bool:

@@ -38,6 +38,10 @@ class Deadlines(Generic[T]):
         """When the first of them is due, on the monotonic clock; infinity if there is none."""
         return next(iter(self._ends_s.values()), math.inf)
 
+    def first(self) -> T:
+        """Whose time is over next."""
+        return next(iter(self._ends_s))
+
     def take_due(self) -> list[T]:
         """Those whose time is over; they are here no longer."""
         due: list[T] = []

@@ -145,7 +145,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             logger.critical("a batch has hung for %d s: this worker hands on its other work and ends", timeout_s)
             self.alive = False
             self._retired_s = now
-        # Behind clients that do not read, places come back late: who waited for one until its time was over is told.
+        # Who waited for a thread until its time was over is told, whenever one is free.
         while self._line and now >= self._line[0].sock.caller.arrived_s + self._settings.request_timeout_s:
             self._submit(self._spare_pool, self._next_in_line())
 
@@ -307,17 +307,13 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         refusals.of(exc, self.cfg).tell(client.sendall, exc)
 
     def finish_request(self, connection: Connection, work: "Future[bool]") -> None:
-        """A thread is done with a request."""
-        if connection.state is State.CLOSED:
-            self.let_go(connection)
-            return
-        connection.must_close = connection.must_close or work.exception() is not None or not work.result()
-        self._reception.answered(connection)
-
-    def let_go(self, connection: Connection) -> None:
-        """The answer is sent, or cannot be: a thread may take the next."""
-        connection.end()
+        """A thread is done with a request, and may take the next."""
         if connection.holds_thread:
             connection.holds_thread = False
             self._n_threads_taken -= 1
             self._call_next()
+        if connection.state is State.CLOSED:
+            connection.end()
+            return
+        connection.must_close = connection.must_close or work.exception() is not None or not work.result()
+        self._reception.answered(connection)

@@ -14,6 +14,9 @@ from embedding_api.errors import AddressError
 
 logger = logging.getLogger(__name__)
 
+# Whether this process listens already; after SIGHUP Gunicorn reads its settings, and so asks, again.
+_is_announced = False
+
 # Where a program on this machine finds a service that listens on every interface.
 _REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - translates it away
 
@@ -27,7 +30,7 @@ def refuse_used_addresses(settings: Settings) -> None:
     Raises:
         AddressError: Somebody else listens there.
     """
-    if "wsgi" in sys.modules or {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():
+    if _is_announced or {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():
         return
     config = _gunicorn_config(settings)
     if config.reuse_port or config.check_config:
@@ -65,6 +68,8 @@ def announce(address: Any, settings: Settings) -> None:
         address: What it listens on, as `socket.getsockname` has it.
         settings: Say whether a key is needed, and which model to ask.
     """
+    global _is_announced
+    _is_announced = True
     where = ["--unix-socket", str(address), "http://localhost"]
     if isinstance(address, tuple):
         host = _REACHED_AT.get(address[0], address[0])

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 GONE_AFTER_S = 1.0
 # A client closes when it has read its answer; one that is still sending would lose the answer if we closed on it.
 LINGER_S = 5.0
+# What answers may take that their clients have not read, in a worker: seven to 2,048 texts each, of 9 MB in numbers.
+MAX_UNREAD_BYTES = 2**26
 # What a client may send ahead while a request of its is in work.
 MAX_AHEAD_BYTES = 65_536
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -41,9 +43,6 @@ class Host(Protocol):
 
     def take(self, connection: Connection, verdict: Verdict) -> None:
         """Works on the request in the buffer, which will not become more whole than the verdict says."""
-
-    def let_go(self, connection: Connection) -> None:
-        """Nothing of the request is left to be sent."""
 
 
 class Reception:
@@ -68,6 +67,7 @@ class Reception:
         self._host = host
         self.n_connections = 0
         self.n_held_bytes = 0
+        self._n_unread_bytes = 0
         # In each of these a connection stands while it waits for its client; the first three are of those that arrive.
         self.idle: Deadlines[Connection] = Deadlines(config.keepalive)
         self._silent: Deadlines[Connection] = Deadlines(settings.client_timeout_s)
@@ -93,7 +93,6 @@ class Reception:
 
     def answered(self, connection: Connection) -> None:
         """The thread of a request is done with it, and its answer can be sent."""
-        # From here on it is the reception that lets go of it, whatever happens.
         connection.state = State.WRITING
         self._guard(connection, self._write)
 
@@ -102,7 +101,9 @@ class Reception:
         return min(deadlines.next_s() for deadlines in self._when_due)
 
     def expire(self) -> None:
-        """Deals with those whose time is over."""
+        """Deals with those whose time is over, or who have read too little too long."""
+        while self._n_unread_bytes > MAX_UNREAD_BYTES and len(self._writing):
+            self._guard(self._writing.first(), self._close)
         if time.monotonic() < self.next_s():
             return
         for deadlines, step in self._when_due.items():
@@ -119,6 +120,9 @@ class Reception:
         n_bytes = 0 if connection.state is State.CLOSED else len(connection.buffer) + connection.n_request_bytes
         self.n_held_bytes += n_bytes - connection.n_counted_bytes
         connection.n_counted_bytes = n_bytes
+        n_unread_bytes = connection.n_unsent_bytes if connection.state is State.WRITING else 0
+        self._n_unread_bytes += n_unread_bytes - connection.n_unread_bytes
+        connection.n_unread_bytes = n_unread_bytes
 
     def _new_framing(self) -> Framing:
         return Framing(self._config.limit_request_line, self._settings.max_body_bytes)
@@ -200,6 +204,7 @@ class Reception:
             if connection not in self._arriving:
                 self._stop_waiting(connection)
                 self._arriving.put(connection)
+            self._watch(connection, _READ)
             self._encourage(connection)
             return
         self._stop_waiting(connection)
@@ -223,7 +228,7 @@ class Reception:
                 connection.send()
 
     def _write(self, connection: Connection) -> None:
-        """Sends what the client takes. Its request counts until it has all: answers fill memory as requests do."""
+        """Sends what the client takes."""
         self._leaving.drop(connection)
         try:
             is_sent = connection.send()
@@ -231,19 +236,21 @@ class Reception:
             self._close(connection)
             return
         if not is_sent:
-            # Once: who reads a little now and then would hold its thread's place for ever.
+            # Once: who reads a little now and then would keep it for ever.
             if connection not in self._writing:
                 self._writing.put(connection)
             self._watch(connection, _WRITE)
             return
         self._writing.drop(connection)
-        self._host.let_go(connection)
+        connection.end()
         if connection.must_close:
             self._linger(connection)
             return
         connection.state = State.ARRIVING
         connection.framing = self._new_framing()
-        self._watch(connection, 0 if connection.has_ended else _READ)
+        # With so much here already, what is here comes first.
+        is_enough = connection.has_ended or len(connection.buffer) > MAX_AHEAD_BYTES
+        self._watch(connection, 0 if is_enough else _READ)
         if connection.buffer or connection.has_ended:
             self._advance(connection)
         else:
@@ -276,7 +283,7 @@ class Reception:
         if connection.state is State.CLOSED:
             return
         if connection.state is not State.WORKING:
-            self._host.let_go(connection)
+            connection.end()
         connection.state = State.CLOSED
         for deadlines in self._when_due:
             deadlines.drop(connection)

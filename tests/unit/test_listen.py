@@ -60,9 +60,15 @@ def test_a_socket_that_is_handed_over_is_not_looked_for(taken, monkeypatch, name
     listen.refuse_used_addresses(load_settings())
 
 
-def test_a_running_master_reads_its_configuration_again_without_refusing_itself(taken, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wsgi", sys)
-    listen.refuse_used_addresses(load_settings())
+@pytest.fixture(autouse=True)
+def _has_not_announced(monkeypatch):
+    monkeypatch.setattr(listen, "_is_announced", False)
+
+
+def test_a_running_master_reads_its_configuration_again_without_refusing_itself(taken):
+    settings = load_settings()
+    listen.announce(("127.0.0.1", settings.port), settings)
+    listen.refuse_used_addresses(settings)
 
 
 @pytest.mark.parametrize(
