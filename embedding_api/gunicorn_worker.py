@@ -109,8 +109,9 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """SIGQUIT and SIGINT: ends at once."""
-        self._spare_pool.shutdown(wait=False)
-        super().handle_quit(sig, frame)
+        # Not by way of ThreadWorker, which shuts its threads down first: that waits for a lock which the loop, here
+        # interrupted, may hold.
+        super(ThreadWorker, self).handle_quit(sig, frame)
 
     def run(self) -> None:
         """Serves until the worker is told to stop, or must."""
