@@ -14,14 +14,19 @@ from embedding_api.config import Settings
 
 pytest_plugins = ["tests.server.reliability"]
 
-# One for the whole session, so that no model is converted twice, and never that of who runs it.
-CACHE_DIR = Path(os.environ.setdefault("TESTS_CACHE_DIR", tempfile.mkdtemp(prefix="memementor-tests-")))
+# One for the whole session, so that no model is converted twice, and never that of who runs it. A pytest that a test
+# starts uses the outer one's.
+IS_INNER = "TESTS_CACHE_DIR" in os.environ
+if not IS_INNER:
+    os.environ["TESTS_CACHE_DIR"] = tempfile.mkdtemp(prefix="memementor-tests-")
+CACHE_DIR = Path(os.environ["TESTS_CACHE_DIR"])
 
 SETTINGS = [field.name.upper() for field in dataclasses.fields(Settings)]
 
 
 def pytest_sessionfinish():
-    shutil.rmtree(CACHE_DIR, ignore_errors=True)
+    if not IS_INNER:
+        shutil.rmtree(CACHE_DIR, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from tests.conftest import CACHE_DIR
 from tests.server.conftest import ROOT, environment
-from tests.server.reliability import FAULTS, NOTHING
+from tests.server.reliability import BREAK, FAULTS, NOTHING
 
 COMMITTED = ROOT / "docs" / "reliability.md"
 
@@ -30,7 +31,9 @@ def test_the_document_has_the_rows_of_all_fault_tests(tmp_path):
     assert done.returncode == 0, done.stdout
     for key, (fault, must, happened, tests) in rows(COMMITTED).items():
         assert [fault, must, tests] == [*FAULTS[key], rows(now)[key][3]]
-        assert not tests or happened not in NOTHING, f"{key}: {happened}"
+        if tests:
+            assert not NOTHING & set(happened.split(BREAK)), f"{key}: {happened}"
+            assert "**failed**" not in happened, f"{key}: {happened}"
 
 
 TESTS = """
@@ -92,6 +95,14 @@ def test_each_fault_tells_what_its_tests_saw(tmp_path):
     (left_out,) = (line for line in table.read_text().splitlines() if line.startswith("**Not the whole"))
     assert "hang, kill" in left_out
     assert "overload" not in left_out
+
+
+def test_the_cache_is_that_of_the_outer_tests_and_outlives_the_inner(tmp_path):
+    file = tmp_path / "test_some.py"
+    file.write_text(f"import os\n\ndef test_same():\n    assert os.environ['CACHE_DIR'] == {str(CACHE_DIR)!r}\n")
+    done = run(file, "-p", "tests.conftest")
+    assert done.returncode == 0, done.stdout
+    assert CACHE_DIR.is_dir()
 
 
 def test_a_fault_that_nobody_knows_is_refused(tmp_path):

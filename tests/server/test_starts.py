@@ -38,7 +38,7 @@ def ordinary() -> list[str]:
 
 @pytest.fixture
 def disk(tmp_path):
-    """Mounts a disk of so many bytes."""
+    """Mounts a disk of so many bytes. To be asked for before `launch`, so that no server uses it when it is removed."""
     folder = tmp_path / "disk"
 
     def mount(n_bytes, *options):
@@ -188,13 +188,13 @@ def test_a_file_in_the_place_of_the_cache_is_told(launch, tmp_path, tiny):
     assert "set CACHE_DIR to a folder that this user can write to" in said
 
 
-def test_a_read_only_disk_is_told(launch, disk, tiny):
+def test_a_read_only_disk_is_told(disk, launch, tiny):
     said = refusal(launch(wait=False, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(disk(2**20, "ro"))))
     assert "(Read-only file system); set CACHE_DIR to a folder that this user can write to" in said
 
 
 @pytest.mark.fault("start")
-def test_a_full_disk_is_told_before_the_conversion(launch, disk, observed):
+def test_a_full_disk_is_told_before_the_conversion(disk, launch, observed):
     server = launch(wait=False, CACHE_DIR=str(disk(2**20)))
     said = refusal(server)
     assert "needed); free some, or set CACHE_DIR to a folder that has room, or BACKEND=torch" in said
@@ -203,7 +203,7 @@ def test_a_full_disk_is_told_before_the_conversion(launch, disk, observed):
 
 
 @pytest.mark.fault("start")
-def test_a_disk_that_fills_during_the_conversion_is_told_and_nothing_is_left_on_it(launch, disk, tiny, observed):
+def test_a_disk_that_fills_during_the_conversion_is_told_and_nothing_is_left_on_it(disk, launch, tiny, observed):
     cache = disk((tiny / "model.safetensors").stat().st_size * 3 // 4)
     server = launch(wait=False, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache))
     said = refusal(server, deadline_s=120)
