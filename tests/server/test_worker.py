@@ -40,6 +40,13 @@ engine = fake_engine(fake_model(backend=Backend()), inference_timeout_s=settings
 engine.is_full = Path("full").exists
 engine.has_room = lambda n_bytes: not Path("no-room").exists()
 engine.say_arriving = lambda n_tokens, n_bytes: logger.info("arriving %d %d", n_tokens, n_bytes)
+close = engine.close
+
+def say_and_close():
+    logger.info("closing")
+    close()
+
+engine.close = say_and_close
 app = create_app(settings, engine)
 inner = app.wsgi_app
 
@@ -174,26 +181,28 @@ def test_clients_that_never_finish_get_408_and_hold_nobody_up(faulty, observed):
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Client(faulty)).send(half) for half in (*heads, *bodies, *chunks)]
         answers = {}
-        n_served = 0
+        # Before the first of them is answered, which would free a thread.
+        n_served = n_rounds = 0
         started = time.monotonic()
 
         def all_are_answered():
-            nonlocal n_served
+            nonlocal n_served, n_rounds
             for client in slow:
                 client.socket.setblocking(False)
                 with contextlib.suppress(BlockingIOError, ConnectionError):
                     if client not in answers and client.socket.recv(1, socket.MSG_PEEK):
                         client.socket.settimeout(30)
                         answers[client] = client.answer()
-                    elif n_served < 20:
+                    elif n_rounds < 20:
                         client.socket.send(b"a")
             assert faulty.ask(post(), get())[0][0] == 200
-            n_served += 1
+            n_rounds += 1
+            n_served += not answers
             return len(answers) == len(slow)
 
         until(all_are_answered, what="408 for all")
         assert time.monotonic() - started >= 2
-        assert n_served > 1
+        assert n_served >= 5
         for client, answer in answers.items():
             assert_refused(answer, 408, "request_timeout")
             assert "2 s" in answer[1]["error"]["message"]
@@ -201,7 +210,7 @@ def test_clients_that_never_finish_get_408_and_hold_nobody_up(faulty, observed):
             client.socket.settimeout(30)
             assert client.has_closed()
     observed(
-        f"{len(slow)} half-sent requests, {THREADS} threads: 408 for each after 2 s, {n_served} others served meanwhile"
+        f"{len(slow)} half-sent requests, {THREADS} threads: 408 for each after 2 s, {n_served} others served before"
     )
 
 
@@ -397,6 +406,13 @@ def connect_and_ask(stack, server):
     return client
 
 
+def share_of_core(worker) -> float:
+    """What a worker uses of a core, over a second in which it has nothing to do; near 1 if it goes round and round."""
+    started, spent_s = time.monotonic(), sum(worker.cpu_times()[:2])
+    until(lambda: time.monotonic() > started + 1, what="a second")
+    return (sum(worker.cpu_times()[:2]) - spent_s) / (time.monotonic() - started)
+
+
 @pytest.mark.fault("client gone")
 @pytest.mark.parametrize("how", ["reset", "close", "shutdown"])
 def test_it_is_noticed_that_a_client_left_while_its_request_is_in_work(faulty, how, observed):
@@ -404,10 +420,9 @@ def test_it_is_noticed_that_a_client_left_while_its_request_is_in_work(faulty, h
     (worker,) = faulty.workers
     with faulty.fault("hold"), contextlib.ExitStack() as stack:
         client = connect_and_ask(stack, faulty)
-        spent_s = sum(worker.cpu_times()[:2])
         {"reset": client.reset, "close": client.__exit__, "shutdown": client.end}[how]()
         until(lambda: len(faulty.lines("left")) > n_left, what="the client's leave")
-        assert sum(worker.cpu_times()[:2]) - spent_s < 0.7, "it is told of the same event again and again"
+        assert share_of_core(worker) < 0.5, "it is told of the same event again and again"
     observed(f"{how}: noticed while its request is in work")
 
 
@@ -432,7 +447,6 @@ def test_what_is_sent_ahead_of_an_answer_waits_in_the_kernel_beyond_some_bytes(f
     with faulty.fault("hold"), Client(faulty) as client:
         client.send(post())
         client.socket.setblocking(False)
-        spent_s = sum(worker.cpu_times()[:2])
         with contextlib.suppress(BlockingIOError):
             for _ in range(100):
                 client.socket.send(get() * 10_000)
@@ -440,7 +454,7 @@ def test_what_is_sent_ahead_of_an_answer_waits_in_the_kernel_beyond_some_bytes(f
         assert faulty.ask(get())[0][0] == 200
         held = [int(line.split()[2]) for line in faulty.lines("arriving")[n_said:]]
         assert max(held) < 500_000
-        assert sum(worker.cpu_times()[:2]) - spent_s < 0.5
+        assert share_of_core(worker) < 0.5
 
 
 # Its end
@@ -481,14 +495,17 @@ def test_a_server_that_stops_says_so_while_it_drains(launch, tmp_path, observed)
 
 
 def test_a_second_request_that_waits_for_a_thread_is_told_when_the_grace_time_ends(launch, tmp_path):
-    server = Faulty(launch, tmp_path, GRACEFUL_TIMEOUT_S="2", THREADS="1")
+    """Given one that hangs until then, though not for ever: it is answered, and the other is told."""
+    server = Faulty(launch, tmp_path, GRACEFUL_TIMEOUT_S="6", THREADS="1")
     with ThreadPoolExecutor(2) as clients, server.fault("hold"):
         running = [clients.submit(server.ask, post("cat")) for _ in range(2)]
         until(lambda: server.lines("arriving [1-9]"), what="one in line")
         server.process.terminate()
-        until(lambda: is_refused(server), what="the end of listening")
+        until(lambda: server.lines("closing"), what="the end of the grace time")
         (server.folder / "hold").unlink()
-        assert {request.result(20)[0][0] for request in running} <= {200, 503}
+        answers = sorted((request.result(20)[0] for request in running), key=lambda answer: answer[0])
+    assert answers[0][0] == 200
+    assert_refused(answers[1], 503, "not_ready", "server_error")
     assert server.process.wait(20) == 0
 
 
