@@ -157,9 +157,11 @@ def test_a_worker_killed_in_a_batch_costs_the_others_requests_nothing(launch, ex
     """Given a request whose batches both workers compute, when one is killed again and again, then it is answered."""
     texts, vectors = expected
     server, connection, holder = connected(launch)
-    with ThreadPoolExecutor(1) as client:
+    n_killed = 0
+
+    def kill_while_it_is_asked():
+        nonlocal n_killed
         asked = client.submit(connection.embed, texts[:1200])
-        n_killed = 0
         while not asked.done():
             for worker in server.workers:
                 if worker.pid != holder.pid and worker.cpu_times().user > 0.05 and not asked.done():
@@ -168,8 +170,12 @@ def test_a_worker_killed_in_a_batch_costs_the_others_requests_nothing(launch, ex
                     n_killed += 1
             time.sleep(0.05)
         assert_equal(asked.result(), vectors[:1200])
+        return n_killed
+
+    with ThreadPoolExecutor(1) as client:
+        # An answer may be there before the other worker has begun.
+        until(kill_while_it_is_asked, what="a kill")
     assert connection.lost == []
-    assert n_killed > 0
     connection.close()
     observed(f"{n_killed} kills of the worker that helps with a request of 1,200 texts: it was answered rightly")
 
@@ -215,10 +221,10 @@ def test_a_renewal_of_all_workers_loses_no_request(launch, expected, observed):
 
         running = [clients.submit(client, number) for number in range(4)]
         server.process.send_signal(signal.SIGHUP)
-        n_lost = sum(future.result() for future in running)
+        assert sum(future.result() for future in running) == 0
     until(lambda: not old & {worker.pid for worker in server.workers}, what="the renewal")
     assert len(server.embed(["a", "b"])) == 2
-    observed(f"both workers renewed; 4 clients lost a connection {n_lost} times; 80 requests answered rightly")
+    observed("both workers renewed; 4 kept-alive clients lost no connection, and 80 requests were answered rightly")
 
 
 def test_the_vector_of_a_text_does_not_depend_on_its_company(server, expected):
