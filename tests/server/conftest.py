@@ -107,6 +107,14 @@ class Server:
         assert status == 200, answer
         return [item["embedding"] for item in answer["data"]]
 
+    def is_busy(self) -> bool:
+        """Whether a short request does not come through at once; it leaves then."""
+        try:
+            self.request("POST", "/v1/embeddings", json.dumps({"model": MINILM, "input": "busy?"}), timeout=0.2)
+        except TimeoutError:
+            return True
+        return False
+
     @property
     def workers(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children()

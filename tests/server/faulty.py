@@ -1,7 +1,4 @@
-"""The real service and the real model, with a backend that fails where a text holds one of these words.
-
-Run it as `gunicorn tests.server.faulty:app`.
-"""
+"""The real service and the real model, with a backend that fails where a text holds one of these words."""
 
 import dataclasses
 import time
@@ -14,6 +11,9 @@ from embedding_api.config import load_settings
 from embedding_api.engine import registry
 from embedding_api.engine.engine import make_engine
 from embedding_api.engine.registry import Registry
+
+# What Gunicorn runs: a call, so that a test which needs only the words loads no model.
+APP = "tests.server.faulty:make_app()"
 
 # What each word does to the batch that holds it, or to its own vector.
 RAISES, HANGS, SPOILS, SLOW = "volcano", "glacier", "desert", "river"
@@ -47,9 +47,11 @@ class Faulty:
         return vectors
 
 
-settings = load_settings()
-log.configure(settings)
-_models = [
-    dataclasses.replace(model, backend=Faulty(model.backend, model.reader)) for model in registry.load(settings).models
-]
-app = create_app(settings, make_engine(Registry(_models), settings))
+def make_app():
+    settings = load_settings()
+    log.configure(settings)
+    models = [
+        dataclasses.replace(model, backend=Faulty(model.backend, model.reader))
+        for model in registry.load(settings).models
+    ]
+    return create_app(settings, make_engine(Registry(models), settings))

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 from tests.server.conftest import MINILM, until
-from tests.server.faulty import HANGS, RAISES, SLOW, SPOILS
-
-APP = "tests.server.faulty:app"
+from tests.server.faulty import APP, HANGS, RAISES, SLOW, SPOILS
 
 
 def body(texts, **fields):
@@ -24,15 +22,6 @@ def body(texts, **fields):
 def ask(server, texts, headers=None):
     """Status and JSON of a request."""
     return server.request("POST", "/v1/embeddings", body(texts), headers)[:2]
-
-
-def is_busy(server):
-    """Whether a short request does not come through at once; it leaves then."""
-    try:
-        server.request("POST", "/v1/embeddings", body("busy?"), timeout=0.2)
-    except TimeoutError:
-        return True
-    return False
 
 
 def numbers(pattern, log):
@@ -61,7 +50,7 @@ def test_a_text_that_fails_costs_its_own_request_alone(faulty, observed, word):
     with ThreadPoolExecutor(22) as clients:
         # So that what follows has to wait, and travels together.
         busy = clients.submit(faulty.embed, [f"{SLOW} {'word ' * 240} {n}" for n in range(4)])
-        until(lambda: is_busy(faulty), what="work")
+        until(faulty.is_busy, what="work")
         good = [clients.submit(faulty.embed, texts[n : n + 2]) for n in range(0, 40, 2)]
         bad = clients.submit(ask, faulty, ["a good text", f"the {word} within"])
         status, answer = bad.result()
@@ -107,7 +96,7 @@ def test_a_request_over_its_deadline_is_504_and_leaves_the_queue(launch, observe
     dropped = r"(\d+) waiting texts dropped"
     n_dropped = sum(until(lambda: len(found := numbers(dropped, server.log)) == 2 and found, what="both lines"))
     assert n_dropped > 0
-    until(lambda: not is_busy(server), what="the end of the batch in work")
+    until(lambda: not server.is_busy(), what="the end of the batch in work")
     assert len(server.embed("a cat")[0]) == 384
     observed(f"deadline of 2 s: 504 after {taken_s:.1f} s at most, {n_dropped} of 12 texts dropped")
 
@@ -126,7 +115,7 @@ def test_the_texts_of_a_client_who_went_away_are_dropped(launch, observed):
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         sent = body(texts).encode()
         client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent)
-        until(lambda: is_busy(server), what="work")
+        until(server.is_busy, what="work")
     # Whoever asked whether it is busy has left, too.
     found = lambda: max(numbers(r"(\d+) waiting texts dropped", server.log), default=0)  # noqa: E731
     n_dropped = until(lambda: found() > 10 and found(), deadline_s=10, what="the line")

@@ -18,6 +18,8 @@ import pytest
 
 from tests import models
 from tests.server.conftest import MINILM, ROOT, environment, free_port, until
+from tests.server.faulty import APP as FAULTY
+from tests.server.faulty import SLOW, SLOW_S
 
 BODY = json.dumps({"model": MINILM, "input": "a cat"})
 
@@ -111,39 +113,99 @@ def test_a_fork_after_loading_can_use_several_threads(how, deadline_s, hangs):
     assert bool(done.returncode) is hangs
 
 
+def start_slow_requests(stack, server, n_texts):
+    """Connections of four requests, all in work; each text takes SLOW_S."""
+    connections = []
+    for n in range(4):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connections.append(stack.enter_context(contextlib.closing(connection)))
+        texts = [f"{SLOW} {'word ' * 240} {n} {number}" for number in range(n_texts)]
+        connection.request("POST", "/v1/embeddings", json.dumps({"model": MINILM, "input": texts}))
+    until(server.is_busy, what="work")
+    return connections
+
+
 @pytest.mark.fault("sigterm")
 def test_sigterm_lets_running_requests_finish(launch, observed):
-    server = launch(WORKERS="1")
-    texts = [f"{n} " + "word " * 250 for n in range(40)]
-    with ThreadPoolExecutor(4) as clients:
-        running = [clients.submit(server.embed, texts) for _ in range(4)]
-        (worker,) = server.workers
-        until(lambda: sum(c.status == "ESTABLISHED" for c in worker.net_connections()) == 4, what="four connections")
+    server = launch(FAULTY, WORKERS="1")
+    with contextlib.ExitStack() as stack:
+        connections = start_slow_requests(stack, server, 3)
         server.process.terminate()
-        assert [len(request.result(60)) for request in running] == [40] * 4
+        answers = [connection.getresponse() for connection in connections]
+        assert [answer.status for answer in answers] == [200] * 4
+        assert [len(json.loads(answer.read())["data"]) for answer in answers] == [3] * 4
     assert server.process.wait(30) == 0
     assert "Traceback" not in server.log
-    observed("4 running requests of 40 long texts were answered; exit code 0")
+    observed(f"4 running requests, {12 * SLOW_S:.0f} s of work, were answered; exit code 0")
+
+
+@pytest.mark.fault("sigterm")
+def test_sigterm_under_load_leaves_no_request_without_an_answer(launch, observed):
+    """Given kept-alive clients that send all the time, then each gets 200, or 503 and the connection's end."""
+    server = launch(WORKERS="2", DRAIN_S="2", GRACEFUL_TIMEOUT_S="20")
+    until(lambda: len(server.workers) == 2, what="two workers")
+    answers = []
+
+    def keep_asking(number):
+        """Until connections are refused: gives when that was."""
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        with contextlib.closing(connection):
+            while True:
+                # One that is closed before it has answered once was never accepted.
+                is_new = True
+                try:
+                    connection.connect()
+                    while connection.sock is not None:
+                        text = f"{number} {len(answers)} word"
+                        connection.request("POST", "/v1/embeddings", json.dumps({"model": MINILM, "input": text}))
+                        response = connection.getresponse()
+                        response.read()
+                        answers.append((response.status, response.headers["Connection"], time.monotonic()))
+                        is_new = False
+                        # Leaves some of the machine to the server.
+                        time.sleep(0.02)
+                except ConnectionError:
+                    assert is_new, "a connection was lost"
+                    return time.monotonic()
+
+    with ThreadPoolExecutor(9) as clients:
+        # Each takes seconds, and is in work for sure when as many others have been answered.
+        long = [
+            clients.submit(server.embed, [f"{n} {number} " + "word " * 240 for number in range(20)]) for n in range(3)
+        ]
+        asking = [clients.submit(keep_asking, number) for number in range(6)]
+        until(lambda: len(answers) > 30, what="load")
+        told = time.monotonic()
+        server.process.terminate()
+        assert [len(request.result()) for request in long] == [20] * 3
+        assert all(future.result() - told >= 2 for future in asking), "connections were refused before the drain's end"
+    assert server.process.wait(20) == 0
+    assert "Traceback" not in server.log
+    assert {status for status, _, came_s in answers if came_s < told} == {200}
+    assert {(status, kept) for status, kept, _ in answers if status != 200} == {(503, "close")}
+    statuses = [status for status, *_ in answers]
+    observed(
+        f"DRAIN_S=2, 6 kept-alive clients and 3 requests of 20 long texts: {statuses.count(200) + 3} got 200, "
+        f"{statuses.count(503)} got 503 and `Connection: close`, none nothing; exit code 0"
+    )
 
 
 @pytest.mark.fault("sigterm")
 def test_what_is_not_done_in_the_grace_time_is_told_and_the_exit_is_on_time(launch, observed):
-    server = launch(WORKERS="1", GRACEFUL_TIMEOUT_S="1", MAX_QUEUED_TOKENS="1000000")
-    body = json.dumps({"model": MINILM, "input": [f"{n} " + "word " * 250 for n in range(300)]})
-
-    def ask():
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return server.request("POST", "/v1/embeddings", body)[0]
-
-    with ThreadPoolExecutor(4) as clients:
-        running = [clients.submit(ask) for _ in range(4)]
-        (worker,) = server.workers
-        until(lambda: sum(c.status == "ESTABLISHED" for c in worker.net_connections()) == 4, what="four connections")
+    server = launch(FAULTY, WORKERS="1", GRACEFUL_TIMEOUT_S="1", MAX_QUEUED_TOKENS="1000000")
+    with contextlib.ExitStack() as stack:
+        connections = start_slow_requests(stack, server, 10)
         server.process.terminate()
         told = time.monotonic()
         assert server.process.wait(20) == 0
         elapsed_s = time.monotonic() - told
-        assert {request.result(20) for request in running} <= {503, None}
+        statuses = set()
+        for connection in connections:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                statuses.add(connection.getresponse().status)
+    assert statuses <= {503}
+    # Far from the 20 s that the work takes.
+    assert elapsed_s < 6
     assert "Traceback" not in server.log
     observed(f"4 requests that take longer than GRACEFUL_TIMEOUT_S=1: cut off, exit code 0 after {elapsed_s:.1f} s")
 
