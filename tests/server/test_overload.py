@@ -2,10 +2,12 @@
 
 import http.client
 import json
+import math
 import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,12 +21,21 @@ def body(texts):
     return json.dumps({"model": MINILM, "input": texts})
 
 
+class Answered(NamedTuple):
+    status: int
+    sent_s: float
+    came_s: float
+    json: dict
+    headers: http.client.HTTPMessage
+
+
 class Load:
     """Clients that send the same again and again, each on its connection, and take note of what they get."""
 
     def __init__(self, server, n_clients, texts):
         self.server, self.texts = server, texts
         self.answers = []
+        self.started_s = time.monotonic()
         self._stop = threading.Event()
         self._clients = ThreadPoolExecutor(n_clients)
         self._running = [self._clients.submit(self._run, number) for number in range(n_clients)]
@@ -40,17 +51,26 @@ class Load:
             connection.request("POST", "/v1/embeddings", sent)
             response = connection.getresponse()
             answer = json.loads(response.read())
-            self.answers.append((response.status, time.monotonic() - started, answer, response.headers))
+            self.answers.append(Answered(response.status, started, time.monotonic(), answer, response.headers))
             if response.status == 429:
                 # Sooner than it was told, so that the overload lasts.
                 self._stop.wait(0.2)
         connection.close()
 
     def statuses(self):
-        return [status for status, *_ in list(self.answers)]
+        return [answered.status for answered in list(self.answers)]
 
-    def stop(self):
+    def accepted(self):
+        """Those that were sent when the server refused already: all that come to an idle one at once may be taken."""
+        first_s = min((answered.came_s for answered in list(self.answers) if answered.status == 429), default=math.inf)
+        return [answered for answered in list(self.answers) if answered.status == 200 and answered.sent_s > first_s]
+
+    def tell_to_stop(self):
+        """No client sends anything more; what they have sent is still to be answered."""
         self._stop.set()
+
+    def join(self):
+        self.tell_to_stop()
         for future in self._running:
             future.result()
         self._clients.shutdown()
@@ -78,53 +98,80 @@ def refused_s(server):
 
 
 def private_mb(server):
-    return [worker.memory_full_info().uss / 1e6 for worker in server.workers]
+    return np.array([worker.memory_full_info().uss / 1e6 for worker in server.workers])
 
 
 @pytest.mark.fault("overload")
 @pytest.mark.parametrize(("n_clients", "texts"), [(300, ["one short text"]), (24, ["one of many texts"] * 256)])
 def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, observed, n_clients, texts):
     server = launch(WORKERS="2", MAX_QUEUED_TOKENS=str(N_QUEUED_TOKENS))
+    until(lambda: len(server.workers) == 2, what="two workers")
     quiet = np.array(server.embed(["a text that is known", *(f"warm {n}" for n in range(255))])[0])
     before_mb = private_mb(server)
+    during_mb, until_refused_s = [], []
     load = Load(server, n_clients, texts)
     try:
-        until(lambda: load.statuses().count(429) > 100 and load.statuses().count(200) > 5, what="overload")
-        during_mb = private_mb(server)
-        until_refused_s = np.median([refused_s(server) for _ in range(9)])
+        until(lambda: load.statuses().count(429) > 100 and len(load.accepted()) > 5, what="overload")
+        for _ in range(9):
+            until_refused_s.append(refused_s(server))
+            during_mb.append(private_mb(server))
         health = server.request("GET", "/health/live")[0], server.request("GET", "/health/ready")[0]
     finally:
-        load.stop()
-    ended = time.monotonic()
-    np.testing.assert_allclose(server.embed("a text that is known")[0], quiet, atol=2e-6)
-    recovered_s = time.monotonic() - ended
+        load.tell_to_stop()
+        ended = time.monotonic()
+        recovered = until(lambda: embedded(server, "a text that is known"), what="room")
+        recovered_s = time.monotonic() - ended
+        load.join()
 
+    np.testing.assert_allclose(recovered, quiet, atol=2e-6)
     assert set(load.statuses()) == {200, 429}
     assert health == (200, 200)
-    n_refused = load.statuses().count(429)
-    accepted_s = [taken_s for status, taken_s, *_ in load.answers if status == 200]
-    for status, _, answer, headers in load.answers:
-        if status == 429:
-            assert answer["error"]["type"] == "rate_limit_error"
-            assert answer["error"]["code"] == "server_overloaded"
-            assert int(headers["Retry-After"]) >= 1
-        else:
-            assert len(answer["data"]) == len(texts)
+    assert all(len(answered.json["data"]) == len(texts) for answered in load.answers if answered.status == 200)
+    refused = [answered for answered in load.answers if answered.status == 429]
+    for answered in refused:
+        assert answered.json["error"]["type"] == "rate_limit_error"
+        assert answered.json["error"]["code"] == "server_overloaded"
+    # The queue may hold the last request of each worker beyond its limit. How fast it moves is seen, and not what was
+    # measured at the start: clients and server share the machine, and others may.
+    done = [answered for answered in load.answers if answered.status == 200]
+    tokens = [answered.json["usage"]["prompt_tokens"] for answered in done]
+    tokens_per_s = sum(tokens) / (max(answered.came_s for answered in done) - load.started_s)
+    queue_s = (N_QUEUED_TOKENS + 2 * max(tokens)) / tokens_per_s
+    accepted = load.accepted()
+    retry_s = [int(answered.headers["Retry-After"]) for answered in refused]
+    assert 1 <= min(retry_s) <= np.median(retry_s) < 1 + 4 * queue_s
+    assert max(retry_s) <= 60
+    accepted_s = [answered.came_s - answered.sent_s for answered in accepted]
+    assert np.median(accepted_s) < 1 + 4 * queue_s
     # At once: not after the wait of those that were accepted.
-    assert until_refused_s < 0.5
-    assert recovered_s < 2
-    grown_mb = max(np.subtract(during_mb, before_mb))
+    assert np.median(until_refused_s) < 1
+    # What was accepted before is computed first.
+    assert recovered_s < 2 + queue_s
+    grown_mb = (np.max(during_mb, axis=0) - before_mb).max()
     assert grown_mb < 100
     assert len(server.workers) == 2
     observed(
-        f"{n_clients} clients with {len(texts)} texts: {len(accepted_s)} answered in {np.median(accepted_s):.2f} s "
-        f"(median), {n_refused} refused in {until_refused_s:.2f} s; {grown_mb:.0f} MB more a worker; "
-        f"a request {recovered_s:.2f} s after the end"
+        f"{n_clients} clients with {len(texts)} texts: {len(accepted)} answered in {np.median(accepted_s):.2f} s "
+        f"(median; {max(accepted_s):.2f} s at most; a full queue takes {queue_s:.1f} s), {len(refused)} refused, in "
+        f"{np.median(until_refused_s):.2f} s (median of 9 separate probes), with `Retry-After` of "
+        f"{np.median(retry_s):.0f} s (median); {grown_mb:.0f} MB more a worker; a request {recovered_s:.2f} s after "
+        "the load was told to end"
     )
+
+
+def embedded(server, text):
+    """Its vector; None if the server takes no more."""
+    status, answer, _ = server.request("POST", "/v1/embeddings", body(text))
+    return answer["data"][0]["embedding"] if status == 200 else None
 
 
 @pytest.mark.fault("overload")
 def test_a_request_larger_than_the_queue_is_answered_by_an_idle_server(launch, observed):
     server = launch(WORKERS="2", MAX_QUEUED_TOKENS="100")
-    assert len(server.embed([f"one of five hundred texts {n}" for n in range(500)])) == 500
-    observed("a request of 4,000 tokens is answered by an idle server whose queue takes 100")
+    status, answer, _ = server.request(
+        "POST", "/v1/embeddings", body([f"one of five hundred texts {n}" for n in range(500)])
+    )
+    assert (status, len(answer["data"])) == (200, 500)
+    n_tokens = answer["usage"]["prompt_tokens"]
+    assert n_tokens > 1000
+    observed(f"a request of {n_tokens:,} tokens is answered by an idle server whose queue takes 100")
