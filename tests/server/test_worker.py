@@ -434,6 +434,18 @@ def test_it_is_noticed_that_a_client_left_while_its_request_is_in_line(faulty):
     until(lambda: len(faulty.lines("left")) > n_left, what="the client's leave")
 
 
+def test_clients_that_reset_while_in_work_cost_no_place(faulty):
+    """Given many times more of them than there are threads, when others ask, then they are served."""
+    for n in range(10 * THREADS):
+        with faulty.fault("hold"):
+            client = Client(faulty).send(post(f"cat {n}"))
+            n_said = len(faulty.lines("left"))
+            client.reset()
+            until(lambda n_said=n_said: len(faulty.lines("left")) > n_said, what="word of it")
+    with ThreadPoolExecutor(2 * THREADS) as clients:
+        assert {answer[0][0] for answer in clients.map(faulty.ask, [post()] * 2 * THREADS)} == {200}
+
+
 def test_a_client_that_closed_its_sending_side_gets_its_answer(faulty):
     with Client(faulty) as client:
         client.send(post() + get()).end()
