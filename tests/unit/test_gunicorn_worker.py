@@ -1,0 +1,157 @@
+"""The worker in a thread of the test, on a real listener: what it does without a master. tests/server has it whole."""
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from gunicorn.config import Config
+
+from embedding_api.app import create_app
+from embedding_api.config import load_settings
+from embedding_api.errors import OverloadedError
+from embedding_api.gunicorn_worker import Worker
+from tests.fakes import fake_engine, fake_model
+
+BODY = json.dumps({"model": "org/fake", "input": "a cat"})
+
+
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def model():
+    return fake_model()
+
+
+@pytest.fixture
+def engine(model, no_leaked_threads):
+    engine = fake_engine(model, inference_timeout_s=60)
+    engine.start()
+    yield engine
+    model.backend.proceed.set()
+    engine.close()
+
+
+@pytest.fixture
+def worker(engine, clean_settings, monkeypatch):
+    monkeypatch.setenv("CLIENT_TIMEOUT_S", "1")
+    app = create_app(load_settings(), engine)
+    config = Config()
+    for name, value in {"threads": 2, "keepalive": 75, "worker_connections": 50, "graceful_timeout": 5}.items():
+        config.set(name, value)
+    listener = socket.create_server(("127.0.0.1", 0))
+    gunicorn_app = SimpleNamespace(wsgi=lambda: app)
+    worker = Worker(1, os.getppid(), [listener], gunicorn_app, 30, config, logging.getLogger("gunicorn.test"))
+    worker.log = SimpleNamespace(access=lambda *_: None, debug=lambda *_: None, exception=logging.exception)
+    # What `init_process` does beside signals, which only a main thread may.
+    monkeypatch.setattr("gunicorn.workers.base.Worker.init_process", lambda self: (self.load_wsgi(), self.run()))
+    thread = threading.Thread(target=worker.init_process)
+    thread.start()
+    worker.port = listener.getsockname()[1]
+    yield worker
+    worker.alive = False
+    thread.join(10)
+    assert not thread.is_alive()
+    listener.close()
+    worker.tmp.close()
+
+
+@pytest.fixture
+def ask(worker):
+    def ask(method="GET", path="/health/live", body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), response.headers
+
+    return ask
+
+
+def raw(worker, request):
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def test_requests_are_answered_on_kept_connections(worker):
+    connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
+    with contextlib.closing(connection):
+        for _ in range(3):
+            connection.request("POST", "/v1/embeddings", BODY)
+            response = connection.getresponse()
+            assert response.status == 200
+            assert len(json.loads(response.read())["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        (b"GET / HTTP/9.9\r\n\r\n", 400, "invalid_request"),
+        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\n\r\n", 414, "uri_too_long"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nExpect: this\r\nContent-Length: 1\r\n\r\nx", 417, "expectation_failed"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{", 408, "request_timeout"),
+        (b"\x16\x03\x01", 400, "invalid_request"),
+    ],
+)
+def test_what_never_reaches_the_application_is_told_in_the_envelope(worker, request_, status, code):
+    head, _, body = raw(worker, request_).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert json.loads(body)["error"]["code"] == code
+    assert b"Connection: close" in head
+
+
+def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, model, monkeypatch):
+    """Given more requests than threads, then one waits in line, liveness is answered, and a full queue refuses."""
+    model.backend.proceed.clear()
+    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: worker._line)
+    assert ask()[0] == 200
+    monkeypatch.setattr(engine, "is_full", lambda: True)
+    monkeypatch.setattr(engine, "overloaded", lambda: OverloadedError("full", retry_after_s=3))
+    status, body, headers = ask("POST", "/v1/embeddings", BODY)
+    assert (status, body["error"]["code"], headers["Retry-After"]) == (429, "server_overloaded", "3")
+    model.backend.proceed.set()
+    for thread in threads:
+        thread.join(10)
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+def test_a_client_that_leaves_while_in_work_is_dropped(worker, ask, model, how):
+    model.backend.proceed.clear()
+    client = socket.create_connection(("127.0.0.1", worker.port))
+    if how == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    sent = BODY.encode()
+    client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent)
+    assert model.backend.entered.wait(10)
+    client.close()
+    until(lambda: worker._n_threads_taken == 0)
+    model.backend.proceed.set()
+    until(lambda: worker._reception.n_connections == 0)
+    assert ask("POST", "/v1/embeddings", BODY)[0] == 200
+
+
+def test_pipelined_pieces_and_chunks_are_answered_in_order(worker):
+    chunked = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+    last = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = chunked % (len(BODY), BODY.encode()) + b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" + last
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as client:
+        for start in range(0, len(request), 40):
+            client.sendall(request[start : start + 40])
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [200, 200, 404]
