@@ -196,3 +196,26 @@ def test_a_request_whose_turn_does_not_come_any_more_is_told(backend):
         backend.proceed.set()
         assert first.result(10).n_tokens == 3
         closing.result(10)
+
+
+def test_workers_get_seats_until_all_are_taken(caplog):
+    engine = fake_engine(n_seats=2)
+    seats = [engine.take_seat() for _ in range(3)]
+    assert [seat is None for seat in seats] == [False, False, True]
+    assert "all 2 seats are taken" in caplog.text
+    engine.start(seats[0])
+    assert not engine.is_full()
+    assert engine.has_room(10**9)
+    engine.say_arriving(5, 7)
+    assert not engine.retire_if_stuck()
+    engine.refuse_rest()
+    engine.close()
+
+
+def test_before_the_start_nothing_is_full_and_nothing_is_refused():
+    engine = fake_engine()
+    assert not engine.is_full()
+    assert engine.has_room(10**9)
+    with pytest.raises(RuntimeError, match="before the start"):
+        engine.overloaded()
+    engine.close()

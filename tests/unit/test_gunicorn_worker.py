@@ -5,6 +5,7 @@ import http.client
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from gunicorn.config import Config
 
+from embedding_api import gunicorn_worker
 from embedding_api.app import create_app
 from embedding_api.config import load_settings
 from embedding_api.errors import OverloadedError
@@ -46,6 +48,7 @@ def engine(model, no_leaked_threads):
 @pytest.fixture
 def worker(engine, clean_settings, monkeypatch):
     monkeypatch.setenv("CLIENT_TIMEOUT_S", "1")
+    monkeypatch.setenv("DRAIN_S", "1")
     app = create_app(load_settings(), engine)
     config = Config()
     for name, value in {"threads": 2, "keepalive": 75, "worker_connections": 50, "graceful_timeout": 5}.items():
@@ -155,3 +158,63 @@ def test_pipelined_pieces_and_chunks_are_answered_in_order(worker):
             client.sendall(request[start : start + 40])
         answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [200, 200, 404]
+
+
+def test_tls_is_left_to_a_proxy():
+    with pytest.raises(SystemExit, match="leave TLS to a proxy"):
+        Worker.check_config(SimpleNamespace(is_ssl=True), None)
+    Worker.check_config(SimpleNamespace(is_ssl=False, worker_connections=9, threads=1, keepalive=2), None)
+
+
+@pytest.fixture
+def server_stops(monkeypatch):
+    stops = bytearray(1)
+    monkeypatch.setattr(gunicorn_worker, "_server_stops", stops)
+    return stops
+
+
+@pytest.mark.parametrize(("reexec_pid", "stops"), [(0, 1), (7, 0)])
+def test_the_master_tells_its_workers_that_the_server_stops_unless_another_goes_on(server_stops, reexec_pid, stops):
+    got = []
+    arbiter = SimpleNamespace(
+        pid=os.getpid(), reexec_pid=reexec_pid, master_pid=0, signal=lambda number, frame: got.append(number)
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        gunicorn_worker.tell_workers_of_sigterm(arbiter)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (got, server_stops[0]) == ([signal.SIGTERM], stops)
+
+
+def test_a_server_that_stops_says_so_until_the_drain_is_over(worker, ask, server_stops):
+    assert ask("GET", "/health/ready")[0] == 200
+    server_stops[0] = 1
+    worker.alive = False
+    assert ask("GET", "/health/ready")[0] == 503
+    status, body, headers = ask("POST", "/v1/embeddings", BODY)
+    assert (status, body["error"]["code"], headers["Connection"]) == (503, "not_ready", "close")
+
+
+def test_a_body_for_which_there_is_no_room_is_refused_before_it_comes(worker, engine, monkeypatch):
+    monkeypatch.setattr(engine, "has_room", lambda n_bytes: False)
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nExpect: 100-continue\r\n\r\n"
+    assert b"server_overloaded" in raw(worker, head)
+
+
+def test_a_worker_whose_batch_hangs_answers_and_ends(worker, ask, engine, model, monkeypatch):
+    codes = []
+    monkeypatch.setattr(gunicorn_worker.os, "_exit", codes.append)
+    monkeypatch.setattr(gunicorn_worker.logging, "shutdown", lambda: None)
+    model.backend.proceed.clear()
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(ask("POST", "/v1/embeddings", BODY)))
+    thread.start()
+    assert model.backend.entered.wait(10)
+    engine._inference_timeout_s = 0.01
+    thread.join(10)
+    assert answers[0][0] == 504
+    until(lambda: codes)
+    assert codes == [1]
+    model.backend.proceed.set()
