@@ -24,6 +24,15 @@ CACHE_DIR = Path(os.environ["TESTS_CACHE_DIR"])
 SETTINGS = [field.name.upper() for field in dataclasses.fields(Settings)]
 
 
+def until(condition, *, deadline_s=60.0, what="it"):
+    """What `condition` gives once that is true; fails if it never is."""
+    end = time.monotonic() + deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what} did not happen within {deadline_s} s"
+        time.sleep(0.02)
+    return value
+
+
 def pytest_sessionfinish():
     if not IS_INNER:
         shutil.rmtree(CACHE_DIR, ignore_errors=True)

@@ -389,10 +389,16 @@ class Dispatcher:
         else:
             self._due.append(order)
 
+    def _away_of(self, message: Delivery | News) -> _Away | None:
+        """The batch that a message is about; None if its worker was given up, and the batch is computed again.
+
+        Inference is pure, so that the other answer is as good.
+        """
+        away = self._away.get(message.number)
+        return away if away is not None and away.worker == message.sender else None
+
     def _deliver(self, seat: Seat, delivery: Delivery) -> None:
-        away = self._away.get(delivery.number)
-        if away is None or away.worker != delivery.sender:
-            # Its worker was given up, and the batch is computed again; inference is pure, so this one is as good.
+        if (away := self._away_of(delivery)) is None:
             return
         if away.fill(delivery.start, delivery.components):
             del self._away[delivery.number]
@@ -400,8 +406,7 @@ class Dispatcher:
             seat.say_answered(away.batch.n_tokens)
 
     def _take_back(self, seat: Seat, news: News) -> None:
-        away = self._away.get(news.number)
-        if away is None or away.worker != news.sender:
+        if (away := self._away_of(news)) is None:
             return
         del self._away[news.number]
         if news.why is Undone.FAILED:

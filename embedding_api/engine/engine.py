@@ -26,6 +26,7 @@ from embedding_api.errors import (
     TokenIdsNotAcceptedError,
     UnsupportedDimensionsError,
 )
+from embedding_api.framing import MAX_HEAD_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,6 @@ _QUEUE_S = 30
 
 # Bytes of a request for each token that may wait: a token has about five, and JSON may take six for each of those.
 _BYTES_PER_TOKEN = 32
-
-# More than the head of a request may have.
-_HEAD_BYTES = 65_536
 
 # What a device is taken for, since it cannot be measured before the fork; nobody has measured one.
 _DEVICE_TOKENS_PER_S = 30_000
@@ -279,7 +277,7 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
         limits=Limits(
             n_tokens,
             # Two requests of the largest size have room in any case.
-            max(_BYTES_PER_TOKEN * n_tokens, 2 * (settings.max_body_bytes + _HEAD_BYTES)),
+            max(_BYTES_PER_TOKEN * n_tokens, 2 * (settings.max_body_bytes + MAX_HEAD_BYTES)),
             rate,
         ),
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password

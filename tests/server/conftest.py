@@ -8,14 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import CACHE_DIR, SETTINGS
+from tests.conftest import CACHE_DIR, SETTINGS, until
 
 ROOT = Path(__file__).parents[2]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -25,15 +24,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def until(condition, *, deadline_s=60.0, what="it"):
-    """What `condition` gives once that is true; fails if it never is."""
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"{what} did not happen within {deadline_s} s"
-        time.sleep(0.02)
-    return value
 
 
 def environment(**settings) -> dict[str, str]:

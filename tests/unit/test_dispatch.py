@@ -1,5 +1,6 @@
 """Several workers on one exchange: batches travel, come back, and survive whoever had them."""
 
+import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,10 @@ from embedding_api.engine.admission import Limits
 from embedding_api.engine.dispatch import Dispatcher
 from embedding_api.engine.exchange import Exchange
 from embedding_api.errors import ClientGoneError, DeadlineExceededError, NotReadyError, OverloadedError
+from tests import conftest
 from tests.fakes import COST, DIM, FakeBackend, vector
+
+until = functools.partial(conftest.until, deadline_s=10)
 
 
 def texts(n, n_tokens=8, first=1):
@@ -355,13 +359,6 @@ def test_equal_texts_are_computed_once(workers):
         for future in same:
             assert_right(wanted * 3, future.result(10))
     assert sum(map(len, one.backend.batches)) == 1 + 5
-
-
-def until(condition):
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.001)
 
 
 def hold(worker, clients, ids=None):

@@ -1,6 +1,7 @@
 """The worker in a thread of the test, on a real listener: what it does without a master. tests/server has it whole."""
 
 import contextlib
+import functools
 import http.client
 import json
 import logging
@@ -8,7 +9,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -19,16 +19,12 @@ from embedding_api.app import create_app
 from embedding_api.config import load_settings
 from embedding_api.errors import OverloadedError
 from embedding_api.gunicorn_worker import Worker
+from tests import conftest
 from tests.fakes import fake_engine, fake_model
 
+until = functools.partial(conftest.until, deadline_s=10)
+
 BODY = json.dumps({"model": "org/fake", "input": "a cat"})
-
-
-def until(condition):
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 @pytest.fixture
