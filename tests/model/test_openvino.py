@@ -268,3 +268,21 @@ def test_a_conversion_ends_with_who_started_it(folder, tmp_path):
     start.wait(10)
     psutil.wait_procs(children, timeout=60)
     assert not children[0].is_running()
+
+
+def test_signals_reach_a_process_after_one_of_its_models_is_gone(folder, tmp_path):
+    """Each of OpenVINO's cores gives its thread a stack for signals; see `openvino._core`."""
+    assert convert.main(job(models.save(models.bert_mean, folder), tmp_path)) == convert.Answer()
+    program = (
+        "import signal\n"
+        "from pathlib import Path\n"
+        "from embedding_api.engine.backends import openvino\n"
+        f"path = Path({str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: print('heard'))\n"
+        "one, other = (openvino.load(path, precision='float32') for _ in range(2))\n"
+        "del one\n"
+        "del other\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "heard\n"

@@ -4,6 +4,7 @@ Compiled and run once in the master, it is shared by the workers that are forked
 """
 
 import ctypes
+import functools
 import json
 import logging
 import time
@@ -55,7 +56,7 @@ def load(folder: Path, *, precision: str) -> Loaded:
     """
     description = json.loads((folder / DESCRIPTION).read_bytes())
     reader = Reader.load(folder)
-    core = openvino.Core()
+    core = _core()
     hint = _HINTS[precision]
     if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         hint = "f32"
@@ -70,6 +71,23 @@ def load(folder: Path, *, precision: str) -> Loaded:
     backend = OpenVinoBackend(compiled, _layout(**description["layout"]), precision=precision, dim=description["dim"])
     _warm_up(backend, reader.window or _BATCH_TOKENS)
     return Loaded(reader, backend, np.load(folder / REFERENCE), description["prompts"])
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """The only one in the process, kept until it is gone.
+
+    Each gives its thread a stack for signals. When the first of two ends first, the second gives back a stack that is
+    no more, and the next signal is a crash.
+    """
+    core = openvino.Core()
+    _keep(core)
+    return core
+
+
+def _keep(item: object) -> None:
+    """Keeps what OpenVINO made until the process is gone: taking it down in a fork can end in a crash."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
 
 def _layout(name: str, **fields: Any) -> Packing | Padding:
@@ -118,8 +136,8 @@ class OpenVinoBackend:
         self.dim = dim
 
     def prepare(self) -> None:
-        """Keeps what the master compiled until the process is gone: taking it down in a fork can end in a crash."""
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._request))
+        """Keeps what the master compiled."""
+        _keep(self._request)
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
         """See `Layout.n_computed`."""
