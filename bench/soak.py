@@ -26,11 +26,14 @@ from bench.measure import percentile
 from bench.servers import ROOT, Server
 from bench.targets import Outcome
 from bench.texts import Shelf
+from embedding_api import gunicorn_worker
 from embedding_api.config import Settings, load_settings
 from embedding_api.engine import sources
 
 # What fills all threads in the first flood, and the queue in the second.
 N_WORKERS, THREADS, MAX_QUEUED_TOKENS = 2, 32, 6000
+# Those, the spare ones, and the main, the inference and the courier thread.
+WORKER_THREADS = THREADS + gunicorn_worker.N_SPARE_THREADS + 3
 _SERVICE = OURS | {
     "API_KEY_SECRET": crowd.KEY,
     "WORKERS": str(N_WORKERS),
@@ -161,7 +164,8 @@ def outcomes(course: Course) -> list[Outcome]:
     n_complaints = len(complaints(course.log))
     return [
         _growth(course),
-        *(_same(f"{what} of master and workers, at rest: as before", course, what) for what in Counts._fields),
+        _same_descriptors(course),
+        _same_threads(course),
         _rise(course),
         Outcome("workers replaced: none", f"{len(set(course.after) - set(pids))}", pids == list(course.after)),
         Outcome(
@@ -204,12 +208,27 @@ def _growth(course: Course) -> Outcome:
     return Outcome(target, f"{', '.join(told)} MB", max(grown) < limit_mb)
 
 
-def _same(target: str, course: Course, what: str) -> Outcome:
-    before, after = (
-        {pid: getattr(counts, what) for pid, counts in each.items()} for each in (course.before, course.after)
-    )
-    told = ", ".join(f"{n} to {after.get(pid, 'none')}" for pid, n in before.items())
-    return Outcome(target, told, before == after)
+def _same_descriptors(course: Course) -> Outcome:
+    before, after = (_each(counts, "descriptors") for counts in (course.before, course.after))
+    return Outcome("descriptors of master and workers, at rest: as before", _changes(before, after), before == after)
+
+
+def _same_threads(course: Course) -> Outcome:
+    before, after = (_each(counts, "threads") for counts in (course.before, course.after))
+    # A pool starts a thread when all that it has are at work, which the warm-up may not have seen.
+    master = next(iter(before))
+    most = {pid: n if pid == master else max(n, WORKER_THREADS) for pid, n in before.items()}
+    met = before.keys() == after.keys() and all(before[pid] <= n <= most[pid] for pid, n in after.items())
+    target = f"threads of master and workers, at rest: as before, or the {WORKER_THREADS} that a worker may start"
+    return Outcome(target, _changes(before, after), met)
+
+
+def _each(counts: dict[int, Counts], what: str) -> dict[int, int]:
+    return {pid: getattr(one, what) for pid, one in counts.items()}
+
+
+def _changes(before: dict[int, int], after: dict[int, int]) -> str:
+    return ", ".join(f"{n} to {after.get(pid, 'none')}" for pid, n in before.items())
 
 
 def _rise(course: Course) -> Outcome:

@@ -19,7 +19,7 @@ def visits(latency_s=0.05):
 
 def course(**seen):
     """A minute in which all was well, but for what is said."""
-    counts = {1: Counts(31, 1), 2: Counts(35, 35), 3: Counts(35, 35)}
+    counts = {1: Counts(31, 1), 2: Counts(35, 37), 3: Counts(35, 37)}
     steady = [(at_s, WAVES[at_s % 5]) for at_s in range(60)]
     usual = {
         "duration_s": 60,
@@ -65,12 +65,19 @@ def test_what_a_worker_takes_while_it_gets_warm_is_no_leak():
 
 def test_a_descriptor_or_a_thread_that_is_left_is_found():
     counts = course().before
-    assert missed(course(after={**counts, 2: Counts(36, 35)})) == ["descriptors of master and workers, at rest"]
-    assert missed(course(after={**counts, 3: Counts(35, 36)})) == ["threads of master and workers, at rest"]
+    assert missed(course(after={**counts, 2: Counts(36, 37)})) == ["descriptors of master and workers, at rest"]
+    assert missed(course(after={**counts, 3: Counts(35, 38)})) == ["threads of master and workers, at rest"]
+
+
+def test_a_thread_that_a_pool_had_not_started_yet_is_none_that_is_left():
+    counts = course().before
+    before = {**counts, 2: Counts(35, 36)}
+    assert missed(course(before=before)) == []
+    assert missed(course(before=before, after={**counts, 1: Counts(31, 2)})) != []
 
 
 def test_a_worker_that_was_replaced_is_found():
-    assert "workers replaced" in missed(course(after={1: Counts(31, 1), 2: Counts(35, 35), 4: Counts(35, 35)}))
+    assert "workers replaced" in missed(course(after={1: Counts(31, 1), 2: Counts(35, 37), 4: Counts(35, 37)}))
 
 
 def test_slower_answers_are_found_unless_others_took_the_machine(monkeypatch):
