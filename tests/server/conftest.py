@@ -62,6 +62,7 @@ class Server:
         self.port = int(settings.setdefault("PORT", str(free_port())))
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = log
+        self._n_workers = int(settings.get("WORKERS", 0))
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*before, sys.executable, "-m", module, *(arguments or ["wsgi:app"])],
@@ -80,7 +81,8 @@ class Server:
         def ready():
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"
             with contextlib.suppress(OSError, http.client.HTTPException):
-                return self.request("GET", "/health/ready")[0] == 200
+                # One worker answers while others are still being forked.
+                return self.request("GET", "/health/ready")[0] == 200 and len(self.workers) >= self._n_workers
             return False
 
         until(ready, deadline_s=120, what="ready")

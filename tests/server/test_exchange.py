@@ -97,7 +97,6 @@ def test_twenty_kills_cost_direct_clients_no_more_than_the_connections_of_the_ki
     """Given 24 connections that send 3,000 texts, when workers are killed, then every vector is that of its text."""
     texts, vectors = expected
     server = launch(WORKERS="2")
-    until(lambda: len(server.workers) == 2, what="two workers")
     starts = list(range(0, len(texts), 6))
     todo = iter([slice(start, start + 6) for start in starts])
     lock, done, lost = threading.Lock(), [], []
@@ -146,7 +145,6 @@ def worker_of(server, connection):
 def connected(launch):
     """A server of two workers, a connection to it, and the worker that holds that."""
     server = launch(WORKERS="2")
-    until(lambda: len(server.workers) == 2, what="two workers")
     connection = Connection(server)
     connection.embed(["a"])
     return server, connection, worker_of(server, connection)
@@ -184,7 +182,6 @@ def test_a_worker_killed_in_a_batch_costs_the_others_requests_nothing(launch, ex
 def test_one_request_uses_every_core(launch, expected):
     texts, vectors = expected
     server = launch(WORKERS="2")
-    until(lambda: len(server.workers) == 2, what="two workers")
     before = {worker.pid: worker.cpu_times().user for worker in server.workers}
     assert_equal(np.array(server.embed(texts[:800]), dtype=np.float32), vectors[:800])
     spent = [worker.cpu_times().user - before[worker.pid] for worker in server.workers]
@@ -210,7 +207,7 @@ def test_a_renewal_of_all_workers_loses_no_request(launch, expected, observed):
     """Given requests that come all the time, when SIGHUP renews the workers, then each answer is right."""
     texts, vectors = expected
     server = launch(WORKERS="2")
-    old = {worker.pid for worker in until(lambda: len(server.workers) == 2 and server.workers, what="two workers")}
+    old = {worker.pid for worker in server.workers}
     with ThreadPoolExecutor(4) as clients:
 
         def client(number):

@@ -135,7 +135,6 @@ def test_the_texts_of_a_client_who_went_away_are_dropped(launch, observed):
 def test_a_worker_whose_batch_hangs_is_replaced_and_its_clients_are_answered(launch, observed, n_workers):
     """One that hung alone is not tried again; what waited goes to the others."""
     server = launch(APP, WORKERS=str(n_workers), INFERENCE_TIMEOUT_S="4")
-    until(lambda: len(server.workers) == n_workers, what="workers")
     pids = {worker.pid for worker in server.workers}
 
     def readiness():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from tests.server.conftest import MINILM, until
+from tests.server.conftest import MINILM
 from tests.server.wire import Answer, Connection, chunked, error, post
 
 N_REFUSED, N_CONNECTIONS = 10_000, 8
@@ -209,7 +209,6 @@ def test_ten_thousand_malformed_bodies_are_each_refused_in_the_envelope(launch, 
     # Otherwise it leaves a folder where the tests were started.
     hypothesis.configuration.set_hypothesis_home_dir(tmp_path)
     server = launch(WORKERS="2")
-    until(lambda: len(server.workers) == 2, what="two workers")
     workers = {worker.pid for worker in server.workers}
     wanted = generate(N_REFUSED + N_REFUSED // 5)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from bench.texts import Shelf
-from tests.server.conftest import until
 
 N_REQUESTS, N_TEXTS, LIMIT_MB = 200, 32, 40
 
@@ -26,7 +25,6 @@ def private_mb(pid: int) -> float:
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
 def test_a_worker_holds_little_for_itself_after_200_requests_of_32_mixed_texts(launch, capsys):
     server = launch(WORKERS="2")
-    until(lambda: len(server.workers) == 2, what="two workers")
     shelf = Shelf()
     pool = [shelf.take(kind) for _ in range(200) for kind in ("short", "passage", "long")]
     before = {worker.pid: private_mb(worker.pid) for worker in server.workers}

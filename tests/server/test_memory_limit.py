@@ -72,7 +72,6 @@ def limited(group, launch):
     server = launch(wait=False, WORKERS="2")
     group.add(server.process.pid)
     server.wait_until_ready()
-    until(lambda: len(server.workers) == 2, what="two workers")
     limit = group.n_anonymous() + ROOM_MB * 2**20
     group.limit(limit)
     yield server, limit

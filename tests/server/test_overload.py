@@ -105,7 +105,6 @@ def private_mb(server):
 @pytest.mark.parametrize(("n_clients", "texts"), [(300, ["one short text"]), (24, ["one of many texts"] * 256)])
 def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, observed, n_clients, texts):
     server = launch(WORKERS="2", MAX_QUEUED_TOKENS=str(N_QUEUED_TOKENS))
-    until(lambda: len(server.workers) == 2, what="two workers")
     quiet = np.array(server.embed(["a text that is known", *(f"warm {n}" for n in range(255))])[0])
     before_mb = private_mb(server)
     during_mb, until_refused_s = [], []

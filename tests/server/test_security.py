@@ -283,7 +283,6 @@ finally:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_no_other_user_can_read_or_write_what_passes_between_workers(launch):
     server = launch(WORKERS="2")
-    until(lambda: len(server.workers) == 2, what="two workers")
     server.embed([f"{n} " + "word " * 200 for n in range(64)])
     pids = [server.process.pid, *(worker.pid for worker in server.workers)]
     paths = {path for pid in pids for path in opened(pid)}
@@ -304,7 +303,6 @@ def test_no_other_user_can_read_or_write_what_passes_between_workers(launch):
 @only_linux
 def test_what_workers_share_has_no_name_that_another_process_could_open(launch):
     server = launch(WORKERS="2")
-    until(lambda: len(server.workers) == 2, what="two workers")
     pids = [server.process.pid, *(worker.pid for worker in server.workers)]
     table = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     names = {columns[6]: columns[7:] for columns in table}
