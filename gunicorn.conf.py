@@ -5,9 +5,11 @@ import os
 import sys
 from pathlib import Path
 
-from embedding_api import listen, log
+from embedding_api import listen, log, slots
 from embedding_api.config import load_settings
 from embedding_api.errors import StartError
+
+slots.share()
 
 try:
     settings = load_settings()
@@ -52,16 +54,23 @@ def when_ready(server):
 
 
 def pre_fork(server, worker):
-    """Gives the worker its place among those that exchange batches."""
-    worker.seat = _engine(worker).take_seat()
+    """Gives the worker its place among those that exchange batches, and among those that count."""
+    from embedding_api import metrics
+
+    slots.give_to(server.cfg.uid, server.cfg.gid)
+    worker.seat, worker.slot = _engine(worker).take_seat(), slots.take()
+    metrics.WORKERS.set(slots.n_taken())
 
 
 def post_fork(server, worker):
-    """Lets the kernel, short of memory, kill a worker rather than the master, whose end would be the service's.
+    """Counts in the worker's own place from now on.
+
+    Lets the kernel, short of memory, kill a worker rather than the master, whose end would be the service's.
 
     The master maps the models' files and so looks larger. The number is added to what a process uses, in thousandths of
     the memory there is; anybody may raise their own.
     """
+    slots.become(worker.slot)
     with contextlib.suppress(OSError):
         score = Path("/proc/self/oom_score_adj")
         score.write_text(str(min(1000, int(score.read_text()) + 500)))
@@ -73,9 +82,14 @@ def post_worker_init(worker):
 
 
 def child_exit(server, worker):
-    """Lets the other workers know that one is gone, so that they compute again what it had of theirs."""
+    """Lets the other workers know that one is gone, so that they compute again what it had of theirs; and counts it."""
+    from embedding_api import metrics
+
     if worker.seat is not None:
         worker.seat.leave()
+    slots.leave(worker.slot)
+    metrics.WORKERS.set(slots.n_taken())
+    metrics.RESTARTS.inc()
 
 
 def worker_exit(server, worker):

@@ -4,7 +4,7 @@ import logging
 
 from flask import Flask
 
-from embedding_api import web
+from embedding_api import __version__, metrics, web
 from embedding_api.config import Settings, load_settings
 from embedding_api.engine.engine import Engine, load_engine
 
@@ -26,6 +26,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         logger.warning(
             "anyone who reaches %s can use this service: set API_KEY_SECRET, or HOST to 127.0.0.1", settings.bind
         )
+    metrics.BUILD_INFO.labels(__version__).set(1)
     app = Flask("embedding_api", static_folder=None)
     web.init_app(app, settings, engine or load_engine(settings))
     return app

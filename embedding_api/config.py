@@ -280,6 +280,11 @@ class Settings:
         "What to do with token ids in `input`: reject, since most come from another model's tokenizer and would give\n"
         "wrong vectors without an error; or model: take them as the model's own ids.",
     )
+    metrics_public: bool = setting(
+        "false",
+        _boolean,
+        "Whether GET /metrics is open to all, or needs a key as embeddings do, if those need one.",
+    )
     trust_remote_code: tuple[str, ...] = setting(
         "",
         _words,

@@ -21,6 +21,7 @@ from typing import Any
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
+from embedding_api import metrics
 from embedding_api.caller import CALLER, REFUSAL
 from embedding_api.config import Settings
 from embedding_api.connection import Answer, Connection, State
@@ -229,6 +230,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     def take(self, connection: Connection, verdict: Verdict) -> None:
         """Gives a request to a thread, or puts it in line for one."""
+        metrics.IN_PROGRESS.inc()
         is_whole = verdict is Verdict.WHOLE
         refusal = self._refusal(connection, verdict)
         at_end: Exception | None = None
@@ -309,6 +311,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     def finish_request(self, connection: Connection, work: "Future[bool]") -> None:
         """A thread is done with a request, and may take the next."""
+        metrics.IN_PROGRESS.dec()
         if connection.holds_thread:
             connection.holds_thread = False
             self._n_threads_taken -= 1

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from gunicorn.config import Config
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
+from embedding_api import metrics
 from embedding_api.config import Settings
 from embedding_api.connection import Connection, State
 from embedding_api.deadlines import Deadlines
@@ -183,6 +184,7 @@ class Reception:
 
     def _leave(self, connection: Connection) -> None:
         connection.sock.caller.leave()
+        metrics.CLIENTS_GONE.inc()
 
     def _advance(self, connection: Connection) -> None:
         """Sees how far the request has come that arrives."""

@@ -127,7 +127,7 @@ class _Line:
         self.n_prompt_tokens = n_prompt_tokens
         # Every text that is not answered, by its ids.
         self.texts: dict[bytes, _Text] = {}
-        self.n_waiting_tokens = 0
+        self.n_waiting_texts = self.n_waiting_tokens = 0
         # The one that is due next last. Texts that left stay in it until their turn, or until they are many.
         self._waiting: list[_Text] = []
         self._n_left = 0
@@ -143,6 +143,7 @@ class _Line:
         for text in texts:
             text.waits = True
             self.n_waiting_tokens += len(text.ids)
+        self.n_waiting_texts += len(texts)
         self._waiting += texts
         self._waiting.sort(key=lambda text: text.turn_s, reverse=True)
 
@@ -185,6 +186,7 @@ class _Line:
 
     def _stop_waiting(self, text: _Text) -> None:
         text.waits = False
+        self.n_waiting_texts -= 1
         self.n_waiting_tokens -= len(text.ids)
 
     def _goes_with(self, text: _Text, seed: _Text) -> bool:
@@ -220,7 +222,12 @@ class Backlog:
         """Tokens of the texts that no core has taken yet."""
         return sum(line.n_waiting_tokens for line in self._lines.values())
 
-    def add(self, job: Job, model: int, ids: Sequence[Ids], n_prompt_tokens: int) -> None:
+    @property
+    def n_waiting_texts(self) -> int:
+        """The texts that no core has taken yet."""
+        return sum(line.n_waiting_texts for line in self._lines.values())
+
+    def add(self, job: Job, model: int, ids: Sequence[Ids], n_prompt_tokens: int) -> int:
         """Accepts the texts of a job; one that is here already, and not yet answered, is not computed again.
 
         Args:
@@ -228,6 +235,9 @@ class Backlog:
             model: Its place in the registry.
             ids: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
             n_prompt_tokens: See `Backend.embed`.
+
+        Returns:
+            How many texts need no computing of their own for that.
         """
         line = self._line(model, n_prompt_tokens)
         cost = self._costs[model]
@@ -246,6 +256,7 @@ class Backlog:
             texts.append(text)
         job.texts = texts
         line.wait(new)
+        return len(texts) - len(new)
 
     def abandon(self, job: Job, error: Exception) -> int:
         """Nobody waits for a job any more: it fails, and its texts leave, but for those that others want.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from embedding_api import metrics
 from embedding_api.caller import Caller
 from embedding_api.engine.admission import UNLIMITED, Admission, Limits
 from embedding_api.engine.arrays import Ids, Vectors
@@ -49,7 +50,8 @@ class Dispatcher:
     fork.
 
     Args:
-        backends: Of each model, in the registry's order.
+        names: Of each model, in the registry's order.
+        backends: Of each model.
         costs: Of a batch, for each model.
         n_computing: How many workers compute at the same time; the others send everything to them.
         limits: What all workers take.
@@ -59,9 +61,15 @@ class Dispatcher:
     """
 
     def __init__(
-        self, backends: Sequence[Backend], costs: Sequence[Cost], n_computing: int, limits: Limits = UNLIMITED
+        self,
+        names: Sequence[str],
+        backends: Sequence[Backend],
+        costs: Sequence[Cost],
+        n_computing: int,
+        limits: Limits = UNLIMITED,
     ) -> None:
         self.admission: Admission | None = None
+        self._names = names
         self._backends = backends
         self._n_computing = n_computing
         self._limits = limits
@@ -139,22 +147,30 @@ class Dispatcher:
             if caller.remaining_s() == 0:
                 raise DeadlineExceededError("the time of the request was over before it was read")
             self.admission.require_room()
-            self._backlog.add(job, model, ids, n_prompt_tokens)
+            n_duplicates = self._backlog.add(job, model, ids, n_prompt_tokens)
             self._assign(self._seat)
-        caller.when_left(lambda: self._abandon(job, ClientGoneError("the client closed the connection")))
+        metrics.DUPLICATES.labels(self._names[model]).inc(n_duplicates)
+        caller.when_left(lambda: self._abandon(job, ClientGoneError("the client closed the connection"), "client_gone"))
         if not job.done.wait(caller.remaining_s()):
-            self._abandon(job, DeadlineExceededError("the request was not answered in the time that it had"))
+            error = DeadlineExceededError("the request was not answered in the time that it had")
+            self._abandon(job, error, "deadline")
         if job.error is not None:
             raise job.error
         return job
 
-    def _abandon(self, job: Job, error: Exception) -> None:
+    def _abandon(self, job: Job, error: Exception, reason: str) -> None:
         with self._changed:
             if job.done.is_set() or self._seat is None:
                 return
             n_left = self._backlog.abandon(job, error)
-            self._seat.say_waiting(self._backlog.n_waiting_tokens)
+            self._say_waiting(self._seat)
+        metrics.DROPPED.labels(reason).inc(n_left)
         logger.info("%d waiting texts dropped: %s", n_left, error)
+
+    def _say_waiting(self, seat: Seat) -> None:
+        seat.say_waiting(self._backlog.n_waiting_tokens)
+        metrics.QUEUE_TEXTS.set(self._backlog.n_waiting_texts)
+        metrics.QUEUE_TOKENS.set(self._backlog.n_waiting_tokens)
 
     def say_arriving(self, n_tokens: int, n_bytes: int) -> None:
         """See `Seat.say_arriving`."""
@@ -246,7 +262,7 @@ class Dispatcher:
 
         An idle core takes its batch itself, when its thread gets to run: what comes until then joins it.
         """
-        seat.say_waiting(self._backlog.n_waiting_tokens)
+        self._say_waiting(seat)
         may_compute = self._may_compute(seat)
         is_idle = self._in_work is None
         if is_idle and (self._due or (may_compute and self._backlog.n_waiting_tokens)):
@@ -280,7 +296,7 @@ class Dispatcher:
                 break
             batch.begin()
             self._away[number] = _Away(batch, worker, self._backends[batch.model].dim)
-        seat.say_waiting(self._backlog.n_waiting_tokens)
+        self._say_waiting(seat)
 
     def _take(self, seat: Seat) -> Batch | None:
         """The next batch, for as many cores as are free or work for this worker already."""
@@ -314,11 +330,22 @@ class Dispatcher:
         if self._start_error is not None:
             raise self._start_error
         backend = self._backends[work.model]
-        self._busy_since = time.monotonic()
-        vectors = backend.embed(work.ids, work.n_prompt_tokens)
+        began_s = self._busy_since = time.monotonic()
+        with metrics.BATCHES_IN_PROGRESS.track_inprogress():
+            vectors = backend.embed(work.ids, work.n_prompt_tokens)
+        self._count(work, time.monotonic() - began_s)
         if vectors.shape != (len(work.ids), backend.dim) or vectors.dtype != np.float32:
             raise RuntimeError(f"the backend gave {vectors.dtype} {vectors.shape}; this is a bug")
         return vectors
+
+    def _count(self, work: Batch | Order, taken_s: float) -> None:
+        name, lengths = self._names[work.model], [len(ids) for ids in work.ids]
+        n_tokens = sum(lengths)
+        n_computed = self._backends[work.model].n_computed(len(lengths), max(lengths), n_tokens)
+        metrics.BATCH_TEXTS.labels(name).observe(len(lengths))
+        metrics.BATCH_SECONDS.labels(name).observe(taken_s)
+        metrics.COMPUTED_TOKENS.labels(name).inc(n_computed)
+        metrics.PADDING_TOKENS.labels(name).inc(n_computed - n_tokens)
 
     def _next_work(self, seat: Seat) -> Batch | Order | None:
         """Waits for something to compute; None when there will be nothing more."""
@@ -357,6 +384,7 @@ class Dispatcher:
     def _fail(self, seat: Seat, work: Batch | Order, error: Exception) -> None:
         logger.error("a batch of %d texts failed: %s", len(work.ids), type(error).__name__)
         logger.debug("how the batch failed", exc_info=error)
+        metrics.BATCH_FAILURES.labels(self._names[work.model]).inc()
         with self._changed:
             if not self._end_work():
                 return

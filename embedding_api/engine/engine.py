@@ -7,7 +7,7 @@ from time import monotonic
 
 import numpy as np
 
-from embedding_api import cores
+from embedding_api import cores, metrics
 from embedding_api.caller import Caller
 from embedding_api.config import Settings
 from embedding_api.engine import cost, registry
@@ -103,7 +103,8 @@ class Engine:
         self._exchange: Exchange | None = None
         self._accepts_token_ids = accepts_token_ids
         self._inference_timeout_s = inference_timeout_s
-        self._dispatcher = Dispatcher([model.backend for model in models.models], costs, n_computing, limits)
+        names, backends = zip(*((model.name, model.backend) for model in models.models), strict=True)
+        self._dispatcher = Dispatcher(names, backends, costs, n_computing, limits)
 
     def take_seat(self) -> Seat | None:
         """A place on the exchange for a worker that is about to be forked; None if there is none, so it works alone.
@@ -212,13 +213,17 @@ class Engine:
         if not truncate:
             _refuse_long(model, reading.tokens)
         vectors = self._compute(model, reading.tokens, reading.n_prompt_tokens, caller, timing)
-        return Embeddings(
+        embeddings = Embeddings(
             model=model,
             vectors=_shortened(vectors, dimensions, is_normalized=model.is_normalized),
             n_tokens=sum(len(tokens.ids) for tokens in reading.tokens),
             truncated=tuple(tokens.truncated for tokens in reading.tokens),
             timing=timing,
         )
+        metrics.TEXTS.labels(model.name).inc(len(vectors))
+        metrics.TOKENS.labels(model.name).inc(embeddings.n_tokens)
+        metrics.TRUNCATED.labels(model.name).inc(sum(embeddings.truncated))
+        return embeddings
 
     def _compute(
         self, model: Model, tokens: Sequence[Tokens], n_prompt_tokens: int, caller: Caller, timing: Timing
@@ -226,7 +231,9 @@ class Engine:
         ids = [item.ids for item in tokens]
         job = self._dispatcher.compute(self._places[model.name], ids, n_prompt_tokens, caller)
         timing.queue_s, timing.inference_s = job.queue_s, job.inference_s
-        if not np.isfinite(job.vectors).all():
+        are_good = np.isfinite(job.vectors).all(axis=1)
+        if not are_good.all():
+            metrics.BAD_VECTORS.labels(model.name).inc(int((~are_good).sum()))
             raise NonFiniteVectorError(f"model {model.name} gave NaN or infinity")
         return job.vectors
 
@@ -268,6 +275,7 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
         rate,
         n_tokens,
     )
+    _describe(models, n_tokens)
     return Engine(
         models,
         costs,
@@ -283,6 +291,17 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
         inference_timeout_s=settings.inference_timeout_s,
     )
+
+
+def _describe(models: Registry, limit_tokens: int) -> None:
+    metrics.QUEUE_LIMIT.set(limit_tokens)
+    for model in models.models:
+        backend = model.backend
+        metrics.MODEL_INFO.labels(
+            model.name, backend.name, backend.precision, backend.dim, model.reader.window or ""
+        ).set(1)
+        for metric in metrics.OF_A_MODEL:
+            metric.labels(model.name)
 
 
 def _check_dimensions(model: Model, dimensions: int | None) -> None:

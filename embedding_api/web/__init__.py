@@ -4,7 +4,7 @@ from flask import Flask
 
 from embedding_api.config import Settings
 from embedding_api.engine.engine import Engine
-from embedding_api.web import auth, embeddings, envelope, health, models, observe, schemas
+from embedding_api.web import auth, embeddings, envelope, health, metrics, models, observe, schemas
 from embedding_api.web.parts import Parts
 
 
@@ -19,5 +19,5 @@ def init_app(app: Flask, settings: Settings, engine: Engine) -> None:
     observe.init_app(app)
     auth.init_app(app)
     envelope.init_app(app)
-    for module in (health, models, embeddings):
+    for module in (health, models, metrics, embeddings):
         app.register_blueprint(module.bp)

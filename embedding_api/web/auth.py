@@ -7,8 +7,9 @@ from flask import Flask, request
 from embedding_api.errors import InvalidKeyError
 from embedding_api.web.parts import parts
 
-# Endpoints that answer without a key. What is not named here is protected.
+# Endpoints that answer without a key. What is not named here is protected; the metrics are, unless they are public.
 OPEN_ENDPOINTS = frozenset({"health.index", "health.live", "health.ready"})
+METRICS_ENDPOINT = "metrics.show"
 
 
 def init_app(app: Flask) -> None:
@@ -20,6 +21,8 @@ def _require_key() -> None:
     settings = parts().settings
     # An unknown path or method has no endpoint, and its 404 or 405 tells nothing.
     if not settings.require_auth or request.endpoint is None or request.endpoint in OPEN_ENDPOINTS:
+        return
+    if request.endpoint == METRICS_ENDPOINT and settings.metrics_public:
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     # Spaces and tabs alone: as latin-1 the last bytes of some letters in UTF-8 count as white space too.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from flask import Flask, Response, current_app, g
 from werkzeug.exceptions import HTTPException
 
-from embedding_api import errors
+from embedding_api import errors, metrics
 from embedding_api.web import answer
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ def _of_http(error: HTTPException) -> Response:
 
 
 def _envelope(status: int, type_: str, code: str | None, message: str, param: str | None) -> Response:
+    metrics.REFUSED.labels(code).inc()
     return answer.json(answer.failure(type_, code, message, param), status)
 
 

@@ -8,7 +8,7 @@ from http import HTTPMethod
 
 from flask import Flask, Response, g, request
 
-from embedding_api import log
+from embedding_api import log, metrics
 from embedding_api.engine.engine import Embeddings
 
 logger = logging.getLogger(log.ACCESS)
@@ -53,9 +53,12 @@ def _end(response: Response) -> Response:
             "inference": timing.inference_s,
             "total": total_s,
         }
+        for name, part_s in spans.items():
+            metrics.STAGES.labels(embeddings.model.name, name).observe(part_s)
         response.headers["Server-Timing"] = ", ".join(
             f"{name};dur={part_s * 1000:.2f}" for name, part_s in spans.items()
         )
         fields |= {"model": embeddings.model.name, "texts": len(embeddings.vectors), "tokens": embeddings.n_tokens}
+    metrics.REQUESTS.labels(fields["route"], fields["method"], fields["status"], fields.get("model", "")).inc()
     logger.info("request", extra={"fields": fields})
     return response

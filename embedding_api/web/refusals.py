@@ -10,6 +10,7 @@ import orjson
 from gunicorn.config import Config
 from gunicorn.http import errors
 
+from embedding_api import metrics
 from embedding_api.web import answer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Refusal(NamedTuple):
             exc_info=cause if is_ours else None,
             extra={"fields": fields},
         )
+        metrics.REFUSED.labels(self.code).inc()
+        metrics.REQUESTS.labels("-", "-", self.status, "").inc()
         type_ = "server_error" if is_ours else "invalid_request_error"
         body = orjson.dumps(answer.failure(type_, self.code, self.message))
         head = (

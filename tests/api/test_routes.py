@@ -50,7 +50,12 @@ def test_a_route_that_no_check_protects_is_found(app, added):
     app.before_request_funcs[None] = [
         hook for hook in app.before_request_funcs[None] if hook.__module__ != "embedding_api.web.auth"
     ]
-    assert answers_without_a_key(app) == OPEN_ENDPOINTS | added | {"embeddings.create", "models.index", "models.show"}
+    assert answers_without_a_key(app) == OPEN_ENDPOINTS | added | {
+        "embeddings.create",
+        "metrics.show",
+        "models.index",
+        "models.show",
+    }
 
 
 @pytest.mark.parametrize("given", ["first", "third", "none of them"])

@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import CACHE_DIR, SETTINGS, until
 
@@ -98,6 +100,13 @@ class Server:
         )
         assert status == 200, answer
         return [item["embedding"] for item in answer["data"]]
+
+    def metric(self, sample, **labels) -> float:
+        """A number of GET /metrics: the sum of the samples of this name that have these labels, 0 if there is none."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
+            families = text_string_to_metric_families(response.read().decode())
+        samples = [one for family in families for one in family.samples if one.name == f"embeddings_{sample}"]
+        return sum(one.value for one in samples if labels.items() <= one.labels.items())
 
     def is_busy(self) -> bool:
         """Whether a short request does not come through at once; it leaves then."""

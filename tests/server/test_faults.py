@@ -78,7 +78,9 @@ def test_a_vector_that_is_none_is_told_in_the_log(launch, observed):
     assert ask(server, [f"a {SPOILS}"])[0] == 500
     assert "NonFiniteVectorError" in server.log
     assert len(server.embed("a cat")[0]) == 384
-    observed("logged by name")
+    assert server.metric("bad_vectors_total", model=MINILM) == 1
+    assert server.metric("requests_refused_total", reason="internal_error") == 1
+    observed("logged by name, and counted")
 
 
 @pytest.mark.fault("deadline")
@@ -96,6 +98,8 @@ def test_a_request_over_its_deadline_is_504_and_leaves_the_queue(launch, observe
     dropped = r"(\d+) waiting texts dropped"
     n_dropped = sum(until(lambda: len(found := numbers(dropped, server.log)) == 2 and found, what="both lines"))
     assert n_dropped > 0
+    assert server.metric("texts_dropped_total", reason="deadline") == n_dropped
+    assert server.metric("requests_refused_total", reason="deadline_exceeded") == 2
     until(lambda: not server.is_busy(), what="the end of the batch in work")
     assert len(server.embed("a cat")[0]) == 384
     observed(f"deadline of 2 s: 504 after {taken_s:.1f} s at most, {n_dropped} of 12 texts dropped")
@@ -125,8 +129,12 @@ def test_the_texts_of_a_client_who_went_away_are_dropped(launch, observed):
     taken_s = time.monotonic() - started
     assert taken_s < 5
     assert n_dropped > 50
+    n_counted = sum(numbers(r"(\d+) waiting texts dropped", server.log))
+    assert server.metric("texts_dropped_total", reason="client_gone") == n_counted
+    assert server.metric("clients_gone_total") == server.log.count("waiting texts dropped")
     observed(
-        f"logged: {n_dropped} of 60 texts, half a minute of work, dropped; the next request answered in {taken_s:.1f} s"
+        f"logged and counted: {n_dropped} of 60 texts, half a minute of work, dropped; "
+        f"the next request answered in {taken_s:.1f} s"
     )
 
 

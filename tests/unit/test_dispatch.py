@@ -34,7 +34,7 @@ class Worker:
     def __init__(self, exchange, n_computing=2, backend=None, **options):
         self.backend = backend or FakeBackend()
         self.seat = exchange.take_seat()
-        self.dispatcher = Dispatcher([self.backend], [COST], n_computing, **options)
+        self.dispatcher = Dispatcher(["model"], [self.backend], [COST], n_computing, **options)
         self.dispatcher.start(self.seat)
         end = time.monotonic() + 10
         while self.seat.rank() < n_computing and not exchange.accepts[self.seat.address.seat]:
