@@ -6,6 +6,8 @@ waits, or it is in a batch that some core computes, and a batch ends once: with 
 its batch ends. Not safe for threads: the dispatcher holds a lock.
 """
 
+import itertools
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -16,34 +18,34 @@ from embedding_api.engine import batching
 from embedding_api.engine.arrays import Ids, Vectors
 from embedding_api.engine.backends import Backend
 from embedding_api.engine.cost import Cost
+from embedding_api.engine.timing import Timing, Trip
 
 
 class Job:
     """The texts of one request.
 
+    Args:
+        timing: Told when a core has its texts, and when it is answered.
+
     Attributes:
         vectors: float32, (n_texts, dim); complete when `done` is set and `error` is None.
         done: Set when it is answered.
-        queue_s: Seconds until a core took the first of its texts.
-        inference_s: Seconds from then on until it was answered.
+        timing: See above.
     """
 
-    def __init__(self, n_texts: int, dim: int) -> None:
+    def __init__(self, n_texts: int, dim: int, timing: Timing | None = None) -> None:
         self.vectors: Vectors = np.empty((n_texts, dim), dtype=np.float32)
         self.error: Exception | None = None
         self.done = threading.Event()
-        self.queue_s = self.inference_s = 0.0
+        self.timing = timing or Timing()
         # Where its texts are, until it is answered; the backlog's.
         self.texts: Sequence[_Text] = ()
         self._n_missing = n_texts
-        self._arrived_s = time.monotonic()
-        self._begun_s: float | None = None
 
-    def begin(self) -> None:
-        """A core took one of its texts."""
-        if self._begun_s is None:
-            self._begun_s = time.monotonic()
-            self.queue_s = self._begun_s - self._arrived_s
+    def begin(self, trip: Trip) -> None:
+        """A core has one of its texts."""
+        if not self.done.is_set():
+            self.timing.begin(trip)
 
     def take(self, row: int, vector: Vectors) -> None:
         """One text's vector, float32, (dim,)."""
@@ -60,8 +62,7 @@ class Job:
 
     def _end(self) -> None:
         if not self.done.is_set():
-            if self._begun_s is not None:
-                self.inference_s = time.monotonic() - self._begun_s
+            self.timing.ended_s = time.monotonic()
             self.texts = ()
             self.done.set()
 
@@ -75,9 +76,10 @@ class _Text:
         wanted_by: The jobs, and the row of each.
         waits: Whether it is in no batch, and shall be.
         alone: Whether a batch that held it failed, so that it is computed by itself now.
+        trip: Of the batch that it is in, once a core has it.
     """
 
-    __slots__ = ("alone", "ids", "line", "turn_s", "waits", "wanted_by")
+    __slots__ = ("alone", "ids", "line", "trip", "turn_s", "waits", "wanted_by")
 
     def __init__(self, ids: Ids, line: "_Line", turn_s: float) -> None:
         self.ids = ids
@@ -85,6 +87,7 @@ class _Text:
         self.turn_s = turn_s
         self.wanted_by: list[tuple[Job, int]] = []
         self.waits = self.alone = False
+        self.trip: Trip | None = None
 
     @property
     def is_wanted(self) -> bool:
@@ -101,7 +104,9 @@ class Batch:
         n_tokens: Of all of them.
     """
 
-    def __init__(self, line: "_Line", texts: list[_Text]) -> None:
+    def __init__(self, line: "_Line", texts: list[_Text], number: int) -> None:
+        self._name = f"{os.getpid()}-{number}"
+        self._trip: Trip | None = None
         self.line = line
         self.texts = texts
         self.model = line.model
@@ -109,10 +114,23 @@ class Batch:
         self.ids = [text.ids for text in texts]
         self.n_tokens = sum(map(len, self.ids))
 
-    def begin(self) -> None:
-        """A core has it now."""
+    def begin(self, seat: int) -> None:
+        """A core has it now, of the worker that has this seat."""
+        trip = Trip(self._name, len(self.ids), self.n_tokens, seat, time.monotonic())
+        self._set_trip(trip)
         for job in self.jobs():
-            job.begin()
+            job.begin(trip)
+
+    def end(self) -> None:
+        """No core has it any more."""
+        if self._trip is not None:
+            self._trip.ended_s = time.monotonic()
+        self._set_trip(None)
+
+    def _set_trip(self, trip: Trip | None) -> None:
+        self._trip = trip
+        for text in self.texts:
+            text.trip = trip
 
     def jobs(self) -> list[Job]:
         """Who wants its texts; one that wants several stands there as often."""
@@ -216,6 +234,7 @@ class Backlog:
         self._lines: dict[tuple[int, int], _Line] = {}
         # Virtual time: seconds of computing that a job would have had since the start, had it always been there.
         self._now_s = 0.0
+        self._numbers = itertools.count(1)
 
     @property
     def n_waiting_tokens(self) -> int:
@@ -253,6 +272,8 @@ class Backlog:
                 new.append(text)
             text.turn_s = min(text.turn_s, turn_s)
             text.wanted_by.append((job, row))
+            if text.trip is not None:
+                job.begin(text.trip)
             texts.append(text)
         job.texts = texts
         line.wait(new)
@@ -283,7 +304,7 @@ class Backlog:
         if line is None or (due_s := line.next_turn_s()) == float("inf"):
             return None
         self._now_s = max(self._now_s, due_s)
-        return Batch(line, line.take(n_cores))
+        return Batch(line, line.take(n_cores), next(self._numbers))
 
     def answer(self, batch: Batch, vectors: Vectors) -> None:
         """A batch was computed.
@@ -292,6 +313,7 @@ class Backlog:
             batch: What `take` gave.
             vectors: float32, (n_texts, dim), in the order of the batch.
         """
+        batch.end()
         for text, vector in zip(batch.texts, vectors, strict=True):
             batch.line.forget(text)
             for job, row in text.wanted_by:
@@ -308,6 +330,7 @@ class Backlog:
 
     def give_up(self, batch: Batch, error: Exception) -> None:
         """A batch will not be computed: whoever wants a text of it gets the error."""
+        batch.end()
         for text in batch.texts:
             batch.line.forget(text)
         for job in batch.jobs():
@@ -315,6 +338,7 @@ class Backlog:
 
     def give_back(self, batch: Batch) -> None:
         """A batch was not computed; its texts wait again, each for the turn that it had."""
+        batch.end()
         for text in batch.texts:
             if not text.is_wanted:
                 batch.line.forget(text)

@@ -17,6 +17,7 @@ from embedding_api.engine.backends import Backend
 from embedding_api.engine.backlog import Backlog, Batch, Job
 from embedding_api.engine.cost import Cost
 from embedding_api.engine.exchange import Address, Delivery, Exchange, News, Order, Seat, Undone
+from embedding_api.engine.timing import Timing
 from embedding_api.errors import ClientGoneError, DeadlineExceededError, EngineError, NotReadyError
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,9 @@ class Dispatcher:
             raise RuntimeError("a new exchange has no free seat; this is a bug")
         return seat
 
-    def compute(self, model: int, ids: Sequence[Ids], n_prompt_tokens: int, caller: Caller) -> Job:
+    def compute(
+        self, model: int, ids: Sequence[Ids], n_prompt_tokens: int, caller: Caller, timing: Timing | None = None
+    ) -> Job:
         """Vectors of texts, once all of them are there.
 
         Args:
@@ -130,6 +133,7 @@ class Dispatcher:
             ids: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
             n_prompt_tokens: See `Backend.embed`.
             caller: Who waits for them.
+            timing: Told when a core has the texts, and when they are answered.
 
         Raises:
             OverloadedError: As many texts as may be wait already.
@@ -140,7 +144,7 @@ class Dispatcher:
         """
         if not self._has_started.is_set():
             self.start()
-        job = Job(len(ids), self._backends[model].dim)
+        job = Job(len(ids), self._backends[model].dim, timing)
         with self._changed:
             if self._is_closing or self._is_retired or self._seat is None or self.admission is None:
                 raise NotReadyError("this worker is stopping")
@@ -294,7 +298,7 @@ class Dispatcher:
             if worker is None:
                 self._backlog.give_back(batch)
                 break
-            batch.begin()
+            batch.begin(worker.seat)
             self._away[number] = _Away(batch, worker, self._backends[batch.model].dim)
         self._say_waiting(seat)
 
@@ -361,7 +365,7 @@ class Dispatcher:
                 if self._in_work is not None:
                     self._was_order = isinstance(self._in_work, Order)
                     if isinstance(self._in_work, Batch):
-                        self._in_work.begin()
+                        self._in_work.begin(seat.address.seat)
                     return self._in_work
                 self._changed.wait()
             return None

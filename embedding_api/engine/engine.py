@@ -18,6 +18,7 @@ from embedding_api.engine.dispatch import Dispatcher
 from embedding_api.engine.exchange import WORKERS_CAN_SEND, Exchange, Seat
 from embedding_api.engine.registry import Model, Registry
 from embedding_api.engine.text import Text, Tokens
+from embedding_api.engine.timing import Timing
 from embedding_api.errors import (
     ContextLengthExceededError,
     DeadlineExceededError,
@@ -38,21 +39,6 @@ _BYTES_PER_TOKEN = 32
 
 # What a device is taken for, since it cannot be measured before the fork; nobody has measured one.
 _DEVICE_TOKENS_PER_S = 30_000
-
-
-@dataclass
-class Timing:
-    """Where a request's time went, in seconds.
-
-    Attributes:
-        tokenize_s: From the texts to their token ids.
-        queue_s: Until a core took the first of them.
-        inference_s: From then on until the last of them had its vector.
-    """
-
-    tokenize_s: float = 0.0
-    queue_s: float = 0.0
-    inference_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -180,6 +166,7 @@ class Engine:
         dimensions: int | None = None,
         truncate: bool = True,
         caller: Caller | None = None,
+        timing: Timing | None = None,
     ) -> Embeddings:
         """Vectors of texts.
 
@@ -189,6 +176,7 @@ class Engine:
             dimensions: Keep only so many leading components; of unit length again if the model's vectors are.
             truncate: Whether a text over the model's window is cut to it.
             caller: Who waits for them, and until when; for ever if None.
+            timing: Filled as far as the request comes, also if it fails; the answer has it, too.
 
         Raises:
             RequestError: The caller can mend it; nothing was computed.
@@ -206,10 +194,10 @@ class Engine:
         caller = caller or Caller()
         if caller.remaining_s() == 0:
             raise DeadlineExceededError("the request waited for a thread until its time was over")
-        timing = Timing()
-        started = monotonic()
+        timing = timing or Timing()
+        timing.read_s = monotonic()
         reading = model.reader.read(texts)
-        timing.tokenize_s = monotonic() - started
+        timing.queued_s = monotonic()
         if not truncate:
             _refuse_long(model, reading.tokens)
         vectors = self._compute(model, reading.tokens, reading.n_prompt_tokens, caller, timing)
@@ -229,8 +217,7 @@ class Engine:
         self, model: Model, tokens: Sequence[Tokens], n_prompt_tokens: int, caller: Caller, timing: Timing
     ) -> Vectors:
         ids = [item.ids for item in tokens]
-        job = self._dispatcher.compute(self._places[model.name], ids, n_prompt_tokens, caller)
-        timing.queue_s, timing.inference_s = job.queue_s, job.inference_s
+        job = self._dispatcher.compute(self._places[model.name], ids, n_prompt_tokens, caller, timing)
         are_good = np.isfinite(job.vectors).all(axis=1)
         if not are_good.all():
             metrics.BAD_VECTORS.labels(model.name).inc(int((~are_good).sum()))

@@ -248,3 +248,47 @@ def test_thousands_of_jobs_that_leave_leave_nothing_behind(backlog, add):
     assert len(line.texts) == 1
     assert sum(map(len, run(backlog))) == 1
     assert_right(first, texts(1))
+
+
+def test_two_jobs_of_one_batch_remember_the_same_trip(backlog, add):
+    jobs = [add(texts(2, first=10 * n)) for n in range(2)]
+    batch = backlog.take(1)
+    batch.begin(seat=3)
+    (trip,) = jobs[0].timing.trips
+    assert jobs[1].timing.trips == [trip]
+    assert (trip.n_texts, trip.n_tokens, trip.seat, trip.ended_s) == (4, 32, 3, None)
+    answer(backlog, batch)
+    for job in jobs:
+        assert job.timing.begun_s == trip.begun_s <= trip.ended_s <= job.timing.ended_s
+
+
+def test_who_wants_a_text_that_is_under_way_is_on_its_trip(backlog, add):
+    first = add(texts(1))
+    batch = backlog.take(1)
+    batch.begin(seat=0)
+    late = add(texts(1))
+    answer(backlog, batch)
+    assert late.timing.trips == first.timing.trips != []
+    assert add(texts(1)).timing.trips == []
+
+
+def test_a_batch_that_fails_and_its_texts_alone_are_trips_of_their_own(backlog, add):
+    job = add(texts(2))
+    batch = backlog.take(1)
+    batch.begin(seat=0)
+    backlog.fail(batch, RuntimeError("two"))
+    while (alone := backlog.take(1)) is not None:
+        alone.begin(seat=1)
+        answer(backlog, alone)
+    assert [(trip.n_texts, trip.seat) for trip in job.timing.trips] == [(2, 0), (1, 1), (1, 1)]
+    assert len({trip.batch for trip in job.timing.trips}) == 3
+    assert all(trip.ended_s is not None for trip in job.timing.trips)
+
+
+def test_a_job_that_is_over_goes_on_no_more_trips(backlog, add):
+    job = add(texts(1))
+    add(texts(1))
+    backlog.abandon(job, RuntimeError("gone"))
+    backlog.take(1).begin(seat=0)
+    assert job.timing.trips == []
+    assert (job.timing.queue_s, job.timing.inference_s) == (0, 0)

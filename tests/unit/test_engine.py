@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from embedding_api.engine.text import Reader
+from embedding_api.engine.timing import Timing
 from embedding_api.errors import EmptyTextError, ModelNotFoundError, NonFiniteVectorError, NotReadyError, RequestError
 from tests.fakes import DIM, FakeBackend, fake_engine, fake_model, vector, word_tokenizer
 
@@ -219,3 +220,18 @@ def test_before_the_start_nothing_is_full_and_nothing_is_refused():
     with pytest.raises(RuntimeError, match="before the start"):
         engine.overloaded()
     engine.close()
+
+
+def test_the_timing_of_a_request_that_fails_is_told_as_far_as_it_came(engine, backend):
+    backend.error = RuntimeError("no")
+    timing = Timing()
+    with pytest.raises(RuntimeError):
+        engine.embed("m", ["cat"], timing=timing)
+    assert timing.read_s <= timing.queued_s <= timing.begun_s <= timing.ended_s
+    assert len(timing.trips) == 1
+    refused = Timing()
+    with pytest.raises(RequestError):
+        engine.embed("m", ["cat " * 99], truncate=False, timing=refused)
+    assert refused.tokenize_s > 0
+    assert refused.begun_s is None
+    assert refused.queue_s == refused.inference_s == 0
