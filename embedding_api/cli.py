@@ -7,7 +7,7 @@ from typing import Any
 import click
 import orjson
 
-from embedding_api import __version__, config, log
+from embedding_api import __version__, config, log, web
 from embedding_api.engine.engine import load_engine
 from embedding_api.errors import ServiceError
 
@@ -32,6 +32,13 @@ def cli() -> None:
 def settings() -> None:
     """Print every setting with its meaning and default, as .env.example has them."""
     click.echo(config.env_example(), nl=False)
+
+
+@cli.command()
+def openapi() -> None:
+    """Print the OpenAPI document of the service with these settings; no model is loaded."""
+    document = web.openapi_document(config.load_settings())
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
 @cli.command()

@@ -8,6 +8,11 @@ from flask import Response
 INTERNAL = "something went wrong inside; the server's log has the story under this X-Request-ID"
 
 
+def type_of(status: int) -> str:
+    """The type of a failure that is known by its status alone."""
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
 def failure(type_: str, code: str | None, message: str, param: str | None = None) -> dict[str, Any]:
     """The body of every failure, whoever tells it."""
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}

@@ -4,11 +4,12 @@ import hmac
 
 from flask import Flask, request
 
+from embedding_api.config import Settings
 from embedding_api.errors import InvalidKeyError
 from embedding_api.web.parts import parts
 
 # Endpoints that answer without a key. What is not named here is protected; the metrics are, unless they are public.
-OPEN_ENDPOINTS = frozenset({"health.index", "health.live", "health.ready"})
+OPEN_ENDPOINTS = frozenset({"health.index", "health.live", "health.ready", "openapi.show", "docs.page", "docs.file"})
 METRICS_ENDPOINT = "metrics.show"
 
 
@@ -17,12 +18,16 @@ def init_app(app: Flask) -> None:
     app.before_request(_require_key)
 
 
+def needs_key(endpoint: str, settings: Settings) -> bool:
+    """Whether a route answers only those who have a key."""
+    is_open = endpoint in OPEN_ENDPOINTS or (endpoint == METRICS_ENDPOINT and settings.metrics_public)
+    return settings.require_auth and not is_open
+
+
 def _require_key() -> None:
     settings = parts().settings
     # An unknown path or method has no endpoint, and its 404 or 405 tells nothing.
-    if not settings.require_auth or request.endpoint is None or request.endpoint in OPEN_ENDPOINTS:
-        return
-    if request.endpoint == METRICS_ENDPOINT and settings.metrics_public:
+    if request.endpoint is None or not needs_key(request.endpoint, settings):
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     # Spaces and tabs alone: as latin-1 the last bytes of some letters in UTF-8 count as white space too.

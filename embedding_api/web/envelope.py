@@ -44,7 +44,7 @@ TABLE: dict[type[errors.ServiceError], Envelope] = {
 }
 
 # What Flask and Werkzeug raise by themselves: status to code and message, with values of the configuration in it.
-_HTTP = {
+HTTP = {
     400: ("invalid_request", "the request is malformed; send a JSON object as an HTTP/1.1 POST"),
     404: (
         "not_found",
@@ -87,12 +87,12 @@ def _of_http(error: HTTPException) -> Response:
     status = error.code or 500
     if status >= 500:
         code, message = _INTERNAL
-    elif status in _HTTP:
-        code, template = _HTTP[status]
+    elif status in HTTP:
+        code, template = HTTP[status]
         message = template.format_map(current_app.config)
     else:
         code, message = error.name.lower().replace(" ", "_"), error.description or error.name
-    response = _envelope(status, _SERVER if status >= 500 else _CALLER, code, message, None)
+    response = _envelope(status, answer.type_of(status), code, message, None)
     response.headers.extend((name, value) for name, value in error.get_headers() if name != "Content-Type")
     return response
 

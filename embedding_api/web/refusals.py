@@ -16,12 +16,27 @@ from embedding_api.web import answer
 logger = logging.getLogger(__name__)
 
 
+# The word for programs, for each status that is told here.
+CODES = {
+    400: "invalid_request",
+    408: "request_timeout",
+    414: "uri_too_long",
+    417: "expectation_failed",
+    431: "headers_too_large",
+    500: "internal_error",
+}
+
+
 class Refusal(NamedTuple):
-    """A failure as its client is told."""
+    """A failure as its client is told; `status` is one of CODES."""
 
     status: int
-    code: str
     message: str
+
+    @property
+    def code(self) -> str:
+        """The word for programs."""
+        return CODES[self.status]
 
     def tell(self, send: Callable[[bytes], object], cause: Exception | None = None) -> None:
         """Sends the whole response, after which the connection must close, and logs it under the same request id.
@@ -42,8 +57,7 @@ class Refusal(NamedTuple):
         )
         metrics.REFUSED.labels(self.code).inc()
         metrics.REQUESTS.labels("-", "-", self.status, "").inc()
-        type_ = "server_error" if is_ours else "invalid_request_error"
-        body = orjson.dumps(answer.failure(type_, self.code, self.message))
+        body = orjson.dumps(answer.failure(answer.type_of(self.status), self.code, self.message))
         head = (
             f"HTTP/1.1 {self.status} {http.HTTPStatus(self.status).phrase}\r\nConnection: close\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nX-Request-ID: {request_id}\r\n\r\n"
@@ -51,7 +65,7 @@ class Refusal(NamedTuple):
         send(head.encode() + body)
 
 
-INTERNAL = Refusal(500, "internal_error", answer.INTERNAL)
+INTERNAL = Refusal(500, answer.INTERNAL)
 
 # More than one class may apply: the first does. The messages quote nothing of the request, which may be anything.
 _MALFORMED: dict[type[Exception], str] = {
@@ -74,9 +88,7 @@ _MALFORMED: dict[type[Exception], str] = {
 
 def not_arrived(timeout_s: float) -> Refusal:
     """For a request that began and was not there as a whole in time."""
-    return Refusal(
-        408, "request_timeout", f"the request had not arrived whole {timeout_s:g} s after its first byte; send it again"
-    )
+    return Refusal(408, f"the request had not arrived whole {timeout_s:g} s after its first byte; send it again")
 
 
 def of(error: Exception, config: Config) -> Refusal:
@@ -87,11 +99,11 @@ def of(error: Exception, config: Config) -> Refusal:
         return INTERNAL
     if isinstance(error, errors.LimitRequestLine):
         rule = f"the request line is over the {config.limit_request_line} bytes that are taken"
-        return Refusal(414, "uri_too_long", f"{rule}; send what is long as the body of a POST")
+        return Refusal(414, f"{rule}; send what is long as the body of a POST")
     if isinstance(error, errors.LimitRequestHeaders):
         rule = f"{config.limit_request_fields} headers of {config.limit_request_field_size} bytes each, 64 KiB in all"
-        return Refusal(431, "headers_too_large", f"the headers are over what is taken: {rule}; send fewer or shorter")
+        return Refusal(431, f"the headers are over what is taken: {rule}; send fewer or shorter")
     if isinstance(error, errors.ExpectationFailed):
-        return Refusal(417, "expectation_failed", "the header Expect can only be 100-continue; leave it out")
+        return Refusal(417, "the header Expect can only be 100-continue; leave it out")
     message = next((text for kind, text in _MALFORMED.items() if isinstance(error, kind)), "the request is malformed")
-    return Refusal(400, "invalid_request", message)
+    return Refusal(400, message)

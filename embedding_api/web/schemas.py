@@ -1,17 +1,22 @@
-"""What a request may be, as far as a schema alone can judge it."""
+"""What a request may be, as far as a schema alone can judge it. Each field says so in JSON Schema, too."""
 
-from typing import Any, NoReturn, cast
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NoReturn, cast
 
 import marshmallow
 from marshmallow import fields
 
 from embedding_api.errors import InvalidFieldError
 
+# How a field refuses, in a word for programs.
+Code = Literal["missing_field", "invalid_type", "invalid_value", "empty_input", "too_many_inputs"]
+
 # How much of a value an error message repeats. Never of `input`.
 _SHOWN = 100
 
 
-def _refuse(code: str, rule: str, index: int | None = None) -> NoReturn:
+def _refuse(code: Code, rule: str, index: int | None = None) -> NoReturn:
     """Fails the field that is being loaded, or one item of it; `handle_error` makes an InvalidFieldError of it."""
     problem = {"code": code, "rule": rule}
     raise marshmallow.ValidationError(problem if index is None else {index: problem})
@@ -37,9 +42,41 @@ class StrictField(fields.Field[Any]):
         "required": {"code": "missing_field", "rule": "is missing; it is required"}
     }
 
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """What it takes, null included where that means absent."""
+        accepted = self._accepted()
+        if not self.required:
+            accepted["type"] = [accepted["type"], "null"]
+            if "enum" in accepted:
+                accepted["enum"] = [*accepted["enum"], None]
+        return accepted
+
+    def _accepted(self) -> dict[str, Any]:
+        """What it takes but null, as JSON Schema."""
+        raise NotImplementedError
+
+    @property
+    def _request(self) -> "EmbeddingRequest":
+        return cast("EmbeddingRequest", self.root)
+
 
 class Texts(StrictField):
     """A string, or a list of strings, as a list of strings. Token ids pass as a list of lists."""
+
+    def _accepted(self) -> dict[str, Any]:
+        def several(items: dict[str, Any], **rule: Any) -> dict[str, Any]:
+            return {"type": "array", "minItems": 1, **rule, "items": items}
+
+        text, most = {"type": "string", "minLength": 1}, {"maxItems": self._request.max_inputs}
+        token_ids = several({"type": "integer", "minimum": 0})
+        takes = [{"title": "Text", **text}, {"title": "Texts", **several(text, **most)}]
+        if self._request.accepts_token_ids:
+            takes += [
+                {"title": "TokenIds", **token_ids},
+                {"title": "TokenIdsOfTexts", **several(token_ids, **most)},
+            ]
+        return {"anyOf": takes}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> list[str] | list[list[int]]:
         if isinstance(value, str):
@@ -52,7 +89,7 @@ class Texts(StrictField):
             # One text, as token ids.
             _each(value, int, "a token id, as the first item is")
             return [value]
-        max_inputs = cast("EmbeddingRequest", self.root).max_inputs
+        max_inputs = self._request.max_inputs
         if len(value) > max_inputs:
             _refuse("too_many_inputs", f"holds {len(value)} texts; one request takes up to {max_inputs}, send several")
         if isinstance(value[0], list):
@@ -75,7 +112,11 @@ def _each(items: list[Any], wanted: type, wish: str) -> None:
 
 
 class Name(StrictField):
-    """A string."""
+    """A string. Which ones there are may be told when the service starts, and is judged by the engine."""
+
+    def _accepted(self) -> dict[str, Any]:
+        known = self._request.known.get(cast("str", self.name))
+        return {"type": "string"} if known is None else {"type": "string", "enum": list(known)}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
         if not isinstance(value, str):
@@ -90,6 +131,9 @@ class Choice(Name):
         super().__init__(**kwargs)
         self._words = words
 
+    def _accepted(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self._words)}
+
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         word = super()._deserialize(value, *args, **kwargs)
         if word not in self._words:
@@ -99,6 +143,9 @@ class Choice(Name):
 
 class Count(StrictField):
     """A whole number from 1 on; 4.0 is one, true and "4" are not."""
+
+    def _accepted(self) -> dict[str, Any]:
+        return {"type": "integer", "minimum": 1}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -113,6 +160,9 @@ class Count(StrictField):
 class Flag(StrictField):
     """true or false, nothing that looks like them."""
 
+    def _accepted(self) -> dict[str, Any]:
+        return {"type": "boolean"}
+
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if not isinstance(value, bool):
             _refuse("invalid_type", f"must be true or false, not {_kind(value)}")
@@ -124,6 +174,8 @@ class EmbeddingRequest(marshmallow.Schema):
 
     Args:
         max_inputs: The most texts that one request may hold.
+        accepts_token_ids: Whether `input` may hold token ids.
+        known: For each field that names something of this server, the names that there are.
     """
 
     class Meta:
@@ -131,15 +183,43 @@ class EmbeddingRequest(marshmallow.Schema):
 
         unknown = marshmallow.EXCLUDE
 
-    input = Texts(required=True)
-    model = Name(required=True)
-    encoding_format = Choice("float", "base64", load_default="float")
-    dimensions = Count(load_default=None)
-    user = Name(load_default=None)
-    truncate = Flag(load_default=None)
+    input = Texts(required=True, metadata={"description": "What to embed: one text, or several."})
+    model = Name(required=True, metadata={"description": "Name or alias of a model that is served."})
+    encoding_format = Choice(
+        "float",
+        "base64",
+        load_default="float",
+        metadata={
+            "description": "How vectors are written: as numbers, or as base64 of little-endian float32, which is "
+            "smaller and faster."
+        },
+    )
+    dimensions = Count(
+        load_default=None,
+        metadata={
+            "description": "Only so many leading components, brought back to length 1 if the model normalizes. At most "
+            "the model's own number, which is the default."
+        },
+    )
+    user = Name(load_default=None, metadata={"description": "Accepted, and not stored."})
+    truncate = Flag(
+        load_default=None,
+        metadata={
+            "description": "Whether a text over the model's window is cut to it, and told, or refused. The server's "
+            "setting TRUNCATE is the default."
+        },
+    )
 
-    def __init__(self, *, max_inputs: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_inputs: int,
+        accepts_token_ids: bool = False,
+        known: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         self.max_inputs = max_inputs
+        self.accepts_token_ids = accepts_token_ids
+        self.known = known
         super().__init__()
 
     @marshmallow.pre_load

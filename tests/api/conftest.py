@@ -1,10 +1,17 @@
 """The application with a fake model behind it; pytest-flask makes the client."""
 
+import functools
+import json
+
 import pytest
 import pytest_flask.plugin
+import schemathesis
+from flask.testing import FlaskClient
+from werkzeug.exceptions import HTTPException
 
 from embedding_api.app import create_app
 from embedding_api.config import load_settings
+from embedding_api.web.openapi import path_of
 from tests.fakes import fake_engine, fake_model
 
 MODEL = "org/fake"
@@ -21,6 +28,33 @@ def model():
     return fake_model(MODEL, names=(MODEL, "alias"))
 
 
+@functools.cache
+def api(document: bytes):
+    """A document as schemathesis reads it."""
+    return schemathesis.openapi.from_dict(json.loads(document))
+
+
+class Client(FlaskClient):
+    """A client that gets no answer but those that the application's own document has."""
+
+    def open(self, *args, **options):
+        response = super().open(*args, **options)
+        asked, app = response.request, self.application
+        try:
+            rule, _ = app.url_map.bind_to_environ(asked.environ).match(return_rule=True)
+        except HTTPException:
+            return response
+        paths = api(app.extensions["openapi"])
+        if path_of(rule) in set(paths):
+            operation = paths[path_of(rule)]["GET" if asked.method == "HEAD" else asked.method]
+            told = operation.responses.find_by_status_code(response.status_code)
+            assert told is not None, f"{response.status_code} is not in the document"
+            assert {name for name, header in told.headers.items() if header.is_required} <= set(response.headers.keys())
+            if asked.method != "HEAD":
+                operation.validate_response(response)
+        return response
+
+
 @pytest.fixture
 def app(request, clean_settings, no_leaked_threads, monkeypatch, model):
     marker = request.node.get_closest_marker("settings")
@@ -29,7 +63,9 @@ def app(request, clean_settings, no_leaked_threads, monkeypatch, model):
         monkeypatch.setenv(name, value)
     settings = load_settings()
     engine = fake_engine(model, fake_model("org/other"), accepts_token_ids=settings.token_ids == "model")
-    yield create_app(settings, engine)
+    app = create_app(settings, engine)
+    app.test_client_class = Client
+    yield app
     engine.close()
 
 

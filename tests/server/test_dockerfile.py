@@ -223,7 +223,7 @@ def test_the_image_holds_the_whole_service_and_nothing_else():
     copies = [step for step in read_stages()[-1] if step.word == "COPY" and "from" not in step.flags]
     taken = {path: target for step in copies for path, target in copied(step).items()}
     files = (ROOT / "embedding_api").rglob("*.*")
-    package = {str(file.relative_to(ROOT)) for file in files if file.suffix in (".py", ".txt")}
+    package = {str(file.relative_to(ROOT)) for file in files if file.suffix in (".py", ".txt", ".html", ".js")}
     assert taken == {path: path for path in {"wsgi.py", "gunicorn.conf.py"} | package}
 
 

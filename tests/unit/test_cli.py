@@ -29,6 +29,15 @@ def test_settings_prints_the_example_file(run):
     assert run("settings").output == config.env_example()
 
 
+def test_openapi_prints_the_document_of_the_settings_without_loading_a_model(run):
+    def fail():
+        pytest.fail("a model was loaded")
+
+    done = run("openapi", engine=fail, env={"SUPPORTED_MODELS": "short=intfloat/e5-small-v2"})
+    request = json.loads(done.output)["components"]["schemas"]["EmbeddingRequest"]
+    assert request["properties"]["model"]["enum"] == ["short", "intfloat/e5-small-v2"]
+
+
 def test_check_tells_what_would_be_served(run):
     done = run("check", env={"WORKERS": "2"})
     assert done.exit_code == 0

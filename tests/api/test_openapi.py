@@ -1,0 +1,121 @@
+"""GET /openapi.json says what the application takes and answers. That each answer of the API tests is in it is seen to
+by their client; what is made from it is sent to a server in tests/server."""
+
+import json
+import re
+import typing
+from pathlib import Path
+
+import pytest
+
+from embedding_api import web
+from embedding_api.app import create_app
+from embedding_api.config import load_settings
+from embedding_api.web import envelope, refusals, schemas
+from embedding_api.web.openapi import path_of
+from tests.fakes import fake_engine, fake_model
+
+KEPT = Path(__file__).parents[2] / "docs" / "openapi.json"
+
+
+@pytest.fixture
+def document(client):
+    response = client.get("/openapi.json")
+    assert (response.status_code, response.content_type) == (200, "application/json")
+    return response.json
+
+
+def operations(document):
+    """Each operation with its method and path."""
+    return [(path, method, told) for path, item in document["paths"].items() for method, told in item.items()]
+
+
+def codes(document, status) -> list[str]:
+    """The codes that the document has for a status."""
+    told = document["components"]["responses"][f"Error{status}"]["content"]["application/json"]["schema"]
+    return told["allOf"][1]["properties"]["error"]["properties"]["code"]["enum"]
+
+
+def request_fields(document):
+    return document["components"]["schemas"]["EmbeddingRequest"]["properties"]
+
+
+def test_every_route_is_described_with_its_methods(app, document):
+    routes = {(path_of(rule), rule.methods - {"HEAD"} == {"POST"}) for rule in app.url_map.iter_rules()}
+    assert routes == {(path, method == "post") for path, method, _ in operations(document)}
+
+
+def test_the_document_that_is_kept_is_the_one_that_is_served_by_default(clean_settings):
+    """Made by `memementor-embeddings openapi > docs/openapi.json`."""
+    assert json.loads(KEPT.read_text()) == web.openapi_document(load_settings())
+
+
+def test_what_is_made_without_models_is_what_is_served_with_them(monkeypatch):
+    monkeypatch.setenv("SUPPORTED_MODELS", "alias=org/fake,org/other")
+    monkeypatch.setenv("API_KEY_SECRET", "secret")
+    settings = load_settings()
+    app = create_app(settings, fake_engine(*(fake_model(spec.name, spec.names) for spec in settings.supported_models)))
+    assert app.test_client().get("/openapi.json").json == web.openapi_document(settings)
+
+
+def test_the_model_is_one_of_the_names_and_aliases_that_are_served(document):
+    names = ["org/fake", "alias", "org/other"]
+    assert request_fields(document)["model"]["enum"] == names
+    (parameter,) = document["paths"]["/v1/models/{model_id}"]["get"]["parameters"][1:]
+    assert parameter["schema"]["enum"] == names
+
+
+def inputs(document):
+    return {one["title"]: one for one in request_fields(document)["input"]["anyOf"]}
+
+
+@pytest.mark.settings(MAX_INPUTS="7")
+def test_the_most_texts_of_a_request_are_told(document):
+    assert inputs(document)["Texts"]["maxItems"] == 7
+
+
+def test_token_ids_are_not_described_where_they_are_refused(document):
+    assert inputs(document).keys() == {"Text", "Texts"}
+
+
+@pytest.mark.settings(TOKEN_IDS="model", MAX_INPUTS="7")
+def test_token_ids_are_described_where_they_are_taken(document):
+    told = inputs(document)
+    assert "maxItems" not in told["TokenIds"]
+    assert told["TokenIdsOfTexts"]["maxItems"] == 7
+
+
+def test_every_error_is_described_with_its_status_and_code(document):
+    told = {status for _, _, operation in operations(document) for status in operation["responses"]} | {"401"}
+    for error, (status, _, code) in envelope.TABLE.items():
+        assert str(status) in told, error
+        if status != 401:
+            assert {code} - {None} <= set(codes(document, status)), error
+    assert set(typing.get_args(schemas.Code)) <= set(codes(document, 422))
+    for status, code in refusals.CODES.items():
+        assert code in codes(document, status)
+        assert all(str(status) in operation["responses"] for _, _, operation in operations(document))
+
+
+@pytest.mark.settings(API_KEY_SECRET="secret")
+def test_exactly_what_needs_a_key_says_so(client, document):
+    for path, method, operation in operations(document):
+        needs_key = client.open(re.sub("{.*}", "x", path), method=method).status_code == 401
+        assert ("security" in operation, "401" in operation["responses"]) == (needs_key, needs_key), path
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert codes(document, 401) == ["invalid_api_key"]
+
+
+@pytest.mark.settings(API_KEY_SECRET="secret", METRICS_PUBLIC="true")
+def test_public_metrics_need_none(document):
+    assert "security" not in document["paths"]["/metrics"]["get"]
+
+
+def test_without_keys_none_is_asked_for(document):
+    assert "securitySchemes" not in document["components"]
+    assert not any("401" in operation["responses"] for _, _, operation in operations(document))
+
+
+def test_operations_have_ids_of_their_own(document):
+    ids = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(set(ids)) == len(ids)
