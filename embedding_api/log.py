@@ -3,16 +3,53 @@
 Libraries log from WARNING on whatever LOG_LEVEL says: what they print below that is not ours to vouch for.
 """
 
+import json
 import logging
 import logging.config
+import warnings
+from collections.abc import Callable, Mapping
+from contextvars import Context, ContextVar
+from functools import partial
+from types import MappingProxyType
 from typing import Any
-
-import orjson
 
 from embedding_api import cgroup
 from embedding_api.config import Settings
 
 ACCESS = "embedding_api.access"
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_ids: ContextVar[Mapping[str, str]] = ContextVar("ids", default=_NOTHING)
+
+
+def begin_request(**ids: str) -> None:
+    """Lets each line from here on, in this thread, carry these ids, until `end_request`."""
+    _ids.set(ids)
+
+
+def end_request() -> None:
+    """What this thread logs from here on belongs to no request."""
+    _ids.set(_NOTHING)
+
+
+def for_request(call: Callable[[], None]) -> Callable[[], None]:
+    """The same call, whose lines carry the ids of the request in work now, whichever thread makes it.
+
+    Not in a copy of this thread's context, which would keep the whole request alive.
+    """
+    context = Context()
+    context.run(_ids.set, _ids.get())
+    return partial(context.run, call)
+
+
+class OfRequest(logging.Filter):
+    """Puts the ids of the request in work before a line's own fields."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keeps the record, with the ids in it."""
+        if ids := _ids.get():
+            record.fields = {**ids, **getattr(record, "fields", {})}
+        return True
 
 
 class JsonFormatter(logging.Formatter):
@@ -30,7 +67,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line).decode()
+        # Not orjson: that raises for halves of surrogate pairs, which paths and exceptions can hold.
+        return json.dumps(line, default=str)
 
 
 class TextFormatter(logging.Formatter):
@@ -42,7 +80,13 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line of a record, without its exception."""
         fields = getattr(record, "fields", {})
-        return " ".join([super().formatMessage(record), *(f"{key}={value}" for key, value in fields.items())])
+        return " ".join([super().formatMessage(record), *(f"{key}={_shown(value)}" for key, value in fields.items())])
+
+
+def _shown(value: object) -> str:
+    """As it is, or in quotes if somebody who reads key=value could not tell where it ends."""
+    text = str(value)
+    return text if text.isprintable() and not set(text) & set(' "=') and text else json.dumps(text)
 
 
 class Killed(logging.Filter):
@@ -87,8 +131,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
-        "filters": {"killed": {"()": Killed}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "filters": {"killed": {"()": Killed}, "of_request": {"()": OfRequest}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["of_request"]}},
         "root": {"level": max(logging.WARNING, getattr(logging, settings.log_level)), "handlers": ["stderr"]},
         "loggers": {
             "embedding_api": ours,
@@ -107,3 +151,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
 def configure(settings: Settings) -> None:
     """Sets up logging for this process."""
     logging.config.dictConfig(configuration(settings))
+    warnings.showwarning = _log_warning  # type: ignore[assignment] # the rest of its arguments is of no use
+
+
+def _log_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    """A library's warning as one line; Python would print two, in a format of its own."""
+    text = " ".join(str(message).split())
+    logging.getLogger("py.warnings").warning("%s: %s (%s:%d)", category.__name__, text, filename, lineno)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embedding_api import metrics
+from embedding_api import log, metrics
 from embedding_api.caller import Caller
 from embedding_api.engine.admission import UNLIMITED, Admission, Limits
 from embedding_api.engine.arrays import Ids, Vectors
@@ -154,7 +154,8 @@ class Dispatcher:
             n_duplicates = self._backlog.add(job, model, ids, n_prompt_tokens)
             self._assign(self._seat)
         metrics.DUPLICATES.labels(self._names[model]).inc(n_duplicates)
-        caller.when_left(lambda: self._abandon(job, ClientGoneError("the client closed the connection"), "client_gone"))
+        gone = ClientGoneError("the client closed the connection")
+        caller.when_left(log.for_request(lambda: self._abandon(job, gone, "client_gone")))
         if not job.done.wait(caller.remaining_s()):
             error = DeadlineExceededError("the request was not answered in the time that it had")
             self._abandon(job, error, "deadline")
@@ -386,7 +387,8 @@ class Dispatcher:
             seat.send_vectors(work, vectors)
 
     def _fail(self, seat: Seat, work: Batch | Order, error: Exception) -> None:
-        logger.error("a batch of %d texts failed: %s", len(work.ids), type(error).__name__)
+        # A request fails only if a text of it fails alone, and logs that itself.
+        logger.warning("a batch of %d texts failed: %s", len(work.ids), type(error).__name__)
         logger.debug("how the batch failed", exc_info=error)
         metrics.BATCH_FAILURES.labels(self._names[work.model]).inc()
         with self._changed:

@@ -251,17 +251,10 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     ]
     rate = n_computing * min(rates) if on_cpu else _DEVICE_TOKENS_PER_S
     n_tokens = settings.max_queued_tokens or round(_QUEUE_S * rate)
-    logger.info(
-        "%d usable cores: %d workers, of which %d compute at a time, with %d threads each%s; "
-        "about %d tokens a second, of which %d may wait",
-        cores.count(),
-        settings.workers,
-        n_computing,
-        max(1, cores.count() // settings.workers),
-        "; batches travel between them" if WORKERS_CAN_SEND and settings.workers > 1 else "",
-        rate,
-        n_tokens,
-    )
+    # Two requests of the largest size have room in any case.
+    n_bytes = max(_BYTES_PER_TOKEN * n_tokens, 2 * (settings.max_body_bytes + MAX_HEAD_BYTES))
+    _say_topology(settings, n_computing)
+    _say_limits(settings, rate, n_tokens, n_bytes)
     _describe(models, n_tokens)
     return Engine(
         models,
@@ -269,12 +262,7 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
         # Workers that are replaced overlap with the new ones.
         n_seats=4 * settings.workers + 4 if WORKERS_CAN_SEND else 0,
         n_computing=n_computing,
-        limits=Limits(
-            n_tokens,
-            # Two requests of the largest size have room in any case.
-            max(_BYTES_PER_TOKEN * n_tokens, 2 * (settings.max_body_bytes + MAX_HEAD_BYTES)),
-            rate,
-        ),
+        limits=Limits(n_tokens, n_bytes, rate),
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
         inference_timeout_s=settings.inference_timeout_s,
     )
@@ -289,6 +277,36 @@ def _describe(models: Registry, limit_tokens: int) -> None:
         ).set(1)
         for metric in metrics.OF_A_MODEL:
             metric.labels(model.name)
+
+
+def _say_topology(settings: Settings, n_computing: int) -> None:
+    fields = {
+        "device": settings.device,
+        "cores": cores.count(),
+        "workers": settings.workers,
+        "computing": n_computing,
+        "threads_per_inference": max(1, cores.count() // settings.workers),
+        "exchange": WORKERS_CAN_SEND and settings.workers > 1,
+        "requests_per_worker": settings.threads,
+    }
+    logger.info("topology", extra={"fields": fields})
+
+
+def _say_limits(settings: Settings, rate: float, n_tokens: int, n_bytes: int) -> None:
+    """What may wait, how much of it is computed in a second, and for how long anything may take."""
+    fields = {
+        "queued_tokens": n_tokens,
+        "tokens_per_s": round(rate),
+        "held_bytes": n_bytes,
+        "body_bytes": settings.max_body_bytes,
+        "inputs": settings.max_inputs,
+        "request_s": settings.request_timeout_s,
+        "client_s": settings.client_timeout_s,
+        "inference_s": settings.inference_timeout_s,
+        "drain_s": settings.drain_s,
+        "grace_s": settings.graceful_timeout_s,
+    }
+    logger.info("limits", extra={"fields": fields})
 
 
 def _check_dimensions(model: Model, dimensions: int | None) -> None:

@@ -16,11 +16,13 @@ from embedding_api.config import Settings
 logger = logging.getLogger(__name__)
 
 
+# Of others' settings; OpenTelemetry's headers hold the key of a collector.
+_SECRETS = {"HUGGING_FACE_HUB_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
+
+
 def environment(**more: str) -> dict[str, str]:
     """This process's variables without its secrets, and more."""
-    secrets = {field.name.upper() for field in fields(Settings) if field.metadata["secret"]} | {
-        "HUGGING_FACE_HUB_TOKEN"
-    }
+    secrets = {field.name.upper() for field in fields(Settings) if field.metadata["secret"]} | _SECRETS
     return {name: value for name, value in os.environ.items() if name not in secrets} | more
 
 

@@ -104,17 +104,19 @@ def _load(spec: ModelSpec, folder: Path, settings: Settings) -> Model:
             f"model {spec.name} from {folder} gives different texts the same vector; check that its tokenizer's "
             "files are there"
         )
-    logger.info(
-        "model %s loaded from %s: %d dimensions, window %s tokens, %s %s, against sentence-transformers %s, %.1f s",
-        spec.name,
-        folder,
-        loaded.backend.dim,
-        loaded.reader.window,
-        loaded.backend.name,
-        loaded.backend.precision,
-        proven,
-        time.monotonic() - started,
-    )
+    fields = {
+        "model": spec.name,
+        "source": spec.source,
+        **_revision(spec, folder),
+        "folder": str(folder),
+        "backend": loaded.backend.name,
+        "precision": loaded.backend.precision,
+        "dimensions": loaded.backend.dim,
+        "window": loaded.reader.window,
+        "against_sentence_transformers": str(proven),
+        "load_s": round(time.monotonic() - started, 1),
+    }
+    logger.info("model loaded", extra={"fields": fields})
     return Model(
         name=spec.name,
         names=spec.names,
@@ -126,6 +128,12 @@ def _load(spec: ModelSpec, folder: Path, settings: Settings) -> Model:
         proof=proven,
         is_normalized=proof.all_of_unit_length(loaded.reference),
     )
+
+
+def _revision(spec: ModelSpec, folder: Path) -> dict[str, str]:
+    """The commit, where the hub's cache says it, or else what was asked for, if that was said."""
+    revision = folder.name if folder.parent.name == "snapshots" else spec.revision
+    return {} if revision is None else {"revision": revision}
 
 
 def _require_device(device: str) -> None:

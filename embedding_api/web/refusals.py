@@ -50,7 +50,8 @@ class Refusal(NamedTuple):
         fields = {"request_id": request_id, "status": self.status, "code": self.code}
         # What the parser raised quotes the request.
         logger.log(
-            logging.ERROR if is_ours else logging.WARNING,
+            # Anybody can send what is malformed, and as often as they like: there is nothing to mend here.
+            logging.ERROR if is_ours else logging.INFO,
             said,
             exc_info=cause if is_ours else None,
             extra={"fields": fields},

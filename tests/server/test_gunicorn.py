@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+from embedding_api import cores
 from tests import models
 from tests.server.conftest import MINILM, ROOT, environment, free_port, until
 from tests.server.faulty import APP as FAULTY
@@ -41,15 +43,24 @@ def test_it_says_where_it_is_and_the_curl_line_works(server):
 
 
 def test_the_log_tells_the_start_in_a_few_lines(server):
-    lines = server.log.splitlines()
-    assert any(f"model {MINILM} loaded from" in line and "384 dimensions, window 256" in line for line in lines)
-    assert not any("Traceback" in line or "Warning" in line for line in lines)
+    start, _, _ = server.log.partition("ready at")
+    said = [line.partition("] ")[2] for line in start.splitlines() if "] Booting" not in line]
+    ours = [line for line in said if line.partition(" ")[0] in ("model", "topology", "limits", "no")]
+    assert len(ours) == 4 <= len(said) <= 10
+    model, topology, limits, who = ours
+    assert model.startswith(f"model loaded model={MINILM} source={MINILM} folder=/")
+    for word in ("backend=", "precision=float32", "dimensions=384", "window=256"):
+        assert word in model
+    assert 'against_sentence_transformers="largest difference' in model
+    assert f" workers={cores.count()} computing={cores.count()} " in topology
+    assert re.search(r"queued_tokens=\d+ tokens_per_s=\d+ held_bytes=\d+ body_bytes=33554432 .*request_s=60", limits)
+    assert who == "no key is needed, and only this machine can ask"
 
 
 def test_the_model_is_loaded_once_in_the_master(launch):
     """Workers are forks that hold only what they wrote themselves."""
     server = launch(WORKERS="3")
-    assert server.log.count("loaded from") == 1
+    assert server.log.count("model loaded") == 1
     master = psutil.Process(server.process.pid)
     assert all(worker.memory_full_info().uss < master.memory_info().rss / 4 for worker in server.workers)
 
@@ -216,7 +227,7 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(launch, observed):
     until(lambda: len({worker.pid for worker in server.workers} - first) == 1, what="a new worker")
     for _ in range(20):
         assert len(server.embed("still here")) == 1
-    assert server.log.count("loaded from") == 1
+    assert server.log.count("model loaded") == 1
     observed("a new worker in its place, without loading the model again; 20 requests answered")
 
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import threading
+import warnings
 
 import pytest
 
@@ -60,3 +62,55 @@ def test_libraries_log_from_warning_on(monkeypatch, level, libraries):
     configuration = log.configuration(load_settings())
     assert configuration["root"]["level"] == getattr(logging, libraries)
     assert configuration["loggers"]["embedding_api"]["level"] == level
+
+
+def test_text_values_that_could_be_misread_are_quoted():
+    line = log.TextFormatter().format(record(fields={"a": "two words", "b": 'x="y"', "c": "", "d": "1\n2", "e": "é/x"}))
+    assert line.endswith(r'a="two words" b="x=\"y\"" c="" d="1\n2" e=é/x')
+
+
+def test_a_json_line_can_hold_anything():
+    line = json.loads(log.JsonFormatter().format(record(fields={"path": "\udcff", "what": {1}})))
+    assert (line["path"], line["what"]) == ("\udcff", "{1}")
+
+
+@pytest.fixture
+def ids():
+    """What a line logged now has of the request in work."""
+    yield lambda: (log.OfRequest().filter(line := record()), getattr(line, "fields", {}))[1]
+    log.end_request()
+
+
+def test_lines_carry_the_ids_of_the_request_in_work_and_then_no_more(ids):
+    assert ids() == {}
+    log.begin_request(request_id="r", trace_id="t")
+    assert ids() == {"request_id": "r", "trace_id": "t"}
+    line = record(fields={"request_id": "own", "status": 400})
+    log.OfRequest().filter(line)
+    assert line.fields == {"request_id": "own", "trace_id": "t", "status": 400}
+    log.end_request()
+    assert ids() == {}
+
+
+def test_another_thread_carries_the_ids_of_a_request_for_which_it_is_called(ids):
+    seen = []
+    log.begin_request(request_id="r")
+    calls = [lambda: seen.append(ids()), log.for_request(lambda: seen.append(ids()))]
+    log.begin_request(request_id="another")
+    thread = threading.Thread(target=lambda: [call() for call in calls])
+    thread.start()
+    thread.join()
+    assert seen == [{}, {"request_id": "r"}]
+
+
+def test_a_warning_of_a_library_is_a_line_like_any_other(monkeypatch, capsys, caplog):
+    monkeypatch.setattr(logging.config, "dictConfig", lambda configuration: None)
+    with warnings.catch_warnings():
+        log.configure(load_settings())
+        warnings.simplefilter("always")
+        warnings.warn_explicit("mind\nthat", UserWarning, "its.py", 7)
+    assert capsys.readouterr().err == ""
+    (line,) = caplog.records
+    assert (line.name, line.levelname) == ("py.warnings", "WARNING")
+    assert line.getMessage().endswith("(its.py:7)")
+    assert "\n" not in log.TextFormatter().format(line)

@@ -36,7 +36,7 @@ def test_it_runs_where_it_is_told_to(tmp_path):
 
 
 def test_no_program_is_given_a_secret(monkeypatch):
-    secrets = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "API_KEY_SECRET"}
+    secrets = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "API_KEY_SECRET", "OTEL_EXPORTER_OTLP_HEADERS"}
     for name in secrets:
         monkeypatch.setenv(name, "secret-1")
     for environment in (programs.environment(), conversion._environment()):

@@ -1,6 +1,7 @@
 """Loading: what goes wrong is one line with the cure."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,17 @@ def test_a_device_that_is_there_is_asked_for_and_accepted(monkeypatch):
 def test_code_that_comes_with_a_model_is_refused_with_the_setting_that_allows_it():
     spec = load_settings().supported_models[0]
     assert f"TRUST_REMOTE_CODE={spec.name}" in loading._cure("set `trust_remote_code=True` to", spec)
+
+
+@pytest.mark.parametrize(
+    ("folder", "told", "revision"),
+    [
+        ("/cache/models--a--b/snapshots/abc123", "a/b", {"revision": "abc123"}),
+        ("/cache/models--a--b/snapshots/abc123", "a/b@main", {"revision": "abc123"}),
+        ("/package/model", "a/b", {}),
+        ("/package/model", "a/b@v1", {"revision": "v1"}),
+    ],
+)
+def test_the_revision_that_is_told_is_the_one_that_was_found(monkeypatch, folder, told, revision):
+    monkeypatch.setenv("SUPPORTED_MODELS", told)
+    assert registry._revision(load_settings().supported_models[0], Path(folder)) == revision
