@@ -77,8 +77,10 @@ def post_fork(server, worker):
 
 
 def post_worker_init(worker):
-    """Starts the engine after the fork; a worker that cannot do so stops the service."""
+    """Starts the engine and traces after the fork; a worker that cannot do so stops the service."""
     _engine(worker).start(worker.seat)
+    if (tracing := _parts(worker).tracing) is not None:
+        tracing.start()
 
 
 def child_exit(server, worker):
@@ -96,7 +98,13 @@ def worker_exit(server, worker):
     """Ends the engine with its worker; Gunicorn's master may call this too, and its engine is the next workers'."""
     if worker.pid == os.getpid():
         _engine(worker).close()
+        if (tracing := _parts(worker).tracing) is not None:
+            tracing.close()
+
+
+def _parts(worker):
+    return worker.app.wsgi().extensions["embedding_api"]
 
 
 def _engine(worker):
-    return worker.app.wsgi().extensions["embedding_api"].engine
+    return _parts(worker).engine

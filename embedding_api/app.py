@@ -1,12 +1,17 @@
 """The application factory: the one place where the web room and the engine room meet."""
 
 import logging
+from typing import TYPE_CHECKING
 
 from flask import Flask
 
 from embedding_api import __version__, metrics, web
 from embedding_api.config import Settings, load_settings
 from embedding_api.engine.engine import Engine, load_engine
+from embedding_api.errors import SettingsError
+
+if TYPE_CHECKING:
+    from embedding_api.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +27,37 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         StartError: The service cannot start as it is told to.
     """
     settings = settings or load_settings()
-    if settings.is_open_to_others:
+    # Before the models are loaded: it ends the start if it cannot be, and is shared by all workers.
+    tracing = _tracing(settings)
+    engine = engine or load_engine(settings)
+    _say_who_may_ask(settings)
+    metrics.BUILD_INFO.labels(__version__).set(1)
+    app = Flask("embedding_api", static_folder=None)
+    web.init_app(app, settings, engine, tracing)
+    return app
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    try:
+        # Here, since it is an optional part of the installation, and costs memory and time.
+        from embedding_api.tracing import Tracing
+    except ImportError as error:
+        raise SettingsError(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed ({error}); pip install "
+            "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or unset it"
+        ) from error
+    logger.info("traces are sent", extra={"fields": {"endpoint": settings.otel_exporter_otlp_endpoint}})
+    return Tracing(settings)
+
+
+def _say_who_may_ask(settings: Settings) -> None:
+    if settings.require_auth:
+        logger.info("a key is needed", extra={"fields": {"keys": len(settings.api_key_secret)}})
+    elif settings.is_open_to_others:
         logger.warning(
             "anyone who reaches %s can use this service: set API_KEY_SECRET, or HOST to 127.0.0.1", settings.bind
         )
-    metrics.BUILD_INFO.labels(__version__).set(1)
-    app = Flask("embedding_api", static_folder=None)
-    web.init_app(app, settings, engine or load_engine(settings))
-    return app
+    else:
+        logger.info("no key is needed, and only this machine can ask")

@@ -126,6 +126,16 @@ def _host(text: str) -> str:
     return text
 
 
+def _collector(text: str) -> str:
+    """An address of HTTP, or nothing."""
+    if text and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", text):
+        raise ValueError(
+            "must be an address as http://host:port, without user name and password; those go to "
+            "OTEL_EXPORTER_OTLP_HEADERS"
+        )
+    return text
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What the service was told. Made by `load_settings`."""
@@ -297,6 +307,17 @@ class Settings:
         "Whether weights in pickle files (pytorch_model.bin) may be loaded, for models that have no safetensors.",
     )
 
+    otel_exporter_otlp_endpoint: str = setting(
+        "",
+        _collector,
+        "Where traces are sent: the address of a collector that speaks OTLP over HTTP, without /v1/traces. Needs\n"
+        "opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http, which read more from OpenTelemetry's other\n"
+        "variables, in the environment alone. Unset: nothing is traced.",
+        example="http://127.0.0.1:4318",
+        # Somebody may write a password into it; it is refused, and must not be shown for it.
+        secret=True,
+    )
+
     def __post_init__(self) -> None:
         """Fills what depends on other settings, and refuses contradictions.
 
@@ -406,6 +427,10 @@ def _read_file(env_file: Path) -> decouple.RepositoryEnv:
     repository = decouple.RepositoryEnv(str(env_file), encoding="utf-8-sig")
     names = [field.name.upper() for field in dataclasses.fields(Settings)]
     for key in repository.data:
+        if key.startswith("OTEL_") and key not in names:
+            raise SettingsError(
+                f"{env_file} sets {key[:100]!r}, which OpenTelemetry reads from the environment alone; set it there"
+            )
         meant = difflib.get_close_matches(key.removeprefix("export "), names, n=1, cutoff=0.75)
         if meant and key not in names:
             raise SettingsError(f"{env_file} sets {key[:100]!r}, which is no setting; write {meant[0]}=...")

@@ -1,7 +1,7 @@
 """The web room: Flask and marshmallow stop here. Views load, call the engine, and dump."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
@@ -11,15 +11,19 @@ from embedding_api.web import auth, docs, embeddings, envelope, health, metrics,
 from embedding_api.web.parts import Parts
 from embedding_api.web.schemas import EmbeddingRequest
 
+if TYPE_CHECKING:
+    # It is imported where traces are wanted, and may not be installed.
+    from embedding_api.tracing import Tracing
 
-def init_app(app: Flask, settings: Settings, engine: Engine) -> None:
-    """Gives an application its routes, errors, keys, access log and document."""
+
+def init_app(app: Flask, settings: Settings, engine: Engine, tracing: "Tracing | None" = None) -> None:
+    """Gives an application its routes, errors, keys, access log, traces and document."""
     # No route redirects: a client that does not follow would get HTML.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     request = _embedding_request(settings, (name for model in engine.models.models for name in model.names))
-    app.extensions["embedding_api"] = Parts(settings, engine, request)
+    app.extensions["embedding_api"] = Parts(settings, engine, request, tracing)
     observe.init_app(app)
     auth.init_app(app)
     envelope.init_app(app)

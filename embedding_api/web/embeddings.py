@@ -19,13 +19,18 @@ bp = Blueprint("embeddings", __name__)
 @bp.post("/embeddings")
 def create() -> Response:
     """Embeds the texts of the request."""
-    settings, engine, embedding_request = parts()
+    settings, engine, embedding_request, _ = parts()
     if (refusal := request.environ.get(REFUSAL)) is not None:
         raise refusal
     wish = embedding_request.load(body.read())
     truncate = settings.truncate if wish["truncate"] is None else wish["truncate"]
     embeddings = engine.embed(
-        wish["model"], wish["input"], dimensions=wish["dimensions"], truncate=truncate, caller=_caller()
+        wish["model"],
+        wish["input"],
+        dimensions=wish["dimensions"],
+        truncate=truncate,
+        caller=_caller(),
+        timing=observe.timing(),
     )
     observe.note(embeddings)
     response = answer.json(_dump(embeddings, wish))

@@ -3,7 +3,7 @@
 import logging
 from typing import Any, NamedTuple
 
-from flask import Flask, Response, current_app, g
+from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
 from embedding_api import errors, metrics
@@ -103,4 +103,4 @@ def _envelope(status: int, type_: str, code: str | None, message: str, param: st
 
 
 def _log(exc_info: Any) -> None:
-    logger.error("request failed", exc_info=exc_info, extra={"fields": {"request_id": g.get("request_id", "-")}})
+    logger.error("request failed", exc_info=exc_info)

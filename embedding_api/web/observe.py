@@ -1,4 +1,4 @@
-"""What is seen of each request: its id, how long it took, one line in the log. Never its texts or its key."""
+"""What is seen of each request: its id, how long it took, a line in the log, a span. Never its texts or its key."""
 
 import logging
 import re
@@ -9,17 +9,28 @@ from http import HTTPMethod
 from flask import Flask, Response, g, request
 
 from embedding_api import log, metrics
+from embedding_api.caller import CALLER
 from embedding_api.engine.engine import Embeddings
+from embedding_api.engine.timing import Timing
+from embedding_api.web.parts import parts
 
 logger = logging.getLogger(log.ACCESS)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# W3C's: version, trace, parent, flags. Version 00 has nothing behind them, later ones may; ff is none.
+_TRACEPARENT = re.compile(
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
+
+# Blueprints whose requests get spans, refused ones included. Health checks would be most of all, and tell nothing.
+_TRACED = frozenset({"embeddings", "models"})
 
 
 def init_app(app: Flask) -> None:
     """Registers the hooks; the first `before_request` and the last `after_request` of all."""
     app.before_request(_begin)
     app.after_request(_end)
+    app.teardown_request(lambda _: log.end_request())
 
 
 def note(embeddings: Embeddings) -> None:
@@ -27,17 +38,36 @@ def note(embeddings: Embeddings) -> None:
     g.embeddings = embeddings
 
 
+def timing() -> Timing:
+    """For the engine to tell where the time of this request goes."""
+    g.timing = made = Timing()
+    return made
+
+
 def _begin() -> None:
     g.started = time.monotonic()
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    tracing = parts().tracing
+    if tracing is not None and request.blueprint in _TRACED and request.url_rule is not None:
+        caller = request.environ.get(CALLER)
+        # It may have waited for a thread.
+        begun_s = g.started if caller is None else caller.arrived_s
+        trace = {name: request.headers[name] for name in ("traceparent", "tracestate") if name in request.headers}
+        g.span = tracing.begin(request.method, request.url_rule.rule, request.scheme, trace, begun_s)
+    trace_id = g.span.trace_id if "span" in g else _given_trace_id()
+    log.begin_request(request_id=g.request_id, **({"trace_id": trace_id} if trace_id else {}))
+
+
+def _given_trace_id() -> str:
+    given = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+    return given["trace"] if given else ""
 
 
 def _end(response: Response) -> Response:
     total_s = time.monotonic() - g.started
     response.headers["X-Request-ID"] = g.request_id
     fields = {
-        "request_id": g.request_id,
         # A method that is none, and a path, can be anything, a key included: told are those that exist, and the rule.
         "method": request.method if request.method in HTTPMethod.__members__ else "-",
         "route": request.url_rule.rule if request.url_rule else "-",
@@ -61,4 +91,6 @@ def _end(response: Response) -> Response:
         fields |= {"model": embeddings.model.name, "texts": len(embeddings.vectors), "tokens": embeddings.n_tokens}
     metrics.REQUESTS.labels(fields["route"], fields["method"], fields["status"], fields.get("model", "")).inc()
     logger.info("request", extra={"fields": fields})
+    if "span" in g:
+        g.span.end(response.status_code, g.request_id, g.get("timing"), embeddings)
     return response

@@ -9,6 +9,7 @@ import schemathesis
 from flask.testing import FlaskClient
 from werkzeug.exceptions import HTTPException
 
+from embedding_api import log
 from embedding_api.app import create_app
 from embedding_api.config import load_settings
 from embedding_api.web.openapi import path_of
@@ -67,6 +68,16 @@ def app(request, clean_settings, no_leaked_threads, monkeypatch, model):
     app.test_client_class = Client
     yield app
     engine.close()
+
+
+@pytest.fixture
+def of_request(caplog):
+    """What was logged, each record with the ids of the request that it belongs to."""
+    ids = log.OfRequest()
+    caplog.handler.addFilter(ids)
+    with caplog.at_level("DEBUG"):
+        yield caplog
+    caplog.handler.removeFilter(ids)
 
 
 @pytest.fixture

@@ -2,10 +2,15 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from embedding_api import __version__
+from embedding_api.app import create_app
+from embedding_api.caller import CALLER, Caller
+from embedding_api.config import load_settings
+from tests.fakes import fake_engine
 
 KEYS = pytest.mark.settings(API_KEY_SECRET="first, schlüssel, voilà")
 
@@ -115,15 +120,14 @@ def test_any_other_request_id_is_replaced(client, given):
 
 
 @pytest.mark.settings(API_KEY_SECRET="the-key")
-def test_the_access_line_tells_numbers_and_no_text_or_key(client, caplog):
-    with caplog.at_level(logging.DEBUG):
-        client.post(
-            "/v1/embeddings?key=the-key",
-            json={"model": "alias", "input": ["a confession", "a cat"]},
-            headers={"Authorization": "Bearer the-key", "X-Request-ID": "id-1"},
-        )
-        client.get("/a%20confession%0aforged", headers={"Authorization": "Bearer wrong-key"})
-    first, second = (record.fields for record in caplog.records if record.name == "embedding_api.access")
+def test_the_access_line_tells_numbers_and_no_text_or_key(client, of_request):
+    client.post(
+        "/v1/embeddings?key=the-key",
+        json={"model": "alias", "input": ["a confession", "a cat"]},
+        headers={"Authorization": "Bearer the-key", "X-Request-ID": "id-1"},
+    )
+    client.get("/a%20confession%0aforged", headers={"Authorization": "Bearer wrong-key"})
+    first, second = (record.fields for record in of_request.records if record.name == "embedding_api.access")
     assert first.pop("ms") >= 0
     assert first == {
         "request_id": "id-1",
@@ -135,6 +139,86 @@ def test_the_access_line_tells_numbers_and_no_text_or_key(client, caplog):
         "tokens": 8,
     }
     assert (second["route"], second["status"]) == ("-", 404)
-    everything = " ".join(str(vars(record)) for record in caplog.records)
+    everything = " ".join(str(vars(record)) for record in of_request.records)
     for secret in ("confession", "the-key", "wrong-key", "forged"):
         assert secret not in everything
+
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize(
+    "given", [f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00", f"cc-{TRACE}-{PARENT}-01-what-will-be"]
+)
+def test_the_line_has_the_trace_that_the_client_says(client, of_request, given):
+    client.get("/", headers={"traceparent": given})
+    assert of_request.records[-1].fields["trace_id"] == TRACE
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        TRACE,
+        f"00-{TRACE}-{PARENT}",
+        f"00-{TRACE}-{PARENT}-01-more",
+        f"ff-{TRACE}-{PARENT}-01",
+        f"00-{TRACE.upper()}-{PARENT}-01",
+        f"00-{'0' * 32}-{PARENT}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+    ],
+)
+def test_a_malformed_trace_is_none(client, of_request, given):
+    client.get("/", headers={"traceparent": given})
+    assert "trace_id" not in of_request.records[-1].fields
+
+
+def test_every_line_of_a_request_has_its_ids_and_no_other_line(client, model, of_request):
+    model.backend.error = RuntimeError("no")
+    body = {"model": "org/fake", "input": "a"}
+    headers = {"X-Request-ID": "id-1", "traceparent": f"00-{TRACE}-{PARENT}-01"}
+    assert client.post("/v1/embeddings", json=body, headers=headers).status_code == 500
+    logging.getLogger("embedding_api").info("of none")
+    ids = {record.getMessage(): getattr(record, "fields", {}) for record in of_request.records}
+    for line in ("request failed", "request"):
+        assert (ids[line]["request_id"], ids[line]["trace_id"]) == ("id-1", TRACE)
+    # By the thread that computes for all, and after the request.
+    assert ids["a batch of 1 texts failed: RuntimeError"] == ids["of none"] == {}
+
+
+def test_the_line_of_a_client_who_left_has_the_id_of_its_request(app, model, of_request):
+    model.backend.proceed.clear()
+    caller = Caller()
+    ask = partial(
+        app.test_client().post,
+        "/v1/embeddings",
+        json={"model": "org/fake", "input": ["a", "cat"]},
+        headers={"X-Request-ID": "id-1"},
+        environ_overrides={CALLER: caller},
+    )
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(ask)
+        assert model.backend.entered.wait(30)
+        caller.leave()
+        assert answer.result().status_code == 499
+        model.backend.proceed.set()
+    (dropped,) = (record for record in of_request.records if "dropped" in record.getMessage())
+    assert dropped.fields["request_id"] == "id-1"
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"API_KEY_SECRET": "one,two"}, "a key is needed"),
+        ({}, "no key is needed, and only this machine can ask"),
+        ({"HOST": "0.0.0.0"}, "anyone who reaches 0.0.0.0:8000 can use this service"),
+    ],
+)
+def test_the_start_says_who_may_ask(monkeypatch, caplog, told, said):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.INFO):
+        create_app(load_settings(), fake_engine())
+    assert said in caplog.text
+    assert all(getattr(record, "fields", {}).get("keys", 2) == 2 for record in caplog.records)
+    assert "one" not in caplog.text.replace("anyone", "")

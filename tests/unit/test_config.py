@@ -108,6 +108,28 @@ def test_a_wrong_key_is_refused_and_not_shown(monkeypatch, value):
     assert "two words" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "value", ["127.0.0.1:4318", "grpc://x:4317", "http://", "http://user:word@x", "http://x?key=word"]
+)
+def test_a_wrong_address_of_a_collector_is_refused_and_not_shown(monkeypatch, value):
+    with pytest.raises(
+        SettingsError, match=r"^OTEL_EXPORTER_OTLP_ENDPOINT=\(hidden\) must be .*http://host:port"
+    ) as refused:
+        load(monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=value)
+    assert "word" not in str(refused.value).replace("password", "")
+
+
+@pytest.mark.parametrize("value", ["", "http://127.0.0.1:4318", "https://[::1]/otlp/"])
+def test_the_address_of_a_collector_is_taken(monkeypatch, value):
+    assert load(monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=value).otel_exporter_otlp_endpoint == value
+
+
+def test_what_opentelemetry_reads_itself_is_refused_in_a_file(tmp_path):
+    (tmp_path / ".env").write_text("OTEL_SERVICE_NAME=x\n")
+    with pytest.raises(SettingsError, match=r"OTEL_SERVICE_NAME.* environment alone; set it there"):
+        load_settings()
+
+
 def test_secrets_are_in_no_representation(monkeypatch):
     settings = load(monkeypatch, API_KEY_SECRET="key-1", HF_TOKEN="token-1")
     assert "key-1" not in repr(settings)
