@@ -1,7 +1,7 @@
 """Traces: a span for each request, and spans for where its time went, to a collector that speaks OTLP over HTTP.
 
-The one place that imports OpenTelemetry, and itself imported only where traces are wanted. No text and no key, and
-nothing else that a client may choose freely, is in a span.
+The one place that imports OpenTelemetry, and itself imported only where traces are wanted. No text and no key is in a
+span; of what clients may choose freely, ids alone.
 """
 
 import logging
@@ -77,21 +77,21 @@ class Tracing:
             if not last.is_alive():
                 self._outage.let_go()
 
-    def begin(self, method: str, route: str, scheme: str, trace: Mapping[str, str], begun_s: float) -> "RequestSpan":
+    def begin(self, method: str, route: str, scheme: str, traceparent: str, begun_s: float) -> "RequestSpan":
         """The span of a request, which is to be ended.
 
         Args:
             method: Of HTTP.
             route: The rule of its path.
             scheme: http or https.
-            trace: W3C's `traceparent` and `tracestate`: which trace it belongs to, and whether that is recorded.
+            traceparent: W3C's: which trace it belongs to, and whether that is recorded; a new one if it is malformed.
             begun_s: When it was there, on the monotonic clock.
         """
         attributes = {"http.request.method": method, "http.route": route, "url.scheme": scheme, **self._server}
         tracer, clock = self._tracer or self.start(), _Clock()
         span = tracer.start_span(
             f"{method} {route}",
-            _propagator.extract(trace),
+            _propagator.extract({"traceparent": traceparent}),
             SpanKind.SERVER,
             attributes,
             start_time=clock.ns(begun_s),

@@ -53,8 +53,8 @@ def _begin() -> None:
         caller = request.environ.get(CALLER)
         # It may have waited for a thread.
         begun_s = g.started if caller is None else caller.arrived_s
-        trace = {name: request.headers[name] for name in ("traceparent", "tracestate") if name in request.headers}
-        g.span = tracing.begin(request.method, request.url_rule.rule, request.scheme, trace, begun_s)
+        traceparent = request.headers.get("traceparent", "")
+        g.span = tracing.begin(request.method, request.url_rule.rule, request.scheme, traceparent, begun_s)
     trace_id = g.span.trace_id if "span" in g else _given_trace_id()
     log.begin_request(request_id=g.request_id, **({"trace_id": trace_id} if trace_id else {}))
 

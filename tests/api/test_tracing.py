@@ -193,8 +193,9 @@ def test_health_and_paths_that_are_not_there_are_no_spans(client, collector):
 
 
 def test_no_text_key_path_or_header_is_in_a_span(client, collector, monkeypatch):
-    secrets = ("confession", "wrong-key", "agent-smith", "example.org")
-    headers = {"Authorization": "Bearer wrong-key", "User-Agent": "agent-smith", "Host": "example.org"}
+    trace = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=state"}
+    secrets = ("confession", "wrong-key", "agent-smith", "example.org", "vendor")
+    headers = {"Authorization": "Bearer wrong-key", "User-Agent": "agent-smith", "Host": "example.org", **trace}
     client.post("/v1/embeddings?q=confession", json={"model": MODEL, "input": "confession"}, headers=headers)
     client.post("/v1/embeddings", json={"model": "confession", "input": "confession"}, headers=headers)
     client.get("/v1/models/confession", headers=headers)
