@@ -52,8 +52,6 @@ def document(routes: Map, settings: Settings, request: schemas.EmbeddingRequest)
             "description": "Sentence embeddings over HTTP, as OpenAI's API has them. Every failure has one body.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        # Where this document is, whatever path a proxy may have put before it.
-        servers=[{"url": "."}],
     )
     # The specification has made it.
     converter: Any = marshmallow.converter
