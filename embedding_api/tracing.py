@@ -229,13 +229,13 @@ class _Outage(logging.Filter):
             logging.getLogger(name).removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keeps the first record of an outage, with the cure."""
-        if self._lasts:
-            return False
-        self._lasts = True
-        record.msg = f"traces do not arrive: {record.getMessage()}; check the collector and OTEL_EXPORTER_OTLP_ENDPOINT"
-        record.args = ()
-        return True
+        """Drops the record, and tells the first of an outage with the cure."""
+        if not self._lasts:
+            self._lasts = True
+            logger.warning(
+                "traces do not arrive: %s; check the collector and OTEL_EXPORTER_OTLP_ENDPOINT", record.getMessage()
+            )
+        return False
 
     def end(self) -> None:
         """Spans have arrived."""

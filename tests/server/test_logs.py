@@ -71,10 +71,10 @@ def test_a_warning_in_a_worker_is_a_line_of_the_log(launch, tmp_path, log_format
     )
     conf = ("-c", str(ROOT / "gunicorn.conf.py"))
     server = launch(*conf, cwd=tmp_path, PYTHONPATH=str(ROOT), WORKERS="1", LOG_FORMAT=log_format)
-    server.request("GET", "/", headers=HEADERS)
-    line = next(line for line in server.log.splitlines() if "mind that" in line and "id-1" in line)
+    # Whoever asked whether it is ready caused it; Python warns once for a place.
+    (line,) = (line for line in server.log.splitlines() if "mind that" in line)
     if log_format == "json":
         line = json.loads(line)
-        assert (line["level"], line["logger"], line["request_id"]) == ("WARNING", "py.warnings", "id-1")
+        assert (line["level"], line["logger"], len(line["request_id"])) == ("WARNING", "py.warnings", 32)
     else:
-        assert re.search(r" WARNING \[\d+\] UserWarning: mind that \(.*wsgi\.py:8\) request_id=id-1 ", line)
+        assert re.search(r" WARNING \[\d+\] UserWarning: mind that \(.*wsgi\.py:8\) request_id=\w{32}$", line)

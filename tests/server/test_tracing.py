@@ -1,5 +1,6 @@
 """Traces of real workers, as a collector gets them."""
 
+import itertools
 import json
 import os
 import re
@@ -53,26 +54,33 @@ def ask(server, text="a cat", model="org/fake", **headers):
 
 
 def test_two_requests_that_shared_a_batch_show_it_in_their_own_traces(launch, collector):
-    """Given a batch in work, when two requests wait behind it, then they go together."""
+    """Given batches that take half a second each, when two requests wait behind one, then they go together."""
     server = launch(APP, WORKERS="1", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50")
+    numbers = itertools.count(1)
+
+    def batches(trace_id):
+        """Of the request in this trace."""
+        (request,) = until(lambda: [span for span in collector.requests() if span.trace_id == trace_id], what="a span")
+        (inference,) = collector.below(request)["inference"]
+        return {batch.attributes["batch.id"] for batch in collector.below(inference)["batch"]}
+
     with ThreadPoolExecutor(3) as clients:
-        first = clients.submit(ask, server, SLOW, MINILM)
+        slow = clients.submit(ask, server, [f"{SLOW} {'word ' * 240} {n}" for n in range(8)], MINILM)
         until(server.is_busy, what="work")
-        traceparent = f"00-{TRACE}-{PARENT}-01"
-        others = [
-            clients.submit(ask, server, "a cat", MINILM, traceparent=traceparent),
-            clients.submit(ask, server, "the law", MINILM),
-        ]
-        assert {future.result()[0] for future in (first, *others)} == {200}
-    # Whoever asked whether it is busy is a request, too.
-    batches = {}
-    for request in until(lambda: len(found := collector.requests(3)) >= 3 and found, what="all spans"):
-        for inference in collector.below(request).get("inference", []):
-            for batch in collector.below(inference)["batch"]:
-                batches.setdefault(batch.attributes["batch.id"], set()).add(request.trace_id)
-    shared = max(batches.values(), key=len)
-    assert len(shared) >= 2
-    assert TRACE in shared
+
+        def have_shared():
+            """Unless one batch ended between them."""
+            traces = [f"{next(numbers):032x}" for _ in range(2)]
+            pair = [
+                clients.submit(ask, server, f"number {trace}", MINILM, traceparent=f"00-{trace}-{PARENT}-01")
+                for trace in traces
+            ]
+            assert {future.result()[0] for future in pair} == {200}
+            one, other = map(batches, traces)
+            return one == other != set()
+
+        until(have_shared, what="a batch of both")
+        assert slow.result()[0] == 200
 
 
 def test_a_trace_goes_on_in_a_worker_and_is_in_the_line_of_the_request(launch_fake, collector):
