@@ -11,6 +11,8 @@ from embedding_api.errors import StartError
 
 slots.share()
 
+from embedding_api import metrics  # noqa: E402 - what it counts is shared from the line above on
+
 try:
     settings = load_settings()
     listen.refuse_used_addresses(settings)
@@ -53,10 +55,13 @@ def when_ready(server):
     listen.announce(server.LISTENERS[0].sock.getsockname(), settings)
 
 
+def nworkers_changed(server, new_value, old_value):
+    """Counts how many workers there should be, at the start and after SIGTTIN and SIGTTOU."""
+    metrics.WORKERS_WANTED.set(new_value)
+
+
 def pre_fork(server, worker):
     """Gives the worker its place among those that exchange batches, and among those that count."""
-    from embedding_api import metrics
-
     slots.give_to(server.cfg.uid, server.cfg.gid)
     worker.seat, worker.slot = _engine(worker).take_seat(), slots.take()
     metrics.WORKERS.set(slots.n_taken())
@@ -85,8 +90,6 @@ def post_worker_init(worker):
 
 def child_exit(server, worker):
     """Lets the other workers know that one is gone, so that they compute again what it had of theirs; and counts it."""
-    from embedding_api import metrics
-
     if worker.seat is not None:
         worker.seat.leave()
     slots.leave(worker.slot)

@@ -88,6 +88,7 @@ QUEUE_LIMIT = _gauge_of_server("queue_limit_tokens", "Tokens that may wait: MAX_
 # The server
 
 WORKERS = _gauge_of_server("workers", "Workers alive.")
+WORKERS_WANTED = _gauge_of_server("workers_wanted", "Workers that there should be.")
 RESTARTS = _counter("worker_restarts", "Workers that ended while the server went on, for whatever reason.")
 MODEL_INFO = _gauge_of_server(
     "model_info",
@@ -101,6 +102,9 @@ MODEL_INFO = _gauge_of_server(
 # Those of a model, which begin at 0 when it is loaded.
 OF_A_MODEL = (TEXTS, TOKENS, TRUNCATED, DUPLICATES, BAD_VECTORS, BATCH_TEXTS, BATCH_SECONDS, BATCH_FAILURES,
               COMPUTED_TOKENS, PADDING_TOKENS)  # fmt: skip
+# These begin at 0, too.
+for _reason in ("client_gone", "deadline"):
+    DROPPED.labels(_reason)
 BUILD_INFO = _gauge_of_server("build_info", "1 for the version that runs.", "version")
 
 

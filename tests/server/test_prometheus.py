@@ -250,6 +250,6 @@ def test_prometheus_reads_a_protected_server_and_has_data_for_every_panel_and_ru
     with wire.Connection(protected.port) as client, contextlib.suppress(AssertionError):
         until(is_all_there, what="data for each panel")
     assert missing == {}
-    assert prometheus.query('embeddings_texts_dropped_total{reason="client_gone"} > 20')
+    until(lambda: prometheus.query('embeddings_texts_dropped_total{reason="client_gone"} > 20'), what="dropped texts")
     assert {rule["health"] for rule in until(prometheus.rules)} == {"ok"}
-    assert prometheus.query('embeddings:requests:rate5m{status="422"}')
+    until(lambda: prometheus.query('embeddings:requests:rate5m{status="422"}'), what="what a rule records")
