@@ -85,28 +85,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             param={"type": ["string", "null"], "description": "Path of the field at fault, such as input[3]."},
             code={"type": "string", "description": "A word for programs."},
         )
-    )
-    | {
-        "examples": [
-            {
-                "error": {
-                    "message": "input[1] must not be empty; leave it out",
-                    "type": "invalid_request_error",
-                    "param": "input[1]",
-                    "code": "empty_input",
-                }
-            }
-        ]
-    },
+    ),
     "Live": _object(status={"const": "live"}),
     "Ready": _object(status={"const": "ready"}),
 }
 
 
-def error(types: list[str], codes: list[str]) -> dict[str, Any]:
-    """The body of a failure that has one of these types and one of these codes."""
+def error(types: list[str], codes: list[str], message: str) -> dict[str, Any]:
+    """The body of a failure that has one of these types and one of these codes; the message is an example."""
     words = {"type": {"enum": types}, "code": {"enum": codes}}
-    return {"allOf": ["Error", {"properties": {"error": {"properties": words}}}]}
+    example = {"error": {"message": message, "type": types[0], "param": None, "code": codes[0]}}
+    return {"allOf": ["Error", {"properties": {"error": {"properties": words}}}], "examples": [example]}
 
 
 _REQUEST_ID = "[A-Za-z0-9._-]{1,128}"
@@ -141,6 +130,6 @@ HEADERS: dict[str, dict[str, Any]] = {
 FAILURE_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}
 
 REQUEST_ID_PARAMETER = {
-    "description": f"A name for this request, for the answer and the server's log: {_REQUEST_ID}. Another is ignored.",
+    "description": f"A name for the request, in its answer and the server's log: `{_REQUEST_ID}`. Another is ignored.",
     "schema": _STRING,
 }

@@ -126,7 +126,7 @@ def _failure_response(status: int, failures: list[_Failure]) -> dict[str, Any]:
         if new := [code for code in failure.codes if code not in codes]:
             codes += new
             lines.append(f"- {', '.join(f'`{code}`' for code in new)}: {failure.meaning}\n")
-    schema = components.error(list(dict.fromkeys(failure.type for failure in failures)), codes)
+    schema = components.error(list(dict.fromkeys(failure.type for failure in failures)), codes, failures[0].meaning)
     headers = [_REQUEST_ID]
     if status in components.FAILURE_HEADERS:
         headers.append(components.FAILURE_HEADERS[status])

@@ -12,7 +12,7 @@ from tests.server.conftest import ROOT
 
 KEY = "a-key"
 # Each phase makes its own number of cases; this bounds those that are made at random, for each operation.
-N_EXAMPLES = "20"
+N_EXAMPLES = "60"
 
 
 @pytest.fixture(scope="module")
