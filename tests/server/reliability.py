@@ -23,8 +23,8 @@ class Fault(NamedTuple):
 FAULTS = {
     "overload": Fault(
         "more work than the queue takes, of many small requests or of large ones",
-        "429 at once, with a `Retry-After` from the rate at which work is done; what was accepted keeps its latency, "
-        "memory stays bounded, and 2 s after the load all is as before; a request alone is never refused",
+        "429 at once, counted, with a `Retry-After` from the rate at which work is done; what was accepted keeps its "
+        "latency, memory stays bounded, and 2 s after the load all is as before; a request alone is never refused",
     ),
     "deadline": Fault(
         "a request older than its deadline, the server's or the client's own",
@@ -70,7 +70,8 @@ FAULTS = {
         "what Gunicorn refuses by itself: a bad header or chunk, a long URI, large headers", "the envelope of errors"
     ),
     "malformed": Fault(
-        "10,000 malformed bodies, and the oddities of real clients", "never 5xx, never a hang, always the envelope"
+        "10,000 malformed bodies, the oddities of real clients, and what schemathesis makes of the OpenAPI document",
+        "never 5xx, never a hang, always the envelope",
     ),
     "soak": Fault(
         "30 minutes of mixed load (`make soak`; a minute of it in the tests)",

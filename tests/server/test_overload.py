@@ -149,12 +149,15 @@ def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, ob
     grown_mb = (np.max(during_mb, axis=0) - before_mb).max()
     assert grown_mb < 100
     assert len(server.workers) == 2
+    # Those of the probes, too.
+    n_counted = server.metric("requests_refused_total", reason="server_overloaded")
+    assert n_counted == server.metric("http_requests_total", status="429") >= len(refused) + len(until_refused_s)
     observed(
         f"{n_clients} clients with {len(texts)} texts: {len(accepted)} answered in {np.median(accepted_s):.2f} s "
         f"(median; {max(accepted_s):.2f} s at most; a full queue takes {queue_s:.1f} s), {len(refused)} refused, in "
         f"{np.median(until_refused_s):.2f} s (median of 9 separate probes), with `Retry-After` of "
         f"{np.median(retry_s):.0f} s (median); {grown_mb:.0f} MB more a worker; a request {recovered_s:.2f} s after "
-        "the load was told to end"
+        f"the load was told to end; {n_counted:.0f} refusals counted, those of probes included"
     )
 
 
