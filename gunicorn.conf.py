@@ -9,15 +9,17 @@ from embedding_api import listen, log, slots
 from embedding_api.config import load_settings
 from embedding_api.errors import StartError
 
-slots.share()
-
-from embedding_api import metrics  # noqa: E402 - what it counts is shared from the line above on
-
 try:
     settings = load_settings()
     listen.refuse_used_addresses(settings)
+    slots.share()
 except StartError as error:
     sys.exit(error.line)
+except OSError as error:
+    sys.exit(StartError(f"workers have nowhere to count ({error}); make /dev/shm or TMPDIR a folder to write to").line)
+
+# What it counts is shared from `slots.share` on.
+from embedding_api import metrics
 
 bind = settings.bind
 wsgi_app = "wsgi:app"

@@ -193,9 +193,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         if _server_stops[0]:
             self._stop_listening()
         self._reception.wind_up()
-        # The master kills after the grace time; to end the engine, which tells those that wait for it, is part of it.
+        # The master kills after the grace time. To end the engine, which tells those that wait for it, is part of it,
+        # and so is sending the last spans.
         grace_s = self.cfg.graceful_timeout
-        return not self._reception.n_connections or now >= self._stopped_s + grace_s - min(1.0, grace_s / 4)
+        return not self._reception.n_connections or now >= self._stopped_s + grace_s - min(2.0, grace_s / 4)
 
     def _has_retired(self, now: float) -> bool:
         """Whether all clients have their answers, or have waited as long as they may."""
@@ -230,7 +231,6 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     def take(self, connection: Connection, verdict: Verdict) -> None:
         """Gives a request to a thread, or puts it in line for one."""
-        metrics.IN_PROGRESS.inc()
         is_whole = verdict is Verdict.WHOLE
         refusal = self._refusal(connection, verdict)
         at_end: Exception | None = None
@@ -240,6 +240,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             at_end = InvalidRequestLine(b"")
         connection.must_close = not is_whole
         connection.begin(self.cfg, refusal, is_whole=is_whole, at_end=at_end)
+        metrics.IN_PROGRESS.inc()
         # All that is not whole will be refused, and without a body nothing can be embedded.
         is_quick = not is_whole or not connection.framing.has_body or refusal is not None
         if not is_quick or self._n_threads_taken < self.cfg.threads:

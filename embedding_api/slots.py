@@ -17,6 +17,12 @@ from prometheus_client import multiprocess, values
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made for this server alone, by mkdtemp
 
+# A few hundred KB for each of as many slots as most servers have.
+_ROOM_BYTES = 16 * 2**20
+
+# Where nobody shares, a process counts for itself, even if the environment names a folder of another server's.
+values.ValueClass = values.MutexValue
+
 # The slot of this process; what the master itself counts is not a worker's.
 _slot = "master"
 _taken: set[int] = set()
@@ -27,6 +33,7 @@ def share() -> None:
     """Lets all processes forked from this one count together; before `metrics` is imported. Again it changes nothing.
 
     Raises:
+        OSError: There is nowhere to make the folder.
         RuntimeError: `metrics` is imported already, and counts for this process alone.
     """
     global _folder
@@ -34,8 +41,10 @@ def share() -> None:
         return
     if "embedding_api.metrics" in sys.modules:
         raise RuntimeError("metrics were made before they could be shared; this is a bug")
-    # Pages of memory, where there is such a folder: what is counted must never wait for a disk.
-    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    # Pages of memory, where there is such a folder: what is counted must never wait for a disk. Without room in it, the
+    # first write to a page would be the end of the process.
+    has_room = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
+    memory = _MEMORY if has_room else None
     _folder = Path(tempfile.mkdtemp(prefix="memementor-embeddings-", dir=memory))
     # By this the library finds the folder; what was inherited is another server's.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_folder)

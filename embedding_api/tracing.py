@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = "memementor-embedding-service"
 
-# How long a process that ends waits for its last spans to be sent.
-FLUSH_S = 3.0
+# How long a process that ends waits for its last spans to be sent, and what share of the grace time that may be.
+FLUSH_S, FLUSH_SHARE = 1.0, 1 / 8
 
 # Batches of one request that get spans of their own: 2048 long texts make as many, and would fill the exporter's queue.
 MAX_BATCH_SPANS = 100
@@ -46,6 +46,7 @@ class Tracing:
 
     def __init__(self, settings: Settings) -> None:
         self._server: dict[str, AttributeValue] = {"server.address": settings.host, "server.port": settings.port}
+        self._flush_s = min(FLUSH_S, settings.graceful_timeout_s * FLUSH_SHARE)
         self._outage = _Outage()
         # It would quote what it cannot read of OTEL_EXPORTER_OTLP_HEADERS, which holds keys.
         logging.getLogger("opentelemetry.util.re").addFilter(_hide_arguments)
@@ -68,12 +69,12 @@ class Tracing:
             return self._tracer
 
     def close(self) -> None:
-        """Sends what is left, as far as that goes within `FLUSH_S`, and nothing more."""
+        """Sends what is left, as far as there is time for it, and nothing more."""
         if self._provider is not None:
             # It waits for attempts under way, and those for a collector that does not answer.
             last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
             last.start()
-            last.join(FLUSH_S)
+            last.join(self._flush_s)
             if not last.is_alive():
                 self._outage.let_go()
 
@@ -195,7 +196,7 @@ def _hide_arguments(record: logging.LogRecord) -> bool:
 
 
 class _Exporter(OTLPSpanExporter):
-    """OpenTelemetry's exporter, which also says that spans arrive."""
+    """OpenTelemetry's exporter, which also says whether spans arrive."""
 
     def __init__(self, endpoint: str, outage: "_Outage") -> None:
         super().__init__(f"{endpoint.rstrip('/')}/v1/traces")
@@ -204,41 +205,43 @@ class _Exporter(OTLPSpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Sends spans."""
         result = super().export(spans)
-        if result is SpanExportResult.SUCCESS:
-            self._outage.end()
+        self._outage.note(arrived=result is SpanExportResult.SUCCESS)
         return result
 
 
 class _Outage(logging.Filter):
-    """One line for as long as spans are lost, in the place of OpenTelemetry's several for each attempt."""
+    """One line for as long as spans do not arrive, in the place of OpenTelemetry's several for each attempt."""
 
-    _LOGGERS = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal")
+    _SENDS, _QUEUES = "opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal"
 
     def __init__(self) -> None:
         super().__init__()
         self._lasts = False
+        self._reason = "no answer"
 
     def take_over(self) -> None:
         """Lets this filter see what those log that send."""
-        for name in self._LOGGERS:
+        for name in (self._SENDS, self._QUEUES):
             logging.getLogger(name).addFilter(self)
 
     def let_go(self) -> None:
         """Undoes `take_over`."""
-        for name in self._LOGGERS:
+        for name in (self._SENDS, self._QUEUES):
             logging.getLogger(name).removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Drops the record, and tells the first of an outage with the cure."""
-        if not self._lasts:
-            self._lasts = True
-            logger.warning(
-                "traces do not arrive: %s; check the collector and OTEL_EXPORTER_OTLP_ENDPOINT", record.getMessage()
-            )
-        return False
+        """Keeps the reason of each attempt that failed to itself; and that the queue is full while nothing arrives."""
+        if record.name == self._SENDS:
+            self._reason = record.getMessage()
+            return False
+        return not self._lasts
 
-    def end(self) -> None:
-        """Spans have arrived."""
-        if self._lasts:
-            self._lasts = False
+    def note(self, *, arrived: bool) -> None:
+        """Spans were sent."""
+        if arrived and self._lasts:
             logger.info("traces arrive again")
+        if not arrived and not self._lasts:
+            logger.warning(
+                "traces do not arrive: %s; check the collector and OTEL_EXPORTER_OTLP_ENDPOINT", self._reason
+            )
+        self._lasts = not arrived

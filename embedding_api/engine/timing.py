@@ -8,7 +8,7 @@ class Trip:
     """One batch under way, as the requests whose texts it holds remember it. Times are on the monotonic clock.
 
     Attributes:
-        batch: Which batch; no other of this service has the name while the process lives that formed it.
+        batch: Which batch; no other on this machine has the name while the process lives that formed it.
         n_texts: In it, whoever wants them.
         n_tokens: Of all of them.
         seat: Of the worker that computed it.

@@ -1,5 +1,7 @@
 """GET /metrics: what all workers count, for Prometheus."""
 
+import struct
+
 from flask import Blueprint, Response, request
 from prometheus_client import exposition
 
@@ -12,4 +14,9 @@ bp = Blueprint("metrics", __name__)
 def show() -> Response:
     """The numbers in Prometheus' text format, or in OpenMetrics' if that is what the client accepts."""
     encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
-    return Response(encode(metrics.registry()), content_type=content_type)
+    try:
+        told = encode(metrics.registry())
+    except struct.error:
+        # A worker that has just begun was making its file.
+        told = encode(metrics.registry())
+    return Response(told, content_type=content_type)

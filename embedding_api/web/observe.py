@@ -17,7 +17,8 @@ from embedding_api.web.parts import parts
 logger = logging.getLogger(log.ACCESS)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# W3C's: version, trace, parent, flags. Version 00 has nothing behind them, later ones may; ff is none.
+# W3C's, for a log without OpenTelemetry: version, trace, parent, flags. Version 00 has nothing behind them, later ones
+# may; ff is none.
 _TRACEPARENT = re.compile(
     r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
@@ -45,17 +46,16 @@ def timing() -> Timing:
 
 
 def _begin() -> None:
-    g.started = time.monotonic()
+    caller = request.environ.get(CALLER)
+    # It may have waited for a thread.
+    g.arrived_s = time.monotonic() if caller is None else caller.arrived_s
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     tracing = parts().tracing
     if tracing is not None and request.blueprint in _TRACED and request.url_rule is not None:
-        caller = request.environ.get(CALLER)
-        # It may have waited for a thread.
-        begun_s = g.started if caller is None else caller.arrived_s
         traceparent = request.headers.get("traceparent", "")
-        g.span = tracing.begin(request.method, request.url_rule.rule, request.scheme, traceparent, begun_s)
-    trace_id = g.span.trace_id if "span" in g else _given_trace_id()
+        g.span = tracing.begin(request.method, request.url_rule.rule, request.scheme, traceparent, g.arrived_s)
+    trace_id = ("span" in g and g.span.trace_id) or _given_trace_id()
     log.begin_request(request_id=g.request_id, **({"trace_id": trace_id} if trace_id else {}))
 
 
@@ -65,7 +65,7 @@ def _given_trace_id() -> str:
 
 
 def _end(response: Response) -> Response:
-    total_s = time.monotonic() - g.started
+    total_s = time.monotonic() - g.arrived_s
     response.headers["X-Request-ID"] = g.request_id
     fields = {
         # A method that is none, and a path, can be anything, a key included: told are those that exist, and the rule.
@@ -76,21 +76,25 @@ def _end(response: Response) -> Response:
     }
     embeddings: Embeddings | None = g.get("embeddings")
     if embeddings is not None:
-        timing = embeddings.timing
-        spans = {
-            "tokenize": timing.tokenize_s,
-            "queue": timing.queue_s,
-            "inference": timing.inference_s,
-            "total": total_s,
-        }
-        for name, part_s in spans.items():
-            metrics.STAGES.labels(embeddings.model.name, name).observe(part_s)
+        name = embeddings.model.name
+        fields |= {"model": name, "texts": len(embeddings.vectors), "tokens": embeddings.n_tokens}
+        stages_s = _stages_s(embeddings.timing, total_s)
+        for stage, taken_s in stages_s.items():
+            metrics.STAGES.labels(name, stage).observe(taken_s)
         response.headers["Server-Timing"] = ", ".join(
-            f"{name};dur={part_s * 1000:.2f}" for name, part_s in spans.items()
+            f"{stage};dur={taken_s * 1000:.2f}" for stage, taken_s in stages_s.items()
         )
-        fields |= {"model": embeddings.model.name, "texts": len(embeddings.vectors), "tokens": embeddings.n_tokens}
     metrics.REQUESTS.labels(fields["route"], fields["method"], fields["status"], fields.get("model", "")).inc()
     logger.info("request", extra={"fields": fields})
     if "span" in g:
         g.span.end(response.status_code, g.request_id, g.get("timing"), embeddings)
     return response
+
+
+def _stages_s(timing: Timing, total_s: float) -> dict[str, float]:
+    return {
+        "tokenize": timing.tokenize_s,
+        "queue": timing.queue_s,
+        "inference": timing.inference_s,
+        "total": total_s,
+    }

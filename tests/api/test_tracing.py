@@ -250,7 +250,7 @@ class TestAway:
 
 
 def test_a_collector_that_hangs_holds_no_process_that_ends(client, app, collector, monkeypatch):
-    monkeypatch.setattr(tracing, "FLUSH_S", 0.2)
+    monkeypatch.setattr(app.extensions["embedding_api"].tracing, "_flush_s", 0.2)
     collector.proceed.clear()
     client.get("/v1/models")
     app.extensions["embedding_api"].tracing.close()

@@ -131,7 +131,8 @@ def test_the_texts_of_a_client_who_went_away_are_dropped(launch, observed):
     assert n_dropped > 50
     n_counted = sum(numbers(r"(\d+) waiting texts dropped", server.log))
     assert server.metric("texts_dropped_total", reason="client_gone") == n_counted
-    assert server.metric("clients_gone_total") == server.log.count("waiting texts dropped")
+    # One that leaves while its text is computed drops none that waits.
+    assert server.metric("clients_gone_total") >= server.log.count("waiting texts dropped")
     observed(
         f"logged and counted: {n_dropped} of 60 texts, half a minute of work, dropped; "
         f"the next request answered in {taken_s:.1f} s"

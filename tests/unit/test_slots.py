@@ -1,8 +1,10 @@
 """Slots: processes that count together, in a program of its own where they fork; tests/server has it with Gunicorn."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,19 +30,19 @@ for _ in range(2):
         metrics.QUEUE_TEXTS.set(3)
         os._exit(0)
     os.waitpid(pid, 0)
-    if slots.n_taken() == 1:
-        in_hand = metrics.registry().get_sample_value("embeddings_queue_texts")
+    in_hand = metrics.registry().get_sample_value("embeddings_queue_texts")
+    n_taken = slots.n_taken()
     slots.leave(slot)
 value = metrics.registry().get_sample_value
-print(slot, value("embeddings_texts_total", {"model": "m"}), value("embeddings_workers"), in_hand,
+print(n_taken, slot, value("embeddings_texts_total", {"model": "m"}), value("embeddings_workers"), in_hand,
       value("embeddings_queue_texts"), slots.folder())
 """
 
 
 def test_processes_count_together_and_in_the_place_of_those_that_ended():
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
-    slot, n_texts, n_workers, in_hand, after, folder = done.stdout.split()
-    assert (slot, n_texts, n_workers) == ("0", "21.0", "7.0")
+    n_taken, slot, n_texts, n_workers, in_hand, after, folder = done.stdout.split()
+    assert (n_taken, slot, n_texts, n_workers) == ("1", "0", "21.0", "7.0")
     # What a worker has in hand ends with it; a gauge that nobody shows any more has no sample, or 0.
     assert (in_hand, after in ("None", "0.0")) == ("3.0", True)
     assert not Path(folder).exists()
@@ -76,8 +78,6 @@ def test_a_worker_gets_the_lowest_free_slot(shared):
     shared.leave(1)
     assert shared.n_taken() == 2
     assert shared.take() == 1
-    shared.become(1)
-    assert shared.values.ValueClass is not None
 
 
 def test_what_is_shown_is_what_all_processes_counted(shared):
@@ -96,3 +96,19 @@ def test_metrics_that_are_made_before_they_are_shared_are_a_bug(monkeypatch):
     monkeypatch.setattr(slots, "_folder", None)
     with pytest.raises(RuntimeError, match="this is a bug"):
         slots.share()
+
+
+def test_a_process_that_shares_nothing_writes_into_no_folder_that_it_inherits(tmp_path):
+    told = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    program = "from embedding_api import metrics; metrics.CLIENTS_GONE.inc()"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=told, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_memory_has_no_room_the_folder_is_elsewhere(shared, monkeypatch, tmp_path):
+    full = SimpleNamespace(free=0)
+    monkeypatch.setattr(slots.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(slots.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(slots, "_folder", None)
+    slots.share()
+    assert slots.folder().parent == tmp_path
