@@ -12,11 +12,9 @@ from embedding_api.errors import StartError
 try:
     settings = load_settings()
     listen.refuse_used_addresses(settings)
-    slots.share()
+    slots.share(settings.max_workers)
 except StartError as error:
     sys.exit(error.line)
-except OSError as error:
-    sys.exit(StartError(f"workers have nowhere to count ({error}); make /dev/shm or TMPDIR a folder to write to").line)
 
 # What it counts is shared from `slots.share` on.
 from embedding_api import metrics
@@ -64,7 +62,6 @@ def nworkers_changed(server, new_value, old_value):
 
 def pre_fork(server, worker):
     """Gives the worker its place among those that exchange batches, and among those that count."""
-    slots.give_to(server.cfg.uid, server.cfg.gid)
     worker.seat, worker.slot = _engine(worker).take_seat(), slots.take()
     metrics.WORKERS.set(slots.n_taken())
 

@@ -382,6 +382,11 @@ class Settings:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def max_workers(self) -> int:
+        """The most at one time that have a place among the others; those that are replaced overlap with the new."""
+        return 4 * self.workers + 4
+
+    @property
     def is_open_to_others(self) -> bool:
         """Whether anyone who can reach the address may use the service, from beyond this machine."""
         if self.require_auth or self.host == "localhost":

@@ -5,7 +5,6 @@ name says otherwise.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from embedding_api import slots
 
@@ -110,8 +109,4 @@ BUILD_INFO = _gauge_of_server("build_info", "1 for the version that runs.", "ver
 
 def registry() -> CollectorRegistry:
     """What to show: the numbers of all processes of the server."""
-    if (folder := slots.folder()) is None:
-        return _REGISTRY
-    shared = CollectorRegistry()
-    MultiProcessCollector(shared, str(folder))  # type: ignore[no-untyped-call]
-    return shared
+    return slots.registry() or _REGISTRY

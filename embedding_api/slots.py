@@ -1,86 +1,224 @@
-"""Where the processes of one server count: files in a folder of the server's own, one set for each worker slot.
+"""Where the processes of one server count together: memory without a name, in which each worker has a slot of its own.
 
-prometheus_client keeps a process's numbers in files that other processes read, and calls them after process ids: every
-worker that was ever replaced would leave its files to be read at each scrape. Here a worker has a slot, the lowest that
-is free, and goes on counting where the one before it in that slot ended.
+prometheus_client's own way for several processes is files named after process ids, which it never removes. Here a
+worker takes the lowest free slot, and goes on counting where the one before it ended. See docs/decisions/0010.
 """
 
-import atexit
 import itertools
-import os
-import shutil
-import sys
-import tempfile
-from pathlib import Path
+import json
+import logging
+import mmap
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from prometheus_client import multiprocess, values
+from prometheus_client import CollectorRegistry, Metric, values
+from prometheus_client.multiprocess import MultiProcessCollector
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made for this server alone, by mkdtemp
+logger = logging.getLogger(__name__)
 
-# A few hundred KB for each of as many slots as most servers have.
-_ROOM_BYTES = 16 * 2**20
+# Of a slot: numbers, and bytes for what each is. A model has about 100 of 150 bytes each; pages not written take no
+# memory. The first two numbers say how many others there are, and of how many bytes; the last is for those that have
+# no room.
+_N_NUMBERS, _N_BYTES = 2**13, 2**20
+_COUNT, _BYTES, _FIRST, _NO_ROOM = 0, 1, 2, _N_NUMBERS - 1
+_SLOT_BYTES = 8 * _N_NUMBERS + _N_BYTES
+# JSON has no line breaks.
+_END = b"\n"
 
-# Where nobody shares, a process counts for itself, even if the environment names a folder of another server's.
+
+class Key(NamedTuple):
+    """What a number is, as prometheus_client tells it.
+
+    Attributes:
+        type: counter, gauge or histogram.
+        mode: How gauges of several processes become one; empty for others.
+        metric: The name of the metric.
+        sample: The name of the number, as it is shown.
+        labels: Names and values.
+        help: Of the metric.
+    """
+
+    type: str
+    mode: str
+    metric: str
+    sample: str
+    labels: dict[str, str]
+    help: str
+
+
+class Slot:
+    """The numbers of one process. Any process may read them.
+
+    Args:
+        memory: Zeroed at first; of `_SLOT_BYTES`.
+
+    Attributes:
+        memory: See above.
+        numbers: float64, `_N_NUMBERS` of them, each written whole.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+        self.numbers = memory[: 8 * _N_NUMBERS].cast("d")
+        self._told = memory[8 * _N_NUMBERS :]
+        self._places = {told: place for place, told in self._all_told()}
+        # Not as the number says it: whoever was killed while it told something has left more.
+        self._n_told_bytes = sum(len(told) + len(_END) for told in self._places)
+
+    def place(self, key: Key) -> int:
+        """Where in `numbers` a number is, from now on at the latest."""
+        told = json.dumps(key).encode()
+        if told not in self._places:
+            place, end = _FIRST + len(self._places), self._n_told_bytes + len(told) + len(_END)
+            if place == _NO_ROOM or end > _N_BYTES:
+                logger.warning("there is no room to count %s; it is left out", key.sample)
+                return _NO_ROOM
+            self._told[self._n_told_bytes : end] = told + _END
+            self.numbers[place] = 0.0
+            self.numbers[_BYTES] = end
+            # Last: a process that is killed before has told nothing.
+            self.numbers[_COUNT] += 1
+            self._places[told], self._n_told_bytes = place, end
+        return self._places[told]
+
+    def read(self) -> Iterator[tuple[Key, int]]:
+        """Each key, and the place of its number."""
+        for place, told in self._all_told():
+            yield Key(*json.loads(told)), place
+
+    def _all_told(self) -> Iterator[tuple[int, bytes]]:
+        count = int(self.numbers[_COUNT])
+        told = bytes(self._told[: int(self.numbers[_BYTES])])
+        return zip(range(_FIRST, _FIRST + count), told.split(_END), strict=False)
+
+
+class _Value:
+    """A number of a metric, in the slot of the process that counts."""
+
+    _multiprocess = True
+
+    def __init__(
+        self,
+        typ: str,
+        metric_name: str,
+        name: str,
+        labelnames: tuple[str, ...],
+        labelvalues: tuple[str, ...],
+        help_text: str,
+        multiprocess_mode: str = "",
+        **_: Any,
+    ) -> None:
+        labels = dict(zip(labelnames, labelvalues, strict=True))
+        self._key = Key(typ, multiprocess_mode, metric_name, name, labels, help_text)
+        self._slot: Slot | None = None
+        with _counting:
+            self._attach()
+
+    def _attach(self) -> None:
+        """Finds its place, if this process has another slot than it had."""
+        if self._slot is not _slot:
+            self._slot = _slot
+            self._place = _slot.place(self._key)
+
+    def inc(self, amount: float) -> None:
+        """Adds to it."""
+        with _counting:
+            self._attach()
+            _slot.numbers[self._place] += amount
+
+    def set(self, value: float, timestamp: float | None = None) -> None:  # noqa: ARG002 - prometheus_client's
+        """Sets it."""
+        with _counting:
+            self._attach()
+            _slot.numbers[self._place] = value
+
+    def get(self) -> float:
+        """What this process has counted, and those before it in its slot."""
+        with _counting:
+            self._attach()
+            return _slot.numbers[self._place]
+
+    def set_exemplar(self, exemplar: Any) -> None:
+        """There are none here."""
+
+    def get_exemplar(self) -> None:
+        """There is none."""
+
+
+class _Collector:
+    """What all processes have counted, for prometheus_client to show."""
+
+    def collect(self) -> list[Metric]:
+        """Each metric, over all slots."""
+        metrics: dict[str, Metric] = {}
+        for number, slot in enumerate(_slots):
+            for key, place in slot.read():
+                metric = metrics.setdefault(key.metric, Metric(key.metric, key.help, key.type))
+                labels = tuple(sorted(key.labels.items()))
+                if key.type == "gauge":
+                    vars(metric)["_multiprocess_mode"] = key.mode
+                    labels += (("pid", str(number)),)
+                metric.add_sample(key.sample, labels, slot.numbers[place])  # type: ignore[arg-type] # what is called next wants them so
+        merge: Any = MultiProcessCollector._accumulate_metrics  # noqa: SLF001 - its public form reads files
+        return list(merge(metrics, accumulate=True))
+
+
+# Guards the numbers of this process.
+_counting = threading.Lock()
+# Of the master, and of each worker; none if this process counts for itself alone.
+_slots: list[Slot] = []
+_slot: Slot
+_taken: set[int] = set()
+
+# Where nobody shares, also if the environment names a folder for prometheus_client's own way.
 values.ValueClass = values.MutexValue
 
-# The slot of this process; what the master itself counts is not a worker's.
-_slot = "master"
-_taken: set[int] = set()
-_folder: Path | None = None
 
+def share(n_workers: int) -> None:
+    """Lets this process and those forked from it count together; before there are metrics. Again it changes nothing.
 
-def share() -> None:
-    """Lets all processes forked from this one count together; before `metrics` is imported. Again it changes nothing.
-
-    Raises:
-        OSError: There is nowhere to make the folder.
-        RuntimeError: `metrics` is imported already, and counts for this process alone.
+    Args:
+        n_workers: The most at one time. Others count for themselves alone, and what they count is not shown.
     """
-    global _folder
-    if _folder is not None:
+    global _slot
+    if _slots:
         return
-    if "embedding_api.metrics" in sys.modules:
-        raise RuntimeError("metrics were made before they could be shared; this is a bug")
-    # Pages of memory, where there is such a folder: what is counted must never wait for a disk. Without room in it, the
-    # first write to a page would be the end of the process.
-    has_room = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
-    memory = _MEMORY if has_room else None
-    _folder = Path(tempfile.mkdtemp(prefix="memementor-embeddings-", dir=memory))
-    # By this the library finds the folder; what was inherited is another server's.
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_folder)
-    values.ValueClass = values.MultiProcessValue(lambda: _slot)  # type: ignore[no-untyped-call]
-    atexit.register(_remove, _folder, os.getpid())
+    memory = memoryview(mmap.mmap(-1, (n_workers + 1) * _SLOT_BYTES))
+    _slots.extend(Slot(memory[start : start + _SLOT_BYTES]) for start in range(0, len(memory), _SLOT_BYTES))
+    _slot = _slots[0]
+    values.ValueClass = _Value
 
 
-def folder() -> Path | None:
-    """The folder of the server's numbers; None if this process counts for itself alone."""
-    return _folder
-
-
-def give_to(uid: int, gid: int) -> None:
-    """Lets workers that run as another user count."""
-    if _folder is not None and os.geteuid() == 0:
-        os.chown(_folder, uid, gid)
+def registry() -> CollectorRegistry | None:
+    """What all processes have counted; None if this one counts for itself alone."""
+    if not _slots:
+        return None
+    registry = CollectorRegistry()
+    registry.register(_Collector())
+    return registry
 
 
 def take() -> int:
     """The lowest free slot, for a worker that is about to be forked; the master gives it back with `leave`."""
-    slot = next(number for number in itertools.count() if number not in _taken)
-    _taken.add(slot)
-    return slot
+    number = next(number for number in itertools.count(1) if number not in _taken)
+    _taken.add(number)
+    return number
 
 
-def become(slot: int) -> None:
+def become(number: int) -> None:
     """From now on this process, which was just forked, counts in its slot."""
     global _slot
-    _slot = str(slot)
+    _slot = _at(number)
 
 
-def leave(slot: int) -> None:
+def leave(number: int) -> None:
     """The worker of a slot is gone: what it had in hand is no more, and what it counted stays."""
-    _taken.discard(slot)
-    if _folder is not None:
-        multiprocess.mark_process_dead(slot, str(_folder))  # type: ignore[no-untyped-call]
+    _taken.discard(number)
+    slot = _at(number)
+    for key, place in slot.read():
+        if key.mode.startswith("live"):
+            slot.numbers[place] = 0.0
 
 
 def n_taken() -> int:
@@ -88,7 +226,7 @@ def n_taken() -> int:
     return len(_taken)
 
 
-def _remove(folder: Path, owner: int) -> None:
-    # Forked workers end with the same handlers.
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
+def _at(number: int) -> Slot:
+    has_one = number < len(_slots)
+    # As it is now: those that had it before have told it more.
+    return Slot(_slots[number].memory if has_one else memoryview(bytearray(_SLOT_BYTES)))

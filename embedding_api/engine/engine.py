@@ -259,8 +259,7 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     return Engine(
         models,
         costs,
-        # Workers that are replaced overlap with the new ones.
-        n_seats=4 * settings.workers + 4 if WORKERS_CAN_SEND else 0,
+        n_seats=settings.max_workers if WORKERS_CAN_SEND else 0,
         n_computing=n_computing,
         limits=Limits(n_tokens, n_bytes, rate),
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password

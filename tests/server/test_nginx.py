@@ -192,8 +192,8 @@ def test_its_timeouts_are_just_above_those_of_the_service():
 def test_it_lets_go_of_idle_connections_before_gunicorn_does(monkeypatch):
     """And keeps no more of them than one worker of Gunicorn can hold while all of its threads work."""
     monkeypatch.setenv("PORT", str(free_port()))
-    # It is for a process that has counted nothing yet.
-    monkeypatch.setattr(slots, "share", lambda: None)
+    # It is for a process that has counted nothing yet, and forks.
+    monkeypatch.setattr(slots, "share", lambda _: None)
     config = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
     assert seconds("keepalive_timeout") < config["keepalive"]
     idle = int(directive("worker_processes")) * int(directive("keepalive"))
@@ -297,7 +297,16 @@ def test_a_service_that_does_not_answer_is_504_after_one_try(impatient, silent):
 
 
 def test_metrics_are_for_this_machine_alone(impatient, server):
-    for target in ("/metrics", "//metrics", "/x/../metrics", "/%6detrics", "/metrics?x"):
+    for target in (
+        "/metrics",
+        "/metrics/",
+        "/metrics%2f",
+        "/metrics/?x",
+        "//metrics",
+        "/x/../metrics",
+        "/%6detrics",
+        "/metrics?x",
+    ):
         client = http.client.HTTPConnection("127.0.0.1", impatient.port, source_address=("127.0.0.2", 0))
         with contextlib.closing(client):
             client.request("GET", target)

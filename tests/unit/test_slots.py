@@ -4,20 +4,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from embedding_api import metrics, slots
+from embedding_api.slots import Key, Slot
 
 ROOT = Path(__file__).parents[2]
 
-# A master and two workers in one slot, one after the other.
+# A master, and two workers in one slot, one after the other.
 PROGRAM = """
 import os
 from embedding_api import slots
-slots.share()
-slots.share()
+slots.share(4)
+slots.share(4)
 from embedding_api import metrics
 metrics.WORKERS.set(7)
 metrics.TEXTS.labels("m").inc(1)
@@ -27,6 +27,8 @@ for _ in range(2):
     if pid == 0:
         slots.become(slot)
         metrics.TEXTS.labels("m").inc(10)
+        metrics.TEXTS.labels("of workers").inc(10)
+        metrics.BATCH_TEXTS.labels("m").observe(3)
         metrics.QUEUE_TEXTS.set(3)
         os._exit(0)
     os.waitpid(pid, 0)
@@ -34,81 +36,96 @@ for _ in range(2):
     n_taken = slots.n_taken()
     slots.leave(slot)
 value = metrics.registry().get_sample_value
-print(n_taken, slot, value("embeddings_texts_total", {"model": "m"}), value("embeddings_workers"), in_hand,
-      value("embeddings_queue_texts"), slots.folder())
+print(n_taken, slot, value("embeddings_texts_total", {"model": "m"}),
+      value("embeddings_texts_total", {"model": "of workers"}),
+      value("embeddings_batch_texts_bucket", {"model": "m", "le": "2.0"}),
+      value("embeddings_batch_texts_bucket", {"model": "m", "le": "4.0"}),
+      value("embeddings_batch_texts_sum", {"model": "m"}),
+      value("embeddings_workers"), in_hand, value("embeddings_queue_texts"))
 """
 
 
 def test_processes_count_together_and_in_the_place_of_those_that_ended():
+    """What a worker has in hand ends with it."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
-    n_taken, slot, n_texts, n_workers, in_hand, after, folder = done.stdout.split()
-    assert (n_taken, slot, n_texts, n_workers) == ("1", "0", "21.0", "7.0")
-    # What a worker has in hand ends with it; a gauge that nobody shows any more has no sample, or 0.
-    assert (in_hand, after in ("None", "0.0")) == ("3.0", True)
-    assert not Path(folder).exists()
+    assert done.stdout.split() == ["1", "1", "21.0", "20.0", "0.0", "2.0", "6.0", "7.0", "3.0", "0.0"]
 
 
-@pytest.fixture
-def shared(monkeypatch):
-    """Slots as `share` makes them, but for metrics that were made before."""
-    monkeypatch.setattr(slots, "_folder", None)
-    monkeypatch.setattr(slots, "_taken", set())
-    monkeypatch.setattr(slots, "_slot", "master")
-    monkeypatch.setattr(slots.values, "ValueClass", slots.values.ValueClass)
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/of/another/server")
-    monkeypatch.delitem(sys.modules, "embedding_api.metrics")
-    at_exit = []
-    monkeypatch.setattr(slots.atexit, "register", lambda *call: at_exit.append(call))
-    slots.share()
-    yield slots
-    for function, *arguments in at_exit:
-        function(*arguments)
-
-
-def test_a_folder_is_made_for_this_server_alone_and_goes_with_its_master(shared):
-    folder = shared.folder()
-    assert folder.stat().st_mode & 0o777 == 0o700
-    # A worker that ends runs what its master registered.
-    shared._remove(folder, owner=-1)
-    assert folder.exists()
-
-
-def test_a_worker_gets_the_lowest_free_slot(shared):
-    assert [shared.take() for _ in range(3)] == [0, 1, 2]
-    shared.leave(1)
-    assert shared.n_taken() == 2
-    assert shared.take() == 1
-
-
-def test_what_is_shown_is_what_all_processes_counted(shared):
-    assert list(metrics.registry().collect()) == []
-
-
-def test_workers_of_another_user_can_count(shared, monkeypatch):
-    given = []
-    monkeypatch.setattr(slots.os, "chown", lambda *call: given.append(call))
-    monkeypatch.setattr(slots.os, "geteuid", lambda: 0)
-    shared.give_to(33, 44)
-    assert given == [(shared.folder(), 33, 44)]
-
-
-def test_metrics_that_are_made_before_they_are_shared_are_a_bug(monkeypatch):
-    monkeypatch.setattr(slots, "_folder", None)
-    with pytest.raises(RuntimeError, match="this is a bug"):
-        slots.share()
-
-
-def test_a_process_that_shares_nothing_writes_into_no_folder_that_it_inherits(tmp_path):
+def test_a_process_that_shares_nothing_writes_into_no_folder_of_the_environments(tmp_path):
     told = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     program = "from embedding_api import metrics; metrics.CLIENTS_GONE.inc()"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=told, check=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_memory_has_no_room_the_folder_is_elsewhere(shared, monkeypatch, tmp_path):
-    full = SimpleNamespace(free=0)
-    monkeypatch.setattr(slots.shutil, "disk_usage", lambda _: full)
-    monkeypatch.setattr(slots.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(slots, "_folder", None)
-    slots.share()
-    assert slots.folder().parent == tmp_path
+@pytest.fixture
+def shared(monkeypatch):
+    """Slots for two workers, in this process alone."""
+    monkeypatch.setattr(slots, "_slots", [])
+    monkeypatch.setattr(slots, "_taken", set())
+    monkeypatch.setattr(slots, "_slot", None, raising=False)
+    monkeypatch.setattr(slots.values, "ValueClass", slots.values.ValueClass)
+    slots.share(2)
+    return slots
+
+
+def value(type_="counter", name="n_total", mode=""):
+    return slots.values.ValueClass(type_, name, name, ("a",), ("b",), "help", mode)
+
+
+def shown(name="n_total"):
+    return metrics.registry().get_sample_value(name, {"a": "b"})
+
+
+def test_a_worker_gets_the_lowest_free_slot(shared):
+    assert [shared.take() for _ in range(3)] == [1, 2, 3]
+    shared.leave(2)
+    assert shared.n_taken() == 2
+    assert shared.take() == 2
+
+
+def test_numbers_of_all_slots_are_shown_together(shared):
+    number, in_hand = value(), value("gauge", "g", "livesum")
+    for slot in (1, 2):
+        shared.become(slot)
+        number.inc(2)
+        in_hand.set(5)
+    assert (shown(), shown("g")) == (4, 10)
+    assert (number.get(), number.get_exemplar()) == (2, None)
+    shared.leave(2)
+    assert (shown(), shown("g")) == (4, 5)
+
+
+def test_a_worker_without_a_slot_counts_for_itself_alone(shared):
+    number = value()
+    number.inc(1)
+    shared.become(3)
+    number.inc(1)
+    assert (number.get(), shown()) == (1, 1)
+
+
+def key(sample):
+    return Key("counter", "", "n", sample, {"model": "a\nb"}, "help")
+
+
+def test_what_a_killed_process_had_half_told_is_told_anew():
+    memory = memoryview(bytearray(slots._SLOT_BYTES))
+    killed = Slot(memory)
+    killed.numbers[killed.place(key("first"))] = 1.0
+    killed.place(key("second, which is longer than the third"))
+    # As if the second had not been counted yet.
+    killed.numbers[slots._COUNT] -= 1
+    after = Slot(memory)
+    after.numbers[after.place(key("third"))] = 3.0
+    told = [(name.sample, after.numbers[place]) for name, place in Slot(memory).read()]
+    assert told == [("first", 1.0), ("third", 3.0)]
+
+
+def test_what_has_no_room_is_left_out_and_said(caplog, monkeypatch):
+    monkeypatch.setattr(slots, "_N_BYTES", 200)
+    slot = Slot(memoryview(bytearray(slots._SLOT_BYTES)))
+    places = [slot.place(key(f"number {n}")) for n in range(9)]
+    assert places[0] == slots._FIRST
+    assert places[-1] == slots._NO_ROOM
+    assert "no room to count number 8" in caplog.text
+    assert all(name.sample != "number 8" for name, _ in slot.read())
