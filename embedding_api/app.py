@@ -43,13 +43,19 @@ def _tracing(settings: Settings) -> "Tracing | None":
     try:
         # Here, since it is an optional part of the installation, and costs memory and time.
         from embedding_api.tracing import Tracing
+
+        tracing = Tracing(settings)
     except ImportError as error:
         raise SettingsError(
             f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed ({error}); pip install "
             "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or unset it"
         ) from error
+    except ValueError as error:
+        raise SettingsError(
+            f"OpenTelemetry cannot be set up as its variables say ({error}); mend or unset those that begin with OTEL_"
+        ) from error
     logger.info("traces are sent", extra={"fields": {"endpoint": settings.otel_exporter_otlp_endpoint}})
-    return Tracing(settings)
+    return tracing
 
 
 def _say_who_may_ask(settings: Settings) -> None:

@@ -12,6 +12,7 @@ import os
 import pwd
 import re
 import sys
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,9 +127,18 @@ def _host(text: str) -> str:
     return text
 
 
+def _has_host_and_port(address: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        # What is none.
+        return False
+
+
 def _collector(text: str) -> str:
     """An address of HTTP, or nothing."""
-    if text and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", text):
+    if text and not (re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", text) and _has_host_and_port(text)):
         raise ValueError(
             "must be an address as http://host:port, without user name and password; those go to "
             "OTEL_EXPORTER_OTLP_HEADERS"

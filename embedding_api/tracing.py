@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
@@ -42,6 +44,9 @@ class Tracing:
 
     Args:
         settings: Of which the endpoint, and where the service is. The rest is in OpenTelemetry's own variables.
+
+    Raises:
+        ValueError: One of those is malformed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -51,8 +56,13 @@ class Tracing:
         # It would quote what it cannot read of OTEL_EXPORTER_OTLP_HEADERS, which holds keys.
         logging.getLogger("opentelemetry.util.re").addFilter(_hide_arguments)
         self._exporter = _Exporter(settings.otel_exporter_otlp_endpoint, self._outage)
+        # What OpenTelemetry's variables say of the service comes first.
+        told = OTELResourceDetector().detect().attributes
+        resource = Resource.create({SERVICE_NAME: _NAME, SERVICE_VERSION: __version__, **told})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        # Its own variables are read and judged only when it is made, which starts a thread; this one ends here.
+        BatchSpanProcessor(InMemorySpanExporter()).shutdown()  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
-        self._provider: TracerProvider | None = None
         self._tracer: Tracer | None = None
 
     def start(self) -> Tracer:
@@ -60,17 +70,13 @@ class Tracing:
         with self._lock:
             if self._tracer is None:
                 self._outage.take_over()
-                # What OpenTelemetry's variables say of the service comes first.
-                told = OTELResourceDetector().detect().attributes
-                resource = Resource.create({SERVICE_NAME: _NAME, SERVICE_VERSION: __version__, **told})
-                self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
                 self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
                 self._tracer = self._provider.get_tracer("embedding_api", __version__)
             return self._tracer
 
     def close(self) -> None:
         """Sends what is left, as far as there is time for it, and nothing more."""
-        if self._provider is not None:
+        if self._tracer is not None:
             # It waits for attempts under way, and those for a collector that does not answer.
             last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
             last.start()
@@ -199,7 +205,9 @@ class _Exporter(OTLPSpanExporter):
     """OpenTelemetry's exporter, which also says whether spans arrive."""
 
     def __init__(self, endpoint: str, outage: "_Outage") -> None:
-        super().__init__(f"{endpoint.rstrip('/')}/v1/traces")
+        session = requests.Session()
+        session.hooks["response"].append(_refuse_redirect)
+        super().__init__(f"{endpoint.rstrip('/')}/v1/traces", session=session)
         self._outage = outage
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -207,6 +215,13 @@ class _Exporter(OTLPSpanExporter):
         result = super().export(spans)
         self._outage.note(arrived=result is SpanExportResult.SUCCESS)
         return result
+
+
+def _refuse_redirect(response: requests.Response, **_: object) -> None:
+    # None is followed, and OpenTelemetry takes it for success.
+    if 300 <= response.status_code < 400:
+        response.close()
+        raise requests.exceptions.TooManyRedirects
 
 
 class _Outage(logging.Filter):
@@ -232,6 +247,9 @@ class _Outage(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Keeps the reason of each attempt that failed to itself; and that the queue is full while nothing arrives."""
         if record.name == self._SENDS:
+            # What an exception says may quote a header, and so a key.
+            arguments = record.args if isinstance(record.args, tuple) else ()
+            record.args = tuple(type(one).__name__ if isinstance(one, Exception) else one for one in arguments)
             self._reason = record.getMessage()
             return False
         return not self._lasts

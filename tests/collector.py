@@ -41,11 +41,13 @@ class Collector:
         spans: In their order.
         bodies: As they came.
         proceed: Cleared, it answers nobody.
+        status: What it answers.
     """
 
     def __init__(self, port=0) -> None:
         self.spans: list[Span] = []
         self.bodies: list[bytes] = []
+        self.status = 200
         self.proceed = threading.Event()
         self.proceed.set()
         collector = self
@@ -56,7 +58,8 @@ class Collector:
                 assert collector.proceed.wait(60), "a test held an answer back and never let it go"
                 collector._take(body)
                 is_right = (self.path, self.headers["Content-Type"]) == ("/v1/traces", "application/x-protobuf")
-                self.send_response(200 if is_right else 404)
+                self.send_response(collector.status if is_right else 404)
+                self.send_header("Location", "/elsewhere")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 

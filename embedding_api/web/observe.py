@@ -17,10 +17,10 @@ from embedding_api.web.parts import parts
 logger = logging.getLogger(log.ACCESS)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# W3C's, for a log without OpenTelemetry: version, trace, parent, flags. Version 00 has nothing behind them, later ones
-# may; ff is none.
+# W3C's, for a log without OpenTelemetry, which would warn of some others: version, trace, parent, flags. Version 00
+# has nothing behind them, later ones may; ff is none.
 _TRACEPARENT = re.compile(
-    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.{0,400})?"
 )
 
 # Blueprints whose requests get spans, refused ones included. Health checks would be most of all, and tell nothing.
@@ -51,17 +51,14 @@ def _begin() -> None:
     g.arrived_s = time.monotonic() if caller is None else caller.arrived_s
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    given_trace = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
     tracing = parts().tracing
     if tracing is not None and request.blueprint in _TRACED and request.url_rule is not None:
-        traceparent = request.headers.get("traceparent", "")
-        g.span = tracing.begin(request.method, request.url_rule.rule, request.scheme, traceparent, g.arrived_s)
-    trace_id = ("span" in g and g.span.trace_id) or _given_trace_id()
+        g.span = tracing.begin(
+            request.method, request.url_rule.rule, request.scheme, given_trace[0] if given_trace else "", g.arrived_s
+        )
+    trace_id = ("span" in g and g.span.trace_id) or (given_trace["trace"] if given_trace else "")
     log.begin_request(request_id=g.request_id, **({"trace_id": trace_id} if trace_id else {}))
-
-
-def _given_trace_id() -> str:
-    given = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
-    return given["trace"] if given else ""
 
 
 def _end(response: Response) -> Response:

@@ -22,12 +22,15 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 @pytest.fixture(autouse=True)
-def _variables(monkeypatch, clean_settings):
-    """None of OpenTelemetry's but what makes it quick; no proxy to loopback."""
+def _variables(monkeypatch, clean_settings, request):
+    """None of OpenTelemetry's but what makes it quick, and what the test says; no proxy to loopback."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    if marker := request.node.get_closest_marker("settings"):
+        for name, value in marker.kwargs.items():
+            monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def endpoint(collector):
 
 
 @pytest.fixture
-def app(endpoint, monkeypatch, model):
+def app(_variables, endpoint, monkeypatch, model):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     engine = fake_engine(model)
     app = create_app(load_settings(), engine)
@@ -88,11 +91,13 @@ def test_the_service_has_its_name_unless_it_is_told_another(client, collector, m
 
 
 @pytest.mark.parametrize(
-    "told", [{"OTEL_SERVICE_NAME": "other"}, {"OTEL_RESOURCE_ATTRIBUTES": "service.name=other,deployment=x"}]
+    "told",
+    [
+        pytest.param(None, marks=pytest.mark.settings(OTEL_SERVICE_NAME="other")),
+        pytest.param(None, marks=pytest.mark.settings(OTEL_RESOURCE_ATTRIBUTES="service.name=other,deployment=x")),
+    ],
 )
-def test_opentelemetry_s_own_variables_are_heeded(told, client, collector, monkeypatch):
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
+def test_opentelemetry_s_own_variables_are_heeded(told, client, collector):
     client.get("/v1/models")
     assert collector.requests()[0].resource["service.name"] == "other"
 
@@ -211,8 +216,8 @@ def test_the_line_of_a_request_has_the_id_of_its_trace(client, collector, of_req
     assert fields["trace_id"] == request.trace_id
 
 
-def test_told_to_be_off_opentelemetry_makes_no_spans(collector, monkeypatch, app, of_request):
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+@pytest.mark.settings(OTEL_SDK_DISABLED="true")
+def test_told_to_be_off_opentelemetry_makes_no_spans(collector, app, of_request):
     assert app.test_client().get("/v1/models").status_code == 200
     app.extensions["embedding_api"].tracing.close()
     assert collector.spans == []
@@ -272,3 +277,37 @@ def test_headers_that_cannot_be_read_are_told_and_not_shown(monkeypatch, caplog)
     create_app(load_settings(), fake_engine(fake_model()))
     assert "Header format invalid!" in caplog.text
     assert "the-key" not in caplog.text
+
+
+@pytest.mark.settings(OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20the-key%0aX")
+def test_a_header_that_cannot_be_sent_is_told_and_not_shown(client, caplog):
+    assert client.get("/v1/models").status_code == 200
+    until(lambda: "traces do not arrive" in caplog.text, deadline_s=20, what="the line")
+    assert "InvalidHeader" in caplog.text
+    assert "the-key" not in caplog.text
+
+
+def test_a_collector_that_redirects_has_not_got_it(client, collector, caplog):
+    collector.status = 301
+    assert client.get("/v1/models").status_code == 200
+    until(lambda: "traces do not arrive" in caplog.text, deadline_s=20, what="the line")
+    assert "TooManyRedirects" in caplog.text
+
+
+@pytest.mark.parametrize("parent", ["x" * 8000, f"01-{TRACE}-{PARENT}-01-" + "x" * 8000, f"ff-{TRACE}-{PARENT}-01"])
+def test_a_traceparent_that_is_none_begins_a_new_trace_and_no_warning(client, collector, caplog, parent):
+    assert client.get("/v1/models", headers={"traceparent": parent}).status_code == 200
+    (request,) = collector.requests()
+    assert request.parent_id == ""
+    assert request.trace_id != TRACE
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("name", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"])
+def test_a_malformed_variable_of_opentelemetry_s_refuses_the_start(name, monkeypatch, no_leaked_threads):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv(name, "-1")
+    with pytest.raises(
+        SettingsError, match=r"OpenTelemetry cannot be set up .*mend or unset those that begin with OTEL_"
+    ):
+        create_app(load_settings(), fake_engine(fake_model()))

@@ -108,9 +108,11 @@ def test_a_wrong_key_is_refused_and_not_shown(monkeypatch, value):
     assert "two words" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "value", ["127.0.0.1:4318", "grpc://x:4317", "http://", "http://user:word@x", "http://x?key=word"]
-)
+WRONG_ADDRESSES = ["127.0.0.1:4318", "grpc://x:4317", "http://", "http://user:word@x", "http://x?key=word",
+                   "http://x:99999", "http://[::1", "http://x:word"]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", WRONG_ADDRESSES)
 def test_a_wrong_address_of_a_collector_is_refused_and_not_shown(monkeypatch, value):
     with pytest.raises(
         SettingsError, match=r"^OTEL_EXPORTER_OTLP_ENDPOINT=\(hidden\) must be .*http://host:port"
