@@ -50,7 +50,7 @@ def _tracing(settings: Settings) -> "Tracing | None":
             f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed ({error}); pip install "
             "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or unset it"
         ) from error
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise SettingsError(
             f"OpenTelemetry cannot be set up as its variables say ({error}); mend or unset those that begin with OTEL_"
         ) from error

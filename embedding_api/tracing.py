@@ -47,6 +47,7 @@ class Tracing:
 
     Raises:
         ValueError: One of those is malformed.
+        OverflowError: One is far too large.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -303,10 +303,17 @@ def test_a_traceparent_that_is_none_begins_a_new_trace_and_no_warning(client, co
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-@pytest.mark.parametrize("name", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"])
-def test_a_malformed_variable_of_opentelemetry_s_refuses_the_start(name, monkeypatch, no_leaked_threads):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "9" * 30),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "99999"),
+    ],
+)
+def test_a_malformed_variable_of_opentelemetry_s_refuses_the_start(name, value, monkeypatch, no_leaked_threads):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
-    monkeypatch.setenv(name, "-1")
+    monkeypatch.setenv(name, value)
     with pytest.raises(
         SettingsError, match=r"OpenTelemetry cannot be set up .*mend or unset those that begin with OTEL_"
     ):
