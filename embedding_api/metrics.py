@@ -98,13 +98,14 @@ MODEL_INFO = _gauge_of_server(
     "dimensions",
     "max_input_tokens",
 )
+BUILD_INFO = _gauge_of_server("build_info", "1 for the version that runs.", "version")
+
 # Those of a model, which begin at 0 when it is loaded.
 OF_A_MODEL = (TEXTS, TOKENS, TRUNCATED, DUPLICATES, BAD_VECTORS, BATCH_TEXTS, BATCH_SECONDS, BATCH_FAILURES,
               COMPUTED_TOKENS, PADDING_TOKENS)  # fmt: skip
 # These begin at 0, too.
 for _reason in ("client_gone", "deadline"):
     DROPPED.labels(_reason)
-BUILD_INFO = _gauge_of_server("build_info", "1 for the version that runs.", "version")
 
 
 def registry() -> CollectorRegistry:

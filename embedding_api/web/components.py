@@ -5,6 +5,8 @@ A name in the place of a schema stands for the schema of that name.
 
 from typing import Any
 
+from embedding_api.web.observe import REQUEST_ID
+
 _STRING = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 
@@ -98,14 +100,12 @@ def error(types: list[str], codes: list[str], message: str) -> dict[str, Any]:
     return {"allOf": ["Error", {"properties": {"error": {"properties": words}}}], "examples": [example]}
 
 
-_REQUEST_ID = "[A-Za-z0-9._-]{1,128}"
-
 # Whether a header is there whenever its status is told, and what it says.
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-ID": {
         "required": True,
         "description": "The request's own, if it sent one, else a new one. The line in the server's log has the same.",
-        "schema": {"type": "string", "pattern": f"^{_REQUEST_ID}$"},
+        "schema": {"type": "string", "pattern": f"^{REQUEST_ID}$"},
     },
     "Server-Timing": {
         "required": True,
@@ -130,6 +130,6 @@ HEADERS: dict[str, dict[str, Any]] = {
 FAILURE_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}
 
 REQUEST_ID_PARAMETER = {
-    "description": f"A name for the request, in its answer and the server's log: `{_REQUEST_ID}`. Another is ignored.",
+    "description": f"A name for the request, in its answer and the server's log: `{REQUEST_ID}`. Another is ignored.",
     "schema": _STRING,
 }

@@ -16,7 +16,8 @@ from embedding_api.web.parts import parts
 
 logger = logging.getLogger(log.ACCESS)
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# A name that a client may give its request; the OpenAPI document tells it, too.
+REQUEST_ID = r"[A-Za-z0-9._-]{1,128}"
 # W3C's, for a log without OpenTelemetry, which would warn of some others: version, trace, parent, flags. Version 00
 # has nothing behind them, later ones may; ff is none.
 _TRACEPARENT = re.compile(
@@ -50,7 +51,7 @@ def _begin() -> None:
     # It may have waited for a thread.
     g.arrived_s = time.monotonic() if caller is None else caller.arrived_s
     given = request.headers.get("X-Request-ID", "")
-    g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    g.request_id = given if re.fullmatch(REQUEST_ID, given) else uuid.uuid4().hex
     given_trace = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
     tracing = parts().tracing
     if tracing is not None and request.blueprint in _TRACED and request.url_rule is not None:
