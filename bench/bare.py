@@ -53,20 +53,21 @@ def main() -> None:
     """Loads, forks, and answers until standard input ends."""
     answers, sys.stdout = sys.stdout, sys.stderr
     settings = load_settings(ROOT / ".env")
-    model = registry.load(settings).models[0]
+    route = registry.load(settings).models[0].route
     context = multiprocessing.get_context("fork")
     n_processes = cores.count()
     following, all_ready = context.Value("q", 0), context.Barrier(n_processes + 1)
     ours = []
     for _ in range(n_processes):
         mine, theirs = context.Pipe()
-        context.Process(target=compute, args=(model.backend, theirs, following, all_ready), daemon=True).start()
+        context.Process(target=compute, args=(route.backend, theirs, following, all_ready), daemon=True).start()
         theirs.close()
         ours.append(mine)
-    print(json.dumps({"precision": model.backend.precision, "backend": model.backend.name}), file=answers, flush=True)
+    told = {"precision": route.backend.precision, "backend": route.backend.name}
+    print(json.dumps(told), file=answers, flush=True)
     for line in sys.stdin:
         texts, batch_tokens = json.loads(line)
-        reading = model.reader.read(texts)
+        reading = route.reader.read(texts)
         ids = [tokens.ids for tokens in reading.tokens]
         todo = [[ids[position] for position in batch] for batch in batches([len(each) for each in ids], batch_tokens)]
         following.value = 0

@@ -8,6 +8,7 @@ import click
 import orjson
 
 from embedding_api import __version__, config, log, web
+from embedding_api.engine.backends import Task
 from embedding_api.engine.engine import load_engine
 from embedding_api.errors import ServiceError
 
@@ -36,8 +37,10 @@ def settings() -> None:
 
 @cli.command()
 def openapi() -> None:
-    """Print the OpenAPI document of the service with these settings; no model is loaded."""
-    document = web.openapi_document(config.load_settings())
+    """Load every model and print the OpenAPI document of the service with these settings."""
+    told = config.load_settings()
+    log.configure(told)
+    document = web.openapi_document(told, load_engine(told).models)
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
@@ -48,8 +51,9 @@ def check() -> None:
     log.configure(told)
     for model in load_engine(told).models.models:
         click.echo(
-            f"{model.name}: {model.backend.dim} dimensions, window {model.reader.window or 'without limit'} tokens, "
-            f"{model.backend.name} {model.backend.precision}, against sentence-transformers {model.proof}"
+            f"{model.name}: {model.route.backend.dim} dimensions, window "
+            f"{model.route.reader.window or 'without limit'} tokens, {model.route.backend.name} "
+            f"{model.route.backend.precision}, against sentence-transformers {model.proof}"
         )
     click.echo(
         f"{told.bind}: {told.workers} workers, {told.threads} threads each, {'keys' if told.require_auth else 'open'}"
@@ -59,7 +63,9 @@ def check() -> None:
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model", help="Name or alias; the first of SUPPORTED_MODELS if not given.")
-def embed(file: Path, model: str | None) -> None:
+@click.option("--input-type", type=click.Choice(["query", "document"]), help="What the lines are to a search.")
+@click.option("--prompt-name", help="Which of the model's prompts stands before each line.")
+def embed(file: Path, model: str | None, input_type: Task | None, prompt_name: str | None) -> None:
     """Print the vector of each line of FILE, as a JSON array a line; - reads standard input."""
     told = config.load_settings()
     log.configure(told)
@@ -73,7 +79,8 @@ def embed(file: Path, model: str | None) -> None:
         raise click.ClickException(f"line {lines.index('') + 1} of {file} is empty; leave it out")
     engine = load_engine(told)
     try:
-        for vector in engine.embed(model or told.supported_models[0].name, lines).vectors:
+        name = model or told.supported_models[0].name
+        for vector in engine.embed(name, lines, input_type=input_type, prompt_name=prompt_name).vectors:
             click.echo(orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY))
     finally:
         engine.close()

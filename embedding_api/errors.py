@@ -15,6 +15,7 @@ ServiceError
 │   ├── ModelNotFoundError            the request names a model that is not served
 │   ├── ModelPageNotFoundError        the same, asked for by its address
 │   ├── UnsupportedDimensionsError    more dimensions than the model has
+│   ├── UnknownPromptError            a prompt that the model does not have
 │   ├── ContextLengthExceededError    too many tokens, and truncation was declined
 │   ├── EmptyTextError                a text of which the model's tokenizer leaves nothing
 │   ├── TokenIdsNotAcceptedError      token ids where texts are wanted, or ids the model does not know
@@ -108,6 +109,10 @@ class ModelPageNotFoundError(RequestError):
 
 class UnsupportedDimensionsError(RequestError):
     """More dimensions than the model has."""
+
+
+class UnknownPromptError(RequestError):
+    """The model has no prompt of that name."""
 
 
 class ContextLengthExceededError(RequestError):

@@ -1,18 +1,21 @@
 """A model that behaves without torch: a real tokenizer of a few words, vectors made of the ids, faults on demand."""
 
+import dataclasses
 import threading
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from embedding_api.engine.backends import Route
 from embedding_api.engine.cost import Cost
 from embedding_api.engine.engine import Engine
 from embedding_api.engine.proof import Proof
 from embedding_api.engine.registry import Model, Registry
-from embedding_api.engine.text import Reader
+from embedding_api.engine.text import NO_PROMPT, Prompt, Reader
 
 DIM = 8
 WINDOW = 16
+QUERY = Prompt("query: ")
 
 
 def word_tokenizer() -> Tokenizer:
@@ -65,19 +68,28 @@ class FakeBackend:
         return vectors if self.value is None else np.full_like(vectors, self.value)
 
 
-def fake_model(name="org/fake", names=None, **changes) -> Model:
+def fake_route(backend=None, **changes) -> Route:
     parts = {
-        "name": name,
-        "names": names or (name,),
-        "owner": name.partition("/")[0],
-        "loaded_at": 1_700_000_000,
         "reader": Reader(word_tokenizer(), window=WINDOW),
-        "backend": FakeBackend(),
-        "prompts": {"query": "query: "},
-        "proof": Proof("largest_difference", 1e-7, 2e-6),
-        "is_normalized": True,
+        "backend": backend or FakeBackend(),
+        "prompt": NO_PROMPT,
+        "prompts": {"query": QUERY},
+        "reference": np.eye(DIM, dtype=np.float32),
     }
-    return Model(**{**parts, **changes})
+    return Route(**{**parts, **changes})
+
+
+def fake_model(name="org/fake", names=None, routes=None, **changes) -> Model:
+    """A model of one route and a prompt for queries; changes are the route's."""
+    route = fake_route(**changes)
+    return Model(
+        name=name,
+        names=names or (name,),
+        owner=name.partition("/")[0],
+        loaded_at=1_700_000_000,
+        routes=routes or {None: route, "query": dataclasses.replace(route, prompt=QUERY)},
+        proof=Proof("largest_difference", 1e-7, 2e-6),
+    )
 
 
 # A batch's start costs as much as eight tokens.
@@ -86,4 +98,4 @@ COST = Cost(start_s=8e-4, token_s=1e-4)
 
 def fake_engine(*served, **options) -> Engine:
     registry = Registry(served or [fake_model()])
-    return Engine(registry, [COST] * len(registry.models), **options)
+    return Engine(registry, [COST] * len(registry.backends), **options)

@@ -142,6 +142,25 @@ def bert_default_prompt(folder):
     return SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name="passage")
 
 
+def bert_prompts(folder):
+    """As retrieval models have them: for queries and documents, and more; none by default."""
+    modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
+    prompts = {"query": "query: ", "document": "text: ", "topic": "find the topic of this: "}
+    return SentenceTransformer(modules=modules, prompts=prompts)
+
+
+def bert_prompts_not_pooled(folder):
+    modules = [_bert(folder), Pooling(32, "mean", include_prompt=False), Normalize()]
+    return SentenceTransformer(modules=modules, prompts={"query": "query: ", "document": "represent the passage: "})
+
+
+def bert_short_queries(folder):
+    """Reads less of a query than of a document."""
+    modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
+    modules[0].query_length = 16
+    return SentenceTransformer(modules=modules)
+
+
 def bert_prompt_not_pooled(folder):
     modules = [_bert(folder), Pooling(32, "mean", include_prompt=False), Normalize()]
     return SentenceTransformer(modules=modules, prompts={"task": "represent this: "}, default_prompt_name="task")
@@ -207,6 +226,22 @@ def router_with_default(folder):
     return SentenceTransformer(modules=[Router.for_query_document(query, modules, default_route="document")])
 
 
+def router_prompts(folder):
+    """Queries go another way than documents, and both with a prompt; the other way truncates, too."""
+    torch.manual_seed(11)
+    query = [_bert(folder), Pooling(32, "cls"), Dense(32, 24)]
+    document = [_bert(folder), Pooling(32, "mean", include_prompt=False), Dense(32, 24), Normalize()]
+    router = Router.for_query_document(query, document, default_route="document")
+    return SentenceTransformer(modules=[router], prompts={"query": "query: ", "document": "represent the passage: "})
+
+
+def router_of_other_tasks(folder):
+    """A task that it does not know is no reason to refuse one."""
+    modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
+    routes = {"text": modules, "code": [StaticEmbedding(_word_piece(), embedding_dim=32)]}
+    return SentenceTransformer(modules=[Router(routes, default_route="text")])
+
+
 def router_without_default(folder):
     query = [StaticEmbedding(_word_piece(), embedding_dim=32)]
     document = [StaticEmbedding(_word_piece(), embedding_dim=32)]
@@ -218,8 +253,13 @@ SERVED = (
     bert_mean, bert_long_window, bert_unnormalized, bert_several_poolings, bert_weighted_mean, bert_dense,
     bert_left_truncated, bert_default_prompt, bert_prompt_not_pooled, bert_truncated_dimensions, xlm_roberta_cls,
     mpnet_mean, modernbert_cls, modernbert_long_window, decoder_last_token, decoder_last_token_padded_right,
-    static_embedding, router_with_default,
+    static_embedding, router_with_default, bert_prompts, bert_prompts_not_pooled, bert_short_queries, router_prompts,
+    router_of_other_tasks,
 )  # fmt: skip
+
+
+# Those that have a `query` and a `document` among their prompts.
+PROMPTED = (bert_prompts, bert_prompts_not_pooled, router_prompts)
 
 
 def save(make, folder: Path) -> Path:

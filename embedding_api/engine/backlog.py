@@ -98,7 +98,7 @@ class Batch:
     """Texts that are computed together.
 
     Attributes:
-        model: Its place in the registry.
+        place: Of its backend in the registry.
         n_prompt_tokens: See `Backend.embed`.
         ids: Of each text, int64, (n_tokens,).
         n_tokens: Of all of them.
@@ -109,7 +109,7 @@ class Batch:
         self._trip: Trip | None = None
         self.line = line
         self.texts = texts
-        self.model = line.model
+        self.place = line.place
         self.n_prompt_tokens = line.n_prompt_tokens
         self.ids = [text.ids for text in texts]
         self.n_tokens = sum(map(len, self.ids))
@@ -138,10 +138,10 @@ class Batch:
 
 
 class _Line:
-    """The texts that may travel together, being of one model and one length of prompt, by turn."""
+    """The texts that may travel together, for one backend and with one length of prompt, by turn."""
 
-    def __init__(self, model: int, n_prompt_tokens: int, backend: Backend, cost: Cost) -> None:
-        self.model = model
+    def __init__(self, place: int, n_prompt_tokens: int, backend: Backend, cost: Cost) -> None:
+        self.place = place
         self.n_prompt_tokens = n_prompt_tokens
         # Every text that is not answered, by its ids.
         self.texts: dict[bytes, _Text] = {}
@@ -224,7 +224,7 @@ class Backlog:
     by side, each from the moment it came. So a small job passes a large one's backlog, and no text starves.
 
     Args:
-        backends: Of each model, in the registry's order.
+        backends: In the registry's order.
         costs: Of a batch, for each of them.
     """
 
@@ -246,20 +246,20 @@ class Backlog:
         """The texts that no core has taken yet."""
         return sum(line.n_waiting_texts for line in self._lines.values())
 
-    def add(self, job: Job, model: int, ids: Sequence[Ids], n_prompt_tokens: int) -> int:
+    def add(self, job: Job, place: int, ids: Sequence[Ids], n_prompt_tokens: int) -> int:
         """Accepts the texts of a job; one that is here already, and not yet answered, is not computed again.
 
         Args:
             job: Who wants them.
-            model: Its place in the registry.
+            place: Of its backend in the registry.
             ids: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
             n_prompt_tokens: See `Backend.embed`.
 
         Returns:
             How many texts need no computing of their own for that.
         """
-        line = self._line(model, n_prompt_tokens)
-        cost = self._costs[model]
+        line = self._line(place, n_prompt_tokens)
+        cost = self._costs[place]
         turn_s = self._now_s + cost.start_s
         new: list[_Text] = []
         texts = []
@@ -349,8 +349,8 @@ class Backlog:
         while (batch := self.take(1)) is not None:
             self.give_up(batch, error)
 
-    def _line(self, model: int, n_prompt_tokens: int) -> _Line:
-        key = model, n_prompt_tokens
+    def _line(self, place: int, n_prompt_tokens: int) -> _Line:
+        key = place, n_prompt_tokens
         if key not in self._lines:
-            self._lines[key] = _Line(model, n_prompt_tokens, self._backends[model], self._costs[model])
+            self._lines[key] = _Line(place, n_prompt_tokens, self._backends[place], self._costs[place])
         return self._lines[key]

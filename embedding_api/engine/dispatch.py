@@ -51,9 +51,9 @@ class Dispatcher:
     fork.
 
     Args:
-        names: Of each model, in the registry's order.
-        backends: Of each model.
-        costs: Of a batch, for each model.
+        names: Of the model of each backend, in the registry's order.
+        backends: In the same order.
+        costs: Of a batch, for each of them.
         n_computing: How many workers compute at the same time; the others send everything to them.
         limits: What all workers take.
 
@@ -124,12 +124,12 @@ class Dispatcher:
         return seat
 
     def compute(
-        self, model: int, ids: Sequence[Ids], n_prompt_tokens: int, caller: Caller, timing: Timing | None = None
+        self, place: int, ids: Sequence[Ids], n_prompt_tokens: int, caller: Caller, timing: Timing | None = None
     ) -> Job:
         """Vectors of texts, once all of them are there.
 
         Args:
-            model: Its place in the registry.
+            place: Of its backend in the registry.
             ids: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
             n_prompt_tokens: See `Backend.embed`.
             caller: Who waits for them.
@@ -144,16 +144,16 @@ class Dispatcher:
         """
         if not self._has_started.is_set():
             self.start()
-        job = Job(len(ids), self._backends[model].dim, timing)
+        job = Job(len(ids), self._backends[place].dim, timing)
         with self._changed:
             if self._is_closing or self._is_retired or self._seat is None or self.admission is None:
                 raise NotReadyError("this worker is stopping")
             if caller.remaining_s() == 0:
                 raise DeadlineExceededError("the time of the request was over before it was read")
             self.admission.require_room()
-            n_duplicates = self._backlog.add(job, model, ids, n_prompt_tokens)
+            n_duplicates = self._backlog.add(job, place, ids, n_prompt_tokens)
             self._assign(self._seat)
-        metrics.DUPLICATES.labels(self._names[model]).inc(n_duplicates)
+        metrics.DUPLICATES.labels(self._names[place]).inc(n_duplicates)
         gone = ClientGoneError("the client closed the connection")
         caller.when_left(log.for_request(lambda: self._abandon(job, gone, "client_gone")))
         if not job.done.wait(caller.remaining_s()):
@@ -295,12 +295,12 @@ class Dispatcher:
                 self._changed.notify_all()
                 continue
             number = next(self._numbers)
-            worker = seat.send_batch(number, batch.model, batch.n_prompt_tokens, batch.ids)
+            worker = seat.send_batch(number, batch.place, batch.n_prompt_tokens, batch.ids)
             if worker is None:
                 self._backlog.give_back(batch)
                 break
             batch.begin(worker.seat)
-            self._away[number] = _Away(batch, worker, self._backends[batch.model].dim)
+            self._away[number] = _Away(batch, worker, self._backends[batch.place].dim)
         self._say_waiting(seat)
 
     def _take(self, seat: Seat) -> Batch | None:
@@ -334,7 +334,7 @@ class Dispatcher:
             self._try_to_prepare()
         if self._start_error is not None:
             raise self._start_error
-        backend = self._backends[work.model]
+        backend = self._backends[work.place]
         began_s = self._busy_since = time.monotonic()
         with metrics.BATCHES_IN_PROGRESS.track_inprogress():
             vectors = backend.embed(work.ids, work.n_prompt_tokens)
@@ -344,9 +344,9 @@ class Dispatcher:
         return vectors
 
     def _count(self, work: Batch | Order, taken_s: float) -> None:
-        name, lengths = self._names[work.model], [len(ids) for ids in work.ids]
+        name, lengths = self._names[work.place], [len(ids) for ids in work.ids]
         n_tokens = sum(lengths)
-        n_computed = self._backends[work.model].n_computed(len(lengths), max(lengths), n_tokens)
+        n_computed = self._backends[work.place].n_computed(len(lengths), max(lengths), n_tokens)
         metrics.BATCH_TEXTS.labels(name).observe(len(lengths))
         metrics.BATCH_SECONDS.labels(name).observe(taken_s)
         metrics.COMPUTED_TOKENS.labels(name).inc(n_computed)
@@ -390,7 +390,7 @@ class Dispatcher:
         # A request fails only if a text of it fails alone, and logs that itself.
         logger.warning("a batch of %d texts failed: %s", len(work.ids), type(error).__name__)
         logger.debug("how the batch failed", exc_info=error)
-        metrics.BATCH_FAILURES.labels(self._names[work.model]).inc()
+        metrics.BATCH_FAILURES.labels(self._names[work.place]).inc()
         with self._changed:
             if not self._end_work():
                 return

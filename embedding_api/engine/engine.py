@@ -13,11 +13,12 @@ from embedding_api.config import Settings
 from embedding_api.engine import cost, registry
 from embedding_api.engine.admission import UNLIMITED, Limits
 from embedding_api.engine.arrays import Vectors
+from embedding_api.engine.backends import Route, Task
 from embedding_api.engine.cost import Cost
 from embedding_api.engine.dispatch import Dispatcher
 from embedding_api.engine.exchange import WORKERS_CAN_SEND, Exchange, Seat
 from embedding_api.engine.registry import Model, Registry
-from embedding_api.engine.text import Text, Tokens
+from embedding_api.engine.text import Reading, Text, Tokens
 from embedding_api.engine.timing import Timing
 from embedding_api.errors import (
     ContextLengthExceededError,
@@ -64,7 +65,7 @@ class Engine:
 
     Args:
         models: What is served.
-        costs: Of a batch, for each model.
+        costs: Of a batch, for each backend of the models.
         n_seats: The most workers that send each other batches; 0 if each computes alone.
         n_computing: How many workers compute at the same time.
         limits: What all workers take.
@@ -84,13 +85,13 @@ class Engine:
         inference_timeout_s: float = 30.0,
     ) -> None:
         self.models = models
-        self._places = {model.name: place for place, model in enumerate(models.models)}
+        self._places = {backend: place for place, backend in enumerate(models.backends)}
         self._n_seats = n_seats
         self._exchange: Exchange | None = None
         self._accepts_token_ids = accepts_token_ids
         self._inference_timeout_s = inference_timeout_s
-        names, backends = zip(*((model.name, model.backend) for model in models.models), strict=True)
-        self._dispatcher = Dispatcher(names, backends, costs, n_computing, limits)
+        backends = models.backends
+        self._dispatcher = Dispatcher(list(backends.values()), list(backends), costs, n_computing, limits)
 
     def take_seat(self) -> Seat | None:
         """A place on the exchange for a worker that is about to be forked; None if there is none, so it works alone.
@@ -163,6 +164,8 @@ class Engine:
         model_name: str,
         texts: Sequence[Text],
         *,
+        input_type: Task | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         truncate: bool = True,
         caller: Caller | None = None,
@@ -173,6 +176,8 @@ class Engine:
         Args:
             model_name: Name or alias of a model that is served.
             texts: At least one string, none empty; or sequences of the model's own token ids.
+            input_type: What they are to a search, which matters to models that have a route for it.
+            prompt_name: What stands before each of them, in the place of the route's own prompt.
             dimensions: Keep only so many leading components; of unit length again if the model's vectors are.
             truncate: Whether a text over the model's window is cut to it.
             caller: Who waits for them, and until when; for ever if None.
@@ -184,26 +189,24 @@ class Engine:
             NonFiniteVectorError: The model gave NaN or infinity.
         """
         model = self.models.get(model_name)
-        _check_dimensions(model, dimensions)
-        if not isinstance(texts[0], str) and not self._accepts_token_ids:
-            raise TokenIdsNotAcceptedError(
-                "input holds token ids, which this server refuses: most come from another model's tokenizer; "
-                "send the texts themselves (LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)",
-                param="input",
-            )
+        route = model.routes.get(input_type, model.route)
+        prompt = model.prompt(route, prompt_name)
+        _check_dimensions(model, route, dimensions)
+        if not isinstance(texts[0], str):
+            self._check_token_ids(wants_prompt=bool(prompt.text and (input_type or prompt_name)))
         caller = caller or Caller()
         if caller.remaining_s() == 0:
             raise DeadlineExceededError("the request waited for a thread until its time was over")
         timing = timing or Timing()
         timing.read_s = monotonic()
-        reading = model.reader.read(texts)
+        reading = route.reader.read(texts, prompt)
         timing.queued_s = monotonic()
         if not truncate:
             _refuse_long(model, reading.tokens)
-        vectors = self._compute(model, reading.tokens, reading.n_prompt_tokens, caller, timing)
+        vectors = self._compute(model, route, reading, caller, timing)
         embeddings = Embeddings(
             model=model,
-            vectors=_shortened(vectors, dimensions, is_normalized=model.is_normalized),
+            vectors=_shortened(vectors, dimensions, is_normalized=route.is_normalized),
             n_tokens=sum(len(tokens.ids) for tokens in reading.tokens),
             truncated=tuple(tokens.truncated for tokens in reading.tokens),
             timing=timing,
@@ -213,11 +216,23 @@ class Engine:
         metrics.TRUNCATED.labels(model.name).inc(sum(embeddings.truncated))
         return embeddings
 
-    def _compute(
-        self, model: Model, tokens: Sequence[Tokens], n_prompt_tokens: int, caller: Caller, timing: Timing
-    ) -> Vectors:
-        ids = [item.ids for item in tokens]
-        job = self._dispatcher.compute(self._places[model.name], ids, n_prompt_tokens, caller, timing)
+    def _check_token_ids(self, *, wants_prompt: bool) -> None:
+        if not self._accepts_token_ids:
+            raise TokenIdsNotAcceptedError(
+                "input holds token ids, which this server refuses: most come from another model's tokenizer; "
+                "send the texts themselves (LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)",
+                param="input",
+            )
+        if wants_prompt:
+            raise TokenIdsNotAcceptedError(
+                "input holds token ids, which are read as they are, without the prompt that input_type or prompt_name "
+                "asks for; send the texts themselves, or put the prompt's ids before them and leave those fields out",
+                param="input",
+            )
+
+    def _compute(self, model: Model, route: Route, reading: Reading, caller: Caller, timing: Timing) -> Vectors:
+        ids = [tokens.ids for tokens in reading.tokens]
+        job = self._dispatcher.compute(self._places[route.backend], ids, reading.n_prompt_tokens, caller, timing)
         are_good = np.isfinite(job.vectors).all(axis=1)
         if not are_good.all():
             metrics.BAD_VECTORS.labels(model.name).inc(int((~are_good).sum()))
@@ -243,11 +258,11 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     """
     on_cpu = settings.device == "cpu"
     # A device cannot be used before the fork.
-    costs = [cost.measure(model.backend) if on_cpu else cost.UNMEASURED for model in models.models]
+    costs = [cost.measure(backend) if on_cpu else cost.UNMEASURED for backend in models.backends]
     n_computing = min(settings.workers, cores.count()) if on_cpu else 1
     # The slowest model's, so that no queue is longer than it should be.
     rates = [
-        cost.tokens_per_s(one, model.backend.max_batch_tokens) for one, model in zip(costs, models.models, strict=True)
+        cost.tokens_per_s(one, backend.max_batch_tokens) for one, backend in zip(costs, models.backends, strict=True)
     ]
     rate = n_computing * min(rates) if on_cpu else _DEVICE_TOKENS_PER_S
     n_tokens = settings.max_queued_tokens or round(_QUEUE_S * rate)
@@ -270,9 +285,9 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
 def _describe(models: Registry, limit_tokens: int) -> None:
     metrics.QUEUE_LIMIT.set(limit_tokens)
     for model in models.models:
-        backend = model.backend
+        backend = model.route.backend
         metrics.MODEL_INFO.labels(
-            model.name, backend.name, backend.precision, backend.dim, model.reader.window or ""
+            model.name, backend.name, backend.precision, backend.dim, model.route.reader.window or ""
         ).set(1)
         for metric in metrics.OF_A_MODEL:
             metric.labels(model.name)
@@ -308,10 +323,10 @@ def _say_limits(settings: Settings, rate: float, n_tokens: int, n_bytes: int) ->
     logger.info("limits", extra={"fields": fields})
 
 
-def _check_dimensions(model: Model, dimensions: int | None) -> None:
-    if dimensions is not None and dimensions > model.backend.dim:
+def _check_dimensions(model: Model, route: Route, dimensions: int | None) -> None:
+    if dimensions is not None and dimensions > route.backend.dim:
         raise UnsupportedDimensionsError(
-            f"dimensions={dimensions} is more than the {model.backend.dim} that model {model.name} has",
+            f"dimensions={dimensions} is more than the {route.backend.dim} that model {model.name} has",
             param="dimensions",
         )
 

@@ -52,14 +52,14 @@ class Order(NamedTuple):
     Attributes:
         sender: Who wants the vectors.
         number: What the sender calls the batch.
-        model: Its place in the registry.
+        place: Of its backend in the registry.
         n_prompt_tokens: See `Backend.embed`.
         ids: Of each text, int64, (n_tokens,).
     """
 
     sender: Address
     number: int
-    model: int
+    place: int
     n_prompt_tokens: int
     ids: list[Ids]
 
@@ -229,14 +229,14 @@ class Seat:
         """Makes `receive` return."""
         self._wake(self.address.seat)
 
-    def send_batch(self, number: int, model: int, n_prompt_tokens: int, ids: Sequence[Ids]) -> Address | None:
+    def send_batch(self, number: int, place: int, n_prompt_tokens: int, ids: Sequence[Ids]) -> Address | None:
         """Sends a batch to one of the others that accepts.
 
         Two workers may choose the same one at the same moment: then one batch waits there for the other.
 
         Args:
             number: What the answer shall call it.
-            model: Its place in the registry.
+            place: Of its backend in the registry.
             n_prompt_tokens: See `Backend.embed`.
             ids: Of each text, int64, (n_tokens,); see `can_travel`.
 
@@ -251,7 +251,7 @@ class Seat:
                 continue
             # Before it is sent: afterwards it could take back what the receiver has said since.
             board.accepts[seat] = 0
-            if self._try(seat, self._header(_BATCH, to, number, model, n_prompt_tokens) + body):
+            if self._try(seat, self._header(_BATCH, to, number, place, n_prompt_tokens) + body):
                 return to
             board.accepts[seat] = 1
         return None

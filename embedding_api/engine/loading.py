@@ -13,7 +13,7 @@ import safetensors
 from embedding_api import cores
 from embedding_api.config import Settings
 from embedding_api.engine import conversion, proof
-from embedding_api.engine.backends import Loaded, UnfitError
+from embedding_api.engine.backends import Route, Routes, UnfitError
 from embedding_api.engine.proof import Proof
 from embedding_api.errors import ModelLoadError, StartError
 from embedding_api.model_spec import ModelSpec
@@ -21,13 +21,17 @@ from embedding_api.model_spec import ModelSpec
 logger = logging.getLogger(__name__)
 
 # Loads a model from its folder.
-Loader = Callable[[ModelSpec, Path, Settings], Loaded]
+Loader = Callable[[ModelSpec, Path, Settings], Routes]
 
 
 class Proven(NamedTuple):
-    """A model whose vectors were compared with sentence-transformers' own."""
+    """A model whose vectors were compared with sentence-transformers' own.
 
-    loaded: Loaded
+    Attributes:
+        proof: Of the route that came out worst.
+    """
+
+    routes: Routes
     proof: Proof
 
 
@@ -119,19 +123,23 @@ def _tried(spec: ModelSpec, folder: Path, settings: Settings, loader: Loader) ->
         raise UnfitError(_reason(error)) from error
 
 
-def _proven(loaded: Loaded) -> Proven:
-    reading = loaded.reader.read(proof.PROBE_TEXTS)
-    vectors = loaded.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
-    proven = proof.prove(loaded.reference, vectors, loaded.backend.precision)
+def _proven(routes: Routes) -> Proven:
+    return Proven(routes, max((_proof(route) for route in routes.values()), key=lambda proven: proven.share))
+
+
+def _proof(route: Route) -> Proof:
+    reading = route.reader.read(proof.PROBE_TEXTS, route.prompt)
+    vectors = route.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
+    precision = route.backend.precision
+    proven = proof.prove(route.reference, vectors, precision)
     if not proven.holds:
-        precision = loaded.backend.precision
         raise (UnfitError if precision == "float32" else _ImpreciseError)(
             f"its vectors in {precision} differ from sentence-transformers' own: {proven}"
         )
-    return Proven(loaded, proven)
+    return proven
 
 
-def _openvino(spec: ModelSpec, folder: Path, settings: Settings) -> Loaded:
+def _openvino(spec: ModelSpec, folder: Path, settings: Settings) -> Routes:
     if importlib.util.find_spec("openvino") is None:
         raise UnfitError("openvino is not installed; pip install openvino")
     converted = conversion.converted(folder, settings, trust_remote_code=_is_trusted(spec, settings))
@@ -141,7 +149,7 @@ def _openvino(spec: ModelSpec, folder: Path, settings: Settings) -> Loaded:
     return openvino.load(converted, precision=settings.precision)
 
 
-def _torch(spec: ModelSpec, folder: Path, settings: Settings) -> Loaded:
+def _torch(spec: ModelSpec, folder: Path, settings: Settings) -> Routes:
     try:
         # Here, since it takes seconds and torch must not be imported before the process is prepared.
         from embedding_api.engine.backends import torch

@@ -47,6 +47,13 @@ class Proof:
         """Whether the value is within the bound; NaN is not."""
         return self.value <= self.bound if self.measure == LARGEST_DIFFERENCE else self.value >= self.bound
 
+    @property
+    def share(self) -> float:
+        """How far it is from perfect, as a share of how far it may be."""
+        if self.measure == LARGEST_DIFFERENCE:
+            return self.value / self.bound
+        return (1 - self.value) / (1 - self.bound)
+
     def __str__(self) -> str:
         """For logs and people."""
         if self.measure == LARGEST_DIFFERENCE:

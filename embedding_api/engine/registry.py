@@ -10,10 +10,10 @@ from pathlib import Path
 
 from embedding_api.config import Settings
 from embedding_api.engine import loading, preload, programs, proof, sources
-from embedding_api.engine.backends import Backend
+from embedding_api.engine.backends import Backend, Route, Routes
 from embedding_api.engine.proof import Proof
-from embedding_api.engine.text import Reader
-from embedding_api.errors import DeviceNotFoundError, ModelLoadError, ModelNotFoundError
+from embedding_api.engine.text import Prompt
+from embedding_api.errors import DeviceNotFoundError, ModelLoadError, ModelNotFoundError, UnknownPromptError
 from embedding_api.model_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -30,20 +30,40 @@ class Model:
         names: Every name that a request may use.
         owner: The organisation on the hub, or `local`.
         loaded_at: Seconds since 1970.
-        prompts: Its named prompts.
+        routes: What becomes of texts.
         proof: How near it came to sentence-transformers when it was loaded.
-        is_normalized: Whether its vectors are of unit length.
     """
 
     name: str
     names: tuple[str, ...]
     owner: str
     loaded_at: int
-    reader: Reader
-    backend: Backend
-    prompts: Mapping[str, str]
+    routes: Routes
     proof: Proof
-    is_normalized: bool
+
+    @property
+    def route(self) -> Route:
+        """Of texts of which nothing is said."""
+        return self.routes[None]
+
+    def prompt(self, route: Route, name: str | None) -> Prompt:
+        """What stands before texts on one of its routes.
+
+        Args:
+            route: One of this model's.
+            name: Of a prompt, or None for the route's own.
+
+        Raises:
+            UnknownPromptError: The model has no prompt of that name; names those that it has.
+        """
+        if name is None:
+            return route.prompt
+        if name not in route.prompts:
+            available = f"it has {', '.join(route.prompts)}" if route.prompts else "it has none; leave prompt_name out"
+            raise UnknownPromptError(
+                f"prompt_name={name[:100]!r} is no prompt of model {self.name}: {available}", param="prompt_name"
+            )
+        return route.prompts[name]
 
 
 class Registry:
@@ -51,10 +71,16 @@ class Registry:
 
     Args:
         models: In the configured order. A name that several could answer to belongs to the first.
+
+    Attributes:
+        backends: All that compute, each with the name of the model that it computes.
     """
 
     def __init__(self, models: Iterable[Model]) -> None:
         self.models = tuple(models)
+        self.backends: Mapping[Backend, str] = {
+            route.backend: model.name for model in self.models for route in model.routes.values()
+        }
         self._by_name: dict[str, Model] = {model.name: model for model in self.models}
         for model in self.models:
             for name in model.names:
@@ -98,8 +124,8 @@ def load(settings: Settings) -> Registry:
 
 def _load(spec: ModelSpec, folder: Path, settings: Settings) -> Model:
     started = time.monotonic()
-    loaded, proven = loading.load(spec, folder, settings)
-    if not proof.tells_apart(loaded.reference):
+    routes, proven = loading.load(spec, folder, settings)
+    if not all(proof.tells_apart(route.reference) for route in routes.values()):
         raise ModelLoadError(
             f"model {spec.name} from {folder} gives different texts the same vector; check that its tokenizer's "
             "files are there"
@@ -109,10 +135,10 @@ def _load(spec: ModelSpec, folder: Path, settings: Settings) -> Model:
         "source": spec.source,
         **_revision(spec, folder),
         "folder": str(folder),
-        "backend": loaded.backend.name,
-        "precision": loaded.backend.precision,
-        "dimensions": loaded.backend.dim,
-        "window": loaded.reader.window,
+        "backend": routes[None].backend.name,
+        "precision": routes[None].backend.precision,
+        "dimensions": routes[None].backend.dim,
+        "window": routes[None].reader.window,
         "against_sentence_transformers": str(proven),
         "load_s": round(time.monotonic() - started, 1),
     }
@@ -122,11 +148,8 @@ def _load(spec: ModelSpec, folder: Path, settings: Settings) -> Model:
         names=spec.names,
         owner="local" if spec.is_folder else spec.source.partition("/")[0],
         loaded_at=int(time.time()),
-        reader=loaded.reader,
-        backend=loaded.backend,
-        prompts=loaded.prompts,
+        routes=routes,
         proof=proven,
-        is_normalized=proof.all_of_unit_length(loaded.reference),
     )
 
 

@@ -28,6 +28,21 @@ _MARGIN = 128
 _MOST = 250_000
 
 
+class Prompt(NamedTuple):
+    """What stands before each text of a request.
+
+    Attributes:
+        text: Empty for none.
+        n_tokens: How many leading tokens of a prompted text pooling leaves out; 0 for most models.
+    """
+
+    text: str = ""
+    n_tokens: int = 0
+
+
+NO_PROMPT = Prompt()
+
+
 class Tokens(NamedTuple):
     """One text as its model reads it.
 
@@ -63,8 +78,6 @@ class Reader:
     Args:
         tokenizer: Copied, since sentence-transformers changes the padding and truncation of its own at will.
         window: Tokens that the model can read, special tokens included; None if there is no limit.
-        prompt: What stands before each text; empty for most models.
-        n_prompt_tokens: Leading tokens of a prompted text that pooling leaves out; 0 for most models.
         add_special_tokens: Whether the tokenizer puts the model's own tokens around a text.
         truncation_side: Which end of a text over the window is lost, `right` or `left`.
     """
@@ -74,15 +87,11 @@ class Reader:
         tokenizer: Tokenizer,
         *,
         window: int | None,
-        prompt: str = "",
-        n_prompt_tokens: int = 0,
         add_special_tokens: bool = True,
         truncation_side: str = "right",
     ) -> None:
         self._parameters = {
             "window": window,
-            "prompt": prompt,
-            "n_prompt_tokens": n_prompt_tokens,
             "add_special_tokens": add_special_tokens,
             "truncation_side": truncation_side,
         }
@@ -93,8 +102,6 @@ class Reader:
             self._tokenizer.enable_truncation(window, direction=truncation_side)
         self._n_special = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
         self._add_special_tokens = add_special_tokens
-        self._prompt = prompt
-        self.n_prompt_tokens = n_prompt_tokens
         self._cuts_left = truncation_side == "left"
         self.window = window
         self._near = _FAR * (window + _MARGIN) if window is not None and truncation_side == "right" else sys.maxsize
@@ -112,18 +119,19 @@ class Reader:
         self._tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "reader.json").write_text(json.dumps(self._parameters))
 
-    def read(self, texts: Sequence[Text]) -> Reading:
+    def read(self, texts: Sequence[Text], prompt: Prompt = NO_PROMPT) -> Reading:
         """Reads texts, or the model's own token ids.
 
         Args:
             texts: All strings, or all sequences of ids; ids are taken as they are, without prompt or special tokens.
+            prompt: What stands before each text.
 
         Raises:
             EmptyTextError: Nothing is left of a text.
             TokenIdsNotAcceptedError: An id is not in the vocabulary.
         """
         if isinstance(texts[0], str):
-            reading = Reading(self._read_strings(texts), self.n_prompt_tokens)
+            reading = Reading(self._read_strings(texts, prompt), prompt.n_tokens)
         else:
             reading = Reading(self._read_ids(texts), 0)
         for index, tokens in enumerate(reading.tokens):
@@ -134,8 +142,8 @@ class Reader:
                 )
         return reading
 
-    def _read_strings(self, texts: Sequence[Text]) -> list[Tokens]:
-        prompted = [self._prompt + text for text in texts if isinstance(text, str)]
+    def _read_strings(self, texts: Sequence[Text], prompt: Prompt) -> list[Tokens]:
+        prompted = [prompt.text + text for text in texts if isinstance(text, str)]
         tokens: list[Tokens] = []
         for start in range(0, len(prompted), _AT_ONCE):
             tokens += self._encode([text[: self._near] for text in prompted[start : start + _AT_ONCE]])

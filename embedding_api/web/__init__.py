@@ -1,12 +1,12 @@
 """The web room: Flask and marshmallow stop here. Views load, call the engine, and dump."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
 from embedding_api.config import Settings
 from embedding_api.engine.engine import Engine
+from embedding_api.engine.registry import Registry
 from embedding_api.web import auth, docs, embeddings, envelope, health, metrics, models, observe, openapi
 from embedding_api.web.parts import Parts
 from embedding_api.web.schemas import EmbeddingRequest
@@ -22,7 +22,7 @@ def init_app(app: Flask, settings: Settings, engine: Engine, tracing: "Tracing |
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    request = _embedding_request(settings, (name for model in engine.models.models for name in model.names))
+    request = _embedding_request(settings, engine.models)
     app.extensions["embedding_api"] = Parts(settings, engine, request, tracing)
     observe.init_app(app)
     auth.init_app(app)
@@ -31,12 +31,11 @@ def init_app(app: Flask, settings: Settings, engine: Engine, tracing: "Tracing |
     openapi.init_app(app, settings, request)
 
 
-def openapi_document(settings: Settings) -> dict[str, Any]:
-    """What GET /openapi.json answers under these settings, without any model loaded."""
+def openapi_document(settings: Settings, models: Registry) -> dict[str, Any]:
+    """What GET /openapi.json answers under these settings, with these models."""
     app = Flask("embedding_api", static_folder=None)
     _add_routes(app)
-    names = (name for spec in settings.supported_models for name in spec.names)
-    return openapi.document(app.url_map, settings, _embedding_request(settings, names))
+    return openapi.document(app.url_map, settings, _embedding_request(settings, models))
 
 
 def _add_routes(app: Flask) -> None:
@@ -45,10 +44,14 @@ def _add_routes(app: Flask) -> None:
         app.register_blueprint(module.bp)
 
 
-def _embedding_request(settings: Settings, model_names: Iterable[str]) -> EmbeddingRequest:
+def _embedding_request(settings: Settings, models: Registry) -> EmbeddingRequest:
+    known = {
+        "model": (name for model in models.models for name in model.names),
+        "prompt_name": (name for model in models.models for name in model.route.prompts),
+    }
     return EmbeddingRequest(
         max_inputs=settings.max_inputs,
         accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
         # Two models may have a name in common.
-        known={"model": tuple(dict.fromkeys(model_names))},
+        known={field: tuple(dict.fromkeys(names)) for field, names in known.items()},
     )

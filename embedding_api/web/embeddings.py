@@ -27,6 +27,8 @@ def create() -> Response:
     embeddings = engine.embed(
         wish["model"],
         wish["input"],
+        input_type=wish["input_type"],
+        prompt_name=wish["prompt_name"],
         dimensions=wish["dimensions"],
         truncate=truncate,
         caller=_caller(),

@@ -31,6 +31,7 @@ TABLE: dict[type[errors.ServiceError], Envelope] = {
     errors.ModelNotFoundError: Envelope(400, _CALLER, "model_not_found"),
     errors.ModelPageNotFoundError: Envelope(404, _CALLER, "model_not_found"),
     errors.UnsupportedDimensionsError: Envelope(400, _CALLER, "unsupported_dimensions"),
+    errors.UnknownPromptError: Envelope(400, _CALLER, "unknown_prompt"),
     errors.ContextLengthExceededError: Envelope(400, _CALLER, "context_length_exceeded"),
     errors.EmptyTextError: Envelope(422, _CALLER, "empty_input"),
     errors.TokenIdsNotAcceptedError: Envelope(400, _CALLER, "token_ids_not_accepted"),

@@ -31,15 +31,16 @@ def show(model_id: str) -> Response:
 
 
 def _dump(model: Model) -> dict[str, Any]:
+    route = model.route
     return {
         "id": model.name,
         "object": "model",
         "created": model.loaded_at,
         "owned_by": model.owner,
-        "dimensions": model.backend.dim,
-        "max_input_tokens": model.reader.window,
-        "prompts": dict(model.prompts),
-        "backend": model.backend.name,
-        "precision": model.backend.precision,
+        "dimensions": route.backend.dim,
+        "max_input_tokens": route.reader.window,
+        "prompts": {name: prompt.text for name, prompt in route.prompts.items()},
+        "backend": route.backend.name,
+        "precision": route.backend.precision,
         "proof": dataclasses.asdict(model.proof),
     }

@@ -210,6 +210,23 @@ class EmbeddingRequest(marshmallow.Schema):
         },
     )
 
+    input_type = Choice(
+        "query",
+        "document",
+        load_default=None,
+        metadata={
+            "description": "What the texts are to a search. The model's own prompt or route for that is used, if "
+            "there is one."
+        },
+    )
+    prompt_name = Name(
+        load_default=None,
+        metadata={
+            "description": "The one of the model's prompts that stands before each text, in the place of its default "
+            "or of that for `input_type`. GET /v1/models tells their names."
+        },
+    )
+
     def __init__(
         self,
         *,

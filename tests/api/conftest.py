@@ -13,7 +13,7 @@ from embedding_api import log
 from embedding_api.app import create_app
 from embedding_api.config import load_settings
 from embedding_api.web.openapi import path_of
-from tests.fakes import fake_engine, fake_model
+from tests.fakes import fake_engine, fake_model, fake_route
 
 MODEL = "org/fake"
 
@@ -63,7 +63,9 @@ def app(request, clean_settings, no_leaked_threads, monkeypatch, model):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
-    engine = fake_engine(model, fake_model("org/other"), accepts_token_ids=settings.token_ids == "model")
+    # Without a prompt of any kind.
+    other = fake_model("org/other", routes={None: fake_route(prompts={})})
+    engine = fake_engine(model, other, accepts_token_ids=settings.token_ids == "model")
     app = create_app(settings, engine)
     app.test_client_class = Client
     yield app

@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from embedding_api.engine.text import Prompt
 from tests.api.conftest import MODEL
 from tests.fakes import DIM, WINDOW, vector
 
 CAT = vector([1, 3, 4, 2])  # [CLS] a cat [SEP]
+QUERY_CAT = vector([1, 8, 3, 4, 2])  # [CLS] query: a cat [SEP]
 LONG = " ".join(["cat"] * 50)
 
 
@@ -35,7 +37,7 @@ def test_a_list_gives_its_vectors_in_its_order_whatever_the_batches(post, model)
     for text, got in zip(texts, vectors(response), strict=True):
         np.testing.assert_array_equal(got, vector([1, *[4] * len(text.split()), 2]))
     assert [item["index"] for item in response.json["data"]] == list(range(7))
-    assert len(model.backend.batches) > 1
+    assert len(model.route.backend.batches) > 1
 
 
 def test_usage_counts_the_tokens_read_duplicates_too(post):
@@ -63,13 +65,47 @@ def test_dimensions_keeps_leading_components_at_unit_length(post, dimensions):
     np.testing.assert_allclose(got, wanted / np.linalg.norm(wanted), rtol=1e-6)
 
 
+@pytest.mark.parametrize("asked", [{"input_type": "query"}, {"prompt_name": "query"}])
+def test_the_models_prompt_for_queries_stands_before_each_text_and_is_counted(post, asked):
+    response = post(input=["a cat", "a cat"], **asked)
+    np.testing.assert_array_equal(vectors(response), [QUERY_CAT] * 2)
+    assert response.json["usage"]["total_tokens"] == 10
+
+
+def test_a_prompt_that_is_named_stands_in_the_place_of_that_for_the_input_type(app, post):
+    route = app.extensions["embedding_api"].engine.models.get(MODEL).routes["query"]
+    route.prompts["law"] = Prompt("law ")
+    response = post(input="a cat", input_type="query", prompt_name="law")
+    np.testing.assert_array_equal(vectors(response), [vector([1, 7, 3, 4, 2])])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"input_type": "document"},
+        {"input_type": "query", "model": "org/other"},
+        {"input_type": None, "prompt_name": None},
+    ],
+)
+def test_an_input_type_for_which_the_model_has_nothing_changes_nothing(post, asked):
+    np.testing.assert_array_equal(vectors(post(input="a cat", **asked)), [CAT])
+
+
+def test_a_text_that_its_prompt_brings_over_the_window_is_cut_and_told(post):
+    text = " ".join(["cat"] * (WINDOW - 2))
+    assert "truncated" not in post(input=text).json["data"][0]
+    response = post(input=text, input_type="query")
+    np.testing.assert_array_equal(vectors(response), [vector([1, 8, *[4] * (WINDOW - 3), 2])])
+    assert response.json["data"][0]["truncated"] is True
+
+
 @pytest.mark.parametrize("field", ["encoding_format", "dimensions", "user", "truncate"])
 def test_null_in_an_optional_field_means_absent(post, field):
     np.testing.assert_array_equal(vectors(post({"input": "a cat", field: None}))[0], CAT)
 
 
 def test_unknown_fields_and_a_user_are_ignored(post):
-    body = {"input": "a cat", "user": "u", "input_type": "query", "output_dtype": None, "x": [1]}
+    body = {"input": "a cat", "user": "u", "output_dimension": 3, "output_dtype": None, "x": [1]}
     np.testing.assert_array_equal(vectors(post(body))[0], CAT)
 
 
@@ -160,6 +196,16 @@ class TestTokenIds:
         response = post(input=[4] * 40)
         np.testing.assert_array_equal(vectors(response)[0], vector([4] * WINDOW))
         assert response.json["data"][0]["truncated"] is True
+
+    @pytest.mark.parametrize("asked", [{"input_type": "query"}, {"prompt_name": "query"}])
+    def test_ids_for_which_a_prompt_is_asked_are_refused(self, post, asked):
+        response = post(input=[1, 3, 4, 2], **asked)
+        assert response.status_code == 400
+        assert response.json["error"]["code"] == "token_ids_not_accepted"
+        assert "without the prompt" in response.json["error"]["message"]
+
+    def test_ids_are_taken_for_an_input_type_that_has_no_prompt(self, post):
+        np.testing.assert_array_equal(vectors(post(input=[1, 3, 4, 2], input_type="document")), [CAT])
 
     @pytest.mark.parametrize("id_", [9, 10**18, -1])
     def test_an_unknown_id_is_named(self, post, id_):

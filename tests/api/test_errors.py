@@ -59,6 +59,8 @@ def told(response):
         ({"input": "a", "truncate": "yes"}, "invalid_type", "truncate", "not a string"),
         ({"input": "a", "truncate": 1}, "invalid_type", "truncate", "not a number"),
         ({"input": "a", "user": 1}, "invalid_type", "user", "not a number"),
+        ({"input": "a", "input_type": "passage"}, "invalid_value", "input_type", "query or document, not 'passage'"),
+        ({"input": "a", "prompt_name": ["query"]}, "invalid_type", "prompt_name", "not an array"),
     ],
 )
 def test_what_the_schema_refuses_is_422_and_names_the_field(post, fields, code, param, said):
@@ -75,6 +77,9 @@ def test_what_the_schema_refuses_is_422_and_names_the_field(post, fields, code, 
         ({"model": ""}, "model_not_found", "model", "available"),
         ({"model": "../../etc/passwd"}, "model_not_found", "model", "available"),
         ({"dimensions": 9}, "unsupported_dimensions", "dimensions", "8"),
+        ({"prompt_name": "topic"}, "unknown_prompt", "prompt_name", "it has query"),
+        ({"prompt_name": ""}, "unknown_prompt", "prompt_name", "it has query"),
+        ({"prompt_name": "query", "model": "org/other"}, "unknown_prompt", "prompt_name", "it has none"),
     ],
 )
 def test_what_no_model_here_can_do_is_400(post, fields, code, param, said):
@@ -158,7 +163,7 @@ def test_a_model_page_that_is_not_there_is_404(client):
 
 
 def test_a_fault_of_ours_is_500_and_only_the_log_has_the_story(post, model, caplog):
-    model.backend.error = RuntimeError("inner details")
+    model.route.backend.error = RuntimeError("inner details")
     status, code, _, message = told(post(input=SECRET_TEXT))
     assert (status, code) == (500, "internal_error")
     assert "inner details" not in message
@@ -168,21 +173,21 @@ def test_a_fault_of_ours_is_500_and_only_the_log_has_the_story(post, model, capl
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_vector_that_is_not_finite_is_500_never_null(post, model, caplog, value):
-    model.backend.value = value
+    model.route.backend.value = value
     assert told(post(input="a"))[:2] == (500, "internal_error")
     assert "NaN or infinity" in caplog.text
 
 
 def test_a_request_after_a_fault_is_answered(post, model):
-    model.backend.error = RuntimeError("once")
+    model.route.backend.error = RuntimeError("once")
     assert post(input="a").status_code == 500
-    model.backend.error = None
+    model.route.backend.error = None
     assert post(input="a").status_code == 200
 
 
 def test_where_a_debugger_runs_it_gets_the_fault(app, model):
     app.debug = True
-    model.backend.error = RuntimeError("for the debugger")
+    model.route.backend.error = RuntimeError("for the debugger")
     with pytest.raises(RuntimeError, match="for the debugger"):
         app.test_client().post("/v1/embeddings", json={"model": MODEL, "input": "a"})
 

@@ -73,7 +73,7 @@ def test_equal_texts_are_computed_once_and_counted(post, counted, model):
 
 def test_batches_and_their_padding_are_counted(post, counted, model):
     post(input=["a cat", "a cat a kitten", "a", "tax law"])
-    batches = model.backend.batches
+    batches = model.route.backend.batches
     assert counted("batch_texts_count", model=MODEL) == len(batches)
     assert counted("batch_duration_seconds_count", model=MODEL) == len(batches)
     n_tokens, n_computed = sum(map(sum, batches)), sum(len(batch) * max(batch) for batch in batches)
@@ -82,14 +82,14 @@ def test_batches_and_their_padding_are_counted(post, counted, model):
 
 
 def test_vectors_that_are_none_are_counted(post, counted, model):
-    model.backend.value = float("nan")
+    model.route.backend.value = float("nan")
     assert post(input=["a cat", "tax"]).status_code == http.HTTPStatus.INTERNAL_SERVER_ERROR
     assert counted("bad_vectors_total", model=MODEL) == 2
     assert counted("texts_total", model=MODEL) == 0
 
 
 def test_batches_that_fail_are_counted(post, counted, model):
-    model.backend.error = RuntimeError("told to")
+    model.route.backend.error = RuntimeError("told to")
     assert post(input="a cat").status_code == http.HTTPStatus.INTERNAL_SERVER_ERROR
     assert counted("batch_failures_total", model=MODEL) >= 1
 

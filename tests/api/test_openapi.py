@@ -1,21 +1,14 @@
 """GET /openapi.json says what the application takes and answers. That each answer of the API tests is in it is seen to
 by their client; what is made from it is sent to a server in tests/server."""
 
-import json
 import re
 import typing
-from pathlib import Path
 
 import pytest
 
 from embedding_api import web
-from embedding_api.app import create_app
-from embedding_api.config import load_settings
 from embedding_api.web import envelope, refusals, schemas
 from embedding_api.web.openapi import path_of
-from tests.fakes import fake_engine, fake_model
-
-KEPT = Path(__file__).parents[2] / "docs" / "openapi.json"
 
 
 @pytest.fixture
@@ -45,17 +38,10 @@ def test_every_route_is_described_with_its_methods(app, document):
     assert routes == {(path, method == "post") for path, method, _ in operations(document)}
 
 
-def test_the_document_that_is_kept_is_the_one_that_is_served_by_default(clean_settings):
-    """Made by `memementor-embeddings openapi > docs/openapi.json`."""
-    assert json.loads(KEPT.read_text()) == web.openapi_document(load_settings())
-
-
-def test_what_is_made_without_models_is_what_is_served_with_them(monkeypatch):
-    monkeypatch.setenv("SUPPORTED_MODELS", "alias=org/fake,org/other")
-    monkeypatch.setenv("API_KEY_SECRET", "secret")
-    settings = load_settings()
-    app = create_app(settings, fake_engine(*(fake_model(spec.name, spec.names) for spec in settings.supported_models)))
-    assert app.test_client().get("/openapi.json").json == web.openapi_document(settings)
+@pytest.mark.settings(API_KEY_SECRET="secret")
+def test_what_the_command_line_prints_is_what_is_served(app, document):
+    settings, engine, *_ = app.extensions["embedding_api"]
+    assert document == web.openapi_document(settings, engine.models)
 
 
 def test_the_model_is_one_of_the_names_and_aliases_that_are_served(document):
@@ -63,6 +49,11 @@ def test_the_model_is_one_of_the_names_and_aliases_that_are_served(document):
     assert request_fields(document)["model"]["enum"] == names
     (parameter,) = document["paths"]["/v1/models/{model_id}"]["get"]["parameters"][1:]
     assert parameter["schema"]["enum"] == names
+
+
+def test_the_prompt_is_one_of_those_that_a_model_has(document):
+    assert request_fields(document)["prompt_name"]["enum"] == ["query", None]
+    assert request_fields(document)["input_type"]["enum"] == ["query", "document", None]
 
 
 def inputs(document):

@@ -47,12 +47,12 @@ def test_a_refusal_tells_nothing_to_who_has_no_key(client):
 @pytest.fixture
 def held(app, model):
     """Holds the core with another request's batch."""
-    model.backend.proceed.clear()
+    model.route.backend.proceed.clear()
     thread = threading.Thread(target=embed, args=(app.test_client(),), kwargs={"text": "a kitten"})
     thread.start()
-    assert model.backend.entered.wait(10)
+    assert model.route.backend.entered.wait(10)
     yield
-    model.backend.proceed.set()
+    model.route.backend.proceed.set()
     thread.join(10)
 
 
@@ -71,14 +71,14 @@ def test_the_time_before_a_thread_took_it_counts(client, model):
     caller = Caller()
     caller.arrived_s -= 61
     assert told(embed(client, {CALLER: caller}))[:2] == (504, "deadline_exceeded")
-    assert model.backend.batches == []
+    assert model.route.backend.batches == []
 
 
 def test_a_client_who_left_is_499_and_nothing_is_computed(client, model, held):
     caller = Caller()
     caller.leave()
     assert told(embed(client, {CALLER: caller}))[:2] == (499, "client_gone")
-    assert model.backend.batches == [[4]]
+    assert model.route.backend.batches == [[4]]
 
 
 @pytest.mark.parametrize("said", ["", "soon", "-1", "0", "nan", "1e999"])

@@ -56,11 +56,11 @@ def test_it_is_live_and_ready(client):
 def test_it_is_not_ready_while_a_batch_is_stuck(app, client, model):
     """Given a batch that does not end, when it has taken longer than it may, then ready says so and live does not."""
     engine = app.extensions["embedding_api"].engine
-    model.backend.proceed.clear()
+    model.route.backend.proceed.clear()
     with ThreadPoolExecutor(1) as requests:
         request = requests.submit(engine.embed, "alias", ["a"])
         try:
-            assert model.backend.entered.wait(10)
+            assert model.route.backend.entered.wait(10)
             assert client.get("/health/ready").status_code == 200
             engine._inference_timeout_s = 0
             response = client.get("/health/ready")
@@ -70,7 +70,7 @@ def test_it_is_not_ready_while_a_batch_is_stuck(app, client, model):
             assert client.get("/health/live").status_code == 200
             assert client.get("/").json["status"] == "unhealthy"
         finally:
-            model.backend.proceed.set()
+            model.route.backend.proceed.set()
         request.result(10)
     assert client.get("/health/ready").status_code == 200
 
@@ -174,7 +174,7 @@ def test_a_malformed_trace_is_none(client, of_request, given):
 
 
 def test_every_line_of_a_request_has_its_ids_and_no_other_line(client, model, of_request):
-    model.backend.error = RuntimeError("no")
+    model.route.backend.error = RuntimeError("no")
     body = {"model": "org/fake", "input": "a"}
     headers = {"X-Request-ID": "id-1", "traceparent": f"00-{TRACE}-{PARENT}-01"}
     assert client.post("/v1/embeddings", json=body, headers=headers).status_code == 500
@@ -187,7 +187,7 @@ def test_every_line_of_a_request_has_its_ids_and_no_other_line(client, model, of
 
 
 def test_the_line_of_a_client_who_left_has_the_id_of_its_request(app, model, of_request):
-    model.backend.proceed.clear()
+    model.route.backend.proceed.clear()
     caller = Caller()
     ask = partial(
         app.test_client().post,
@@ -198,10 +198,10 @@ def test_the_line_of_a_client_who_left_has_the_id_of_its_request(app, model, of_
     )
     with ThreadPoolExecutor(1) as clients:
         answer = clients.submit(ask)
-        assert model.backend.entered.wait(30)
+        assert model.route.backend.entered.wait(30)
         caller.leave()
         assert answer.result().status_code == 499
-        model.backend.proceed.set()
+        model.route.backend.proceed.set()
     (dropped,) = (record for record in of_request.records if "dropped" in record.getMessage())
     assert dropped.fields["request_id"] == "id-1"
 

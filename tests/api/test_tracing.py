@@ -103,18 +103,18 @@ def test_opentelemetry_s_own_variables_are_heeded(told, client, collector):
 
 
 def test_two_requests_that_shared_a_batch_show_the_same(app, collector, model):
-    model.backend.proceed.clear()
+    model.route.backend.proceed.clear()
 
     def ask(text):
         return app.test_client().post("/v1/embeddings", json={"model": MODEL, "input": text}).status_code
 
     with ThreadPoolExecutor(3) as clients:
         first = clients.submit(ask, "a")
-        assert model.backend.entered.wait(30)
+        assert model.route.backend.entered.wait(30)
         others = [clients.submit(ask, text) for text in ("cat", "law")]
         backlog = app.extensions["embedding_api"].engine._dispatcher._backlog
         until(lambda: backlog.n_waiting_tokens == 6, what="both in the queue")
-        model.backend.proceed.set()
+        model.route.backend.proceed.set()
         assert {future.result() for future in (first, *others)} == {200}
     ids = []
     for request in collector.requests(3):
@@ -150,7 +150,7 @@ def test_a_refused_request_is_a_span_without_parts_and_no_error_of_ours(post, co
 
 
 def test_a_request_that_fails_is_an_error_and_shows_how_far_it_came(post, collector, model):
-    model.backend.error = RuntimeError("inner details")
+    model.route.backend.error = RuntimeError("inner details")
     assert post(input=["a", "cat"]).status_code == 500
     (request,) = collector.requests()
     assert request.is_error
@@ -161,10 +161,10 @@ def test_a_request_that_fails_is_an_error_and_shows_how_far_it_came(post, collec
 
 
 def test_a_request_over_its_time_shows_where_it_waited(app, post, collector, model):
-    model.backend.proceed.clear()
+    model.route.backend.proceed.clear()
     assert post(input="a", headers={"X-Stainless-Read-Timeout": "0.2"}).status_code == 504
     assert post(input="cat", headers={"X-Stainless-Read-Timeout": "0.2"}).status_code == 504
-    model.backend.proceed.set()
+    model.route.backend.proceed.set()
     worked, waited = collector.requests(2)
     (inference,) = collector.below(worked)["inference"]
     (batch,) = collector.below(inference)["batch"]

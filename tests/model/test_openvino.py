@@ -16,11 +16,11 @@ from sentence_transformers import SentenceTransformer
 
 from embedding_api.config import load_settings
 from embedding_api.engine import conversion, loading
-from embedding_api.engine.backends import Loaded, convert, openvino
+from embedding_api.engine.backends import Routes, convert, openvino, torch
 from embedding_api.engine.engine import load_engine
 from embedding_api.errors import ModelLoadError
 from tests import models
-from tests.fakes import FakeBackend, word_tokenizer
+from tests.fakes import FakeBackend, fake_route, word_tokenizer
 from tests.model.test_torch import DOCS, TEXTS, differences
 
 # torch.export uses what torch has deprecated itself; a conversion of ours runs in a process that warns nobody.
@@ -29,10 +29,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 ROOT = Path(__file__).parents[2]
 BOUND = 2e-6
 # Those that the conversion refuses, and how it says so.
-REFUSED = {"bert_prompt_not_pooled": "leaves the prompt out", "static_embedding": "gain nothing"}
+REFUSED = {
+    "bert_prompt_not_pooled": "leaves the prompt out",
+    "bert_prompts_not_pooled": "leaves the prompt out",
+    "static_embedding": "gain nothing",
+    "router_with_default": "a way of their own",
+    "router_prompts": "a way of their own",
+    "bert_short_queries": "a way of their own",
+}
 # Those whose texts cannot be packed: tokens that do not look at all others, and a router before the Transformer.
 PADDED = {"modernbert_cls", "modernbert_long_window", "decoder_last_token", "decoder_last_token_padded_right",
-          "router_with_default"}  # fmt: skip
+          "router_of_other_tasks"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +52,10 @@ def job(source, target, **changes) -> convert.Job:
     return convert.Job(source=str(source), target=str(target), **{**told, **changes})
 
 
-def embed(loaded: Loaded, texts):
+def embed(routes: Routes, texts, task=None):
     """In one batch of mixed lengths."""
-    return loaded.backend.embed([tokens.ids for tokens in loaded.reader.read(texts).tokens], 0)
+    route = routes[task]
+    return route.backend.embed([tokens.ids for tokens in route.reader.read(texts, route.prompt).tokens], 0)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +75,21 @@ def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tm
     halved = embed(openvino.load(tmp_path, precision="bfloat16"), TEXTS)
     lengths = np.linalg.norm(reference, axis=1) * np.linalg.norm(halved, axis=1)
     assert ((reference * halved).sum(axis=1) / lengths).min() > 0.999
+
+
+@pytest.mark.parametrize("make", [models.bert_prompts, models.bert_default_prompt], ids=lambda m: m.__name__)
+def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
+    source = models.save(make, folder)
+    assert convert.main(job(source, tmp_path)) == convert.Answer()
+    wanted = torch.load(
+        source, device="cpu", precision="float32", n_threads=1, trust_remote_code=False, allow_pickle=False
+    )
+    routes = openvino.load(tmp_path, precision="float32")
+    assert routes.keys() == wanted.keys()
+    for task, route in routes.items():
+        assert (route.prompt, route.prompts) == (wanted[task].prompt, wanted[task].prompts)
+        np.testing.assert_array_equal(route.reference, wanted[task].reference)
+        assert differences(embed(wanted, TEXTS, task), embed(routes, TEXTS, task)).max() < BOUND
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -91,7 +114,7 @@ def test_a_refusal_is_remembered_and_torch_serves_with_a_warning(folder, tmp_pat
     told = settings(monkeypatch, tmp_path, models.save(models.static_embedding, folder))
     for _ in range(2):
         engine = load_engine(told)
-        assert engine.models.get("m").backend.name == "torch"
+        assert engine.models.get("m").route.backend.name == "torch"
         engine.close()
     assert caplog.text.count("is served by torch in float32") == 2
     (refusal,) = (tmp_path / "cache" / "openvino").glob("*/refusal.json")
@@ -137,7 +160,7 @@ class _Stored:
     def __init__(self, name: str, off: float) -> None:
         self.name, self.off = name, off
 
-    def __call__(self, spec, folder, settings) -> Loaded:
+    def __call__(self, spec, folder, settings):
         from embedding_api.engine.proof import PROBE_TEXTS
         from embedding_api.engine.text import Reader
 
@@ -145,15 +168,15 @@ class _Stored:
         backend = FakeBackend()
         backend.name = self.name
         reference = backend.embed([tokens.ids for tokens in reader.read(PROBE_TEXTS).tokens], 0)
-        return Loaded(reader, backend, reference * (1 + self.off), {})
+        return {None: fake_route(backend, reader=reader, reference=reference * (1 + self.off))}
 
 
 def test_a_backend_out_of_its_bound_is_left_by_auto_and_refused_where_it_was_named(monkeypatch, caplog):
     loaders = {"openvino": _Stored("openvino", 1e-3), "torch": _Stored("torch", 0)}
     told = load_settings()
     spec = told.supported_models[0]
-    loaded, proof = loading.load(spec, ROOT, told, loaders)
-    assert (loaded.backend.name, proof.holds) == ("torch", True)
+    routes, proof = loading.load(spec, ROOT, told, loaders)
+    assert (routes[None].backend.name, proof.holds) == ("torch", True)
     assert "its vectors in float32 differ from sentence-transformers' own: largest difference" in caplog.text
     monkeypatch.setenv("BACKEND", "openvino")
     with pytest.raises(
@@ -168,15 +191,15 @@ import json, os, sys
 from embedding_api.config import load_settings
 from embedding_api.engine import registry
 model, = registry.load(load_settings()).models
-ids = [tokens.ids for tokens in model.reader.read(["a cat", "tax law for small firms"]).tokens]
-vectors = model.backend.embed(ids, 0)
+ids = [tokens.ids for tokens in model.route.reader.read(["a cat", "tax law for small firms"]).tokens]
+vectors = model.route.backend.embed(ids, 0)
 n_threads = len(os.listdir("/proc/self/task"))
 child = os.fork()
 if not child:
-    same = (model.backend.embed(ids, 0) == vectors).all()
+    same = (model.route.backend.embed(ids, 0) == vectors).all()
     sys.exit(0 if same else 1)
 status = os.waitpid(child, 0)[1]
-print(json.dumps([model.backend.name, n_threads, status, sorted({name.split(".")[0] for name in sys.modules})]))
+print(json.dumps([model.route.backend.name, n_threads, status, sorted({name.split(".")[0] for name in sys.modules})]))
 """
 
 
@@ -243,7 +266,7 @@ def test_minilm_in_int8_with_the_texts_that_ship_is_within_the_bound_and_kept(tm
     for _ in range(2):
         engine = load_engine(load_settings())
         (model,) = engine.models.models
-        assert (model.backend.name, model.backend.precision) == ("openvino", "int8")
+        assert (model.route.backend.name, model.route.backend.precision) == ("openvino", "int8")
         assert model.proof.value >= 0.98
         engine.close()
     assert caplog.text.count("converting the model") == 1

@@ -71,7 +71,7 @@ def test_the_real_minilm_equals_encode(monkeypatch):
     monkeypatch.setenv("BACKEND", "torch")
     engine = load_engine(load_settings())
     model = engine.models.models[0]
-    assert (model.backend.dim, model.reader.window, model.is_normalized) == (384, 256, True)
+    assert (model.route.backend.dim, model.route.reader.window, model.route.is_normalized) == (384, 256, True)
     try:
         engine.models = type(engine.models)([model, *engine.models.models])
         engine.models._by_name["m"] = model
@@ -102,7 +102,7 @@ def test_the_window_ends_where_the_positions_do(folder, monkeypatch):
     config = copy / "tokenizer_config.json"
     config.write_text(config.read_text().replace(f'"model_max_length": {models.WINDOW}', '"model_max_length": 9999'))
     engine = load(monkeypatch, copy)
-    assert engine.models.get("m").reader.window == models.WINDOW
+    assert engine.models.get("m").route.reader.window == models.WINDOW
     assert engine.embed("m", ["word " * 400]).truncated == (True,)
     engine.close()
 
@@ -117,11 +117,72 @@ def test_a_model_in_half_precision_is_served_in_float32(folder, monkeypatch):
     engine.close()
 
 
-def test_prompts_are_shown_and_the_default_one_is_used(folder, monkeypatch):
+def of_sentence_transformers(source, texts, input_type, prompt_name):
+    model = SentenceTransformer(str(source), device="cpu")
+    encode = {None: model.encode, "query": model.encode_query, "document": model.encode_document}[input_type]
+    return encode(texts, prompt_name=prompt_name, show_progress_bar=False)
+
+
+@pytest.mark.parametrize("prompt_name", [None, "query", "document"])
+@pytest.mark.parametrize("input_type", [None, "query", "document"])
+@pytest.mark.parametrize("make", models.PROMPTED, ids=lambda make: make.__name__)
+def test_queries_documents_and_prompts_equal_those_of_sentence_transformers(
+    make, input_type, prompt_name, folder, monkeypatch
+):
+    source = models.save(make, folder)
+    engine = load(monkeypatch, source)
+    try:
+        vectors = engine.embed("m", TEXTS, input_type=input_type, prompt_name=prompt_name).vectors
+    finally:
+        engine.close()
+    wanted = of_sentence_transformers(source, TEXTS, input_type, prompt_name)
+    assert differences(wanted, vectors).max() < BOUND
+
+
+@pytest.mark.parametrize("make", [models.router_with_default, models.bert_short_queries], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("input_type", ["query", "document"])
+def test_queries_and_documents_take_their_own_ways(make, input_type, folder, monkeypatch):
+    source = models.save(make, folder)
+    engine = load(monkeypatch, source)
+    assert engine.models.get("m").routes.keys() == {None, "query"}
+    vectors = engine.embed("m", TEXTS, input_type=input_type).vectors
+    engine.close()
+    assert differences(of_sentence_transformers(source, TEXTS, input_type, None), vectors).max() < BOUND
+
+
+@pytest.mark.parametrize("make", [models.bert_mean, models.router_of_other_tasks], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("input_type", ["query", "document"])
+def test_what_has_nothing_for_a_task_computes_as_without_one(make, input_type, folder, monkeypatch):
+    engine = load(monkeypatch, models.save(make, folder))
+    assert engine.models.get("m").routes.keys() == {None}
+    same = [engine.embed("m", TEXTS, input_type=of).vectors for of in (None, input_type)]
+    engine.close()
+    np.testing.assert_array_equal(*same)
+
+
+def test_a_prompt_for_passages_is_one_for_documents(folder, monkeypatch):
+    """Which `encode_document` says, and does not do, where a model has no prompt of the name `document`."""
     source = models.save(models.bert_default_prompt, folder)
     engine = load(monkeypatch, source)
-    assert engine.models.get("m").prompts == {"query": "query: ", "passage": "represent the passage: "}
+    vectors = engine.embed("m", TEXTS, input_type="document").vectors
+    assert differences(of_sentence_transformers(source, TEXTS, None, "passage"), vectors).max() < BOUND
+    query = engine.embed("m", TEXTS, input_type="query").vectors
+    assert differences(of_sentence_transformers(source, TEXTS, "query", None), query).max() < BOUND
     engine.close()
+
+
+def test_prompts_are_those_that_somebody_gave_the_model(folder, monkeypatch):
+    """sentence-transformers gives each model an empty `query` and `document`, which some models mean so."""
+
+    def prompts(make):
+        engine = load(monkeypatch, models.save(make, folder))
+        engine.close()
+        return {name: prompt.text for name, prompt in engine.models.get("m").route.prompts.items()}
+
+    assert prompts(models.bert_mean) == {}
+    assert prompts(models.bert_default_prompt) == {
+        "query": "query: ", "document": "", "passage": "represent the passage: "
+    }  # fmt: skip
 
 
 def test_the_proof_is_measured_and_small(folder, monkeypatch):
@@ -218,7 +279,7 @@ def test_bfloat16_turns_vectors_only_a_little_and_keeps_their_length(make, folde
     engine = load(monkeypatch, source)
     try:
         model = engine.models.get("m")
-        assert (model.backend.precision, model.proof.measure) == ("bfloat16", "cosine")
+        assert (model.route.backend.precision, model.proof.measure) == ("bfloat16", "cosine")
         vectors = engine.embed("m", TEXTS).vectors
     finally:
         engine.close()

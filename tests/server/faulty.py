@@ -47,11 +47,15 @@ class Faulty:
         return vectors
 
 
+def faulty(model):
+    route = model.route
+    return dataclasses.replace(
+        model, routes={None: dataclasses.replace(route, backend=Faulty(route.backend, route.reader))}
+    )
+
+
 def make_app():
     settings = load_settings()
     log.configure(settings)
-    models = [
-        dataclasses.replace(model, backend=Faulty(model.backend, model.reader))
-        for model in registry.load(settings).models
-    ]
+    models = [faulty(model) for model in registry.load(settings).models]
     return create_app(settings, make_engine(Registry(models), settings))

@@ -100,10 +100,10 @@ if not child:
     torch.ones(10**6).add_(1)
     if sys.argv[1] == "as we load":
         model = engine.models.models[0]
-        reading = model.reader.read(["word " * 200] * 8)
-        model.backend.prepare()
+        reading = model.route.reader.read(["word " * 200] * 8)
+        model.route.backend.prepare()
         torch.set_num_threads(2)
-        model.backend.embed([tokens.ids for tokens in reading.tokens], 0)
+        model.route.backend.embed([tokens.ids for tokens in reading.tokens], 0)
     os._exit(0)
 signal.signal(signal.SIGALRM, lambda *_: (os.kill(child, signal.SIGKILL), None))
 signal.alarm(int(sys.argv[2]))

@@ -1,9 +1,13 @@
 """The official OpenAI client, without any option."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import openai
 import pytest
+from sentence_transformers import SentenceTransformer
 
+from tests import models
 from tests.server.conftest import MINILM
 
 
@@ -63,3 +67,35 @@ def test_dimensions_and_the_list_of_models(client):
     assert len(client.embeddings.create(model=MINILM, input="a", dimensions=5).data[0].embedding) == 5
     assert [model.id for model in client.models.list()] == [MINILM]
     assert client.models.retrieve(MINILM).owned_by == "sentence-transformers"
+
+
+def test_queries_and_documents_of_a_model_with_prompts(launch, tmp_path):
+    """Of many requests at the same time in one server, each with its own prompt."""
+    source = models.save(models.bert_prompts, tmp_path)
+    server = launch(SUPPORTED_MODELS=f"m={source}")
+    reference = SentenceTransformer(str(source), device="cpu")
+    texts = [f"text number {n} of several" for n in range(24)]
+    wanted = {
+        (): reference.encode(texts),
+        ("input_type", "query"): reference.encode_query(texts),
+        ("input_type", "document"): reference.encode_document(texts),
+        ("prompt_name", "topic"): reference.encode(texts, prompt_name="topic"),
+    }
+    with (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client,
+        ThreadPoolExecutor(len(wanted)) as clients,
+    ):
+
+        def ask(asked, start):
+            extra = dict([asked] if asked else [])
+            answer = client.embeddings.create(model="m", input=texts[start : start + 4], extra_body=extra)
+            np.testing.assert_allclose(
+                [item.embedding for item in answer.data], wanted[asked][start : start + 4], atol=1e-5
+            )
+
+        asks = [clients.submit(ask, asked, start) for start in range(0, len(texts), 4) for asked in wanted]
+        for done in asks:
+            done.result()
+        with pytest.raises(openai.BadRequestError, match="query, document, topic") as refused:
+            client.embeddings.create(model="m", input="a", extra_body={"prompt_name": "passage"})
+    assert (refused.value.code, refused.value.param) == ("unknown_prompt", "prompt_name")

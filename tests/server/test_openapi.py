@@ -1,13 +1,16 @@
 """The OpenAPI document and its page, at a real server: requests made from it, and a browser that shows it."""
 
+import json
 import re
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
+from tests import models
 from tests.server.browser import open_page
-from tests.server.conftest import ROOT
+from tests.server.conftest import MINILM, ROOT
 
 KEY = "a-key"
 # Each phase makes its own number of cases; this bounds those that are made at random, for each operation.
@@ -15,9 +18,10 @@ N_EXAMPLES = "60"
 
 
 @pytest.fixture(scope="module")
-def keyed(_launch):
-    """A server that wants a key."""
-    return _launch(WORKERS="1", API_KEY_SECRET=KEY)
+def keyed(_launch, tmp_path_factory):
+    """A server that wants a key, with a model that has prompts and one that has none."""
+    prompted = models.save(models.bert_prompts, tmp_path_factory.mktemp("models"))
+    return _launch(WORKERS="1", API_KEY_SECRET=KEY, SUPPORTED_MODELS=f"{MINILM},prompted={prompted}")
 
 
 def schemathesis(server, cwd, *arguments: str) -> str:
@@ -30,6 +34,12 @@ def schemathesis(server, cwd, *arguments: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     return done.stdout
+
+
+def test_the_document_that_is_kept_is_the_one_that_is_served_by_default(server):
+    """Made by `memementor-embeddings openapi > docs/openapi.json`."""
+    with urllib.request.urlopen(f"{server.url}/openapi.json", timeout=30) as response:
+        assert json.load(response) == json.loads((ROOT / "docs" / "openapi.json").read_text())
 
 
 @pytest.mark.fault("malformed")

@@ -277,7 +277,7 @@ def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path
         "def prepare():\n"
         "    raise RuntimeError('out of device memory')\n"
         "model = fake_model()\n"
-        "model.backend.prepare = prepare\n"
+        "model.route.backend.prepare = prepare\n"
         "app = create_app(engine=fake_engine(model))\n"
     )
     server = launch("-c", str(ROOT / "gunicorn.conf.py"), wait=False, cwd=tmp_path, PYTHONPATH=str(ROOT), WORKERS="2")

@@ -29,13 +29,12 @@ def test_settings_prints_the_example_file(run):
     assert run("settings").output == config.env_example()
 
 
-def test_openapi_prints_the_document_of_the_settings_without_loading_a_model(run):
-    def fail():
-        pytest.fail("a model was loaded")
-
-    done = run("openapi", engine=fail, env={"SUPPORTED_MODELS": "short=intfloat/e5-small-v2"})
-    request = json.loads(done.output)["components"]["schemas"]["EmbeddingRequest"]
-    assert request["properties"]["model"]["enum"] == ["short", "intfloat/e5-small-v2"]
+def test_openapi_prints_the_document_that_would_be_served(run):
+    done = run("openapi", env={"MAX_INPUTS": "7"})
+    fields = json.loads(done.output)["components"]["schemas"]["EmbeddingRequest"]["properties"]
+    assert fields["model"]["enum"] == ["sentence-transformers/all-MiniLM-L6-v2"]
+    assert fields["prompt_name"]["enum"] == ["query", None]
+    assert fields["input"]["anyOf"][1]["maxItems"] == 7
 
 
 def test_check_tells_what_would_be_served(run):
@@ -50,6 +49,15 @@ def test_embed_prints_a_vector_a_line(run, tmp_path):
     lines = [json.loads(line) for line in run("embed", str(tmp_path / "texts")).output.splitlines()]
     assert [len(vector) for vector in lines] == [DIM, DIM]
     assert [json.loads(line) for line in run("embed", "-", input="a cat\ntax\u2028law").output.splitlines()] == lines
+
+
+def test_embed_tells_what_the_lines_are(run):
+    plain, *prompted = (
+        run("embed", "-", *options, input="a cat").output
+        for options in ([], ["--input-type", "query"], ["--prompt-name", "query"])
+    )
+    assert prompted == [run("embed", "-", input="query: a cat").output] * 2
+    assert plain != prompted[0]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from embedding_api.engine.text import Reader
+from embedding_api.engine.text import Prompt, Reader
 from embedding_api.engine.timing import Timing
 from embedding_api.errors import EmptyTextError, ModelNotFoundError, NonFiniteVectorError, NotReadyError, RequestError
 from tests.fakes import DIM, FakeBackend, fake_engine, fake_model, vector, word_tokenizer
@@ -127,7 +127,7 @@ def test_a_text_of_which_nothing_is_left_is_refused():
 def test_vectors_that_are_not_normalized_are_only_cut():
     backend = FakeBackend()
     backend.value = 2.0
-    engine = fake_engine(fake_model("m", backend=backend, is_normalized=False))
+    engine = fake_engine(fake_model("m", backend=backend, reference=2 * np.eye(DIM, dtype=np.float32)))
     assert engine.embed("m", ["a"], dimensions=3).vectors.tolist() == [[2.0, 2.0, 2.0]]
     engine.close()
 
@@ -149,8 +149,7 @@ def test_a_name_that_two_models_answer_to_belongs_to_the_public_one():
 
 
 def test_a_prompt_stands_before_each_text_and_is_counted(backend):
-    reader = Reader(word_tokenizer(), window=9, prompt="query: ", n_prompt_tokens=2)
-    engine = fake_engine(fake_model("m", backend=backend, reader=reader), accepts_token_ids=True)
+    engine = fake_engine(fake_model("m", backend=backend, prompt=Prompt("query: ", 2)), accepts_token_ids=True)
     got = engine.embed("m", ["a"])
     np.testing.assert_array_equal(got.vectors[0], vector([1, 8, 3, 2]))
     assert got.n_tokens == 4

@@ -37,7 +37,7 @@ def engine(model, no_leaked_threads):
     engine = fake_engine(model, inference_timeout_s=60)
     engine.start()
     yield engine
-    model.backend.proceed.set()
+    model.route.backend.proceed.set()
     engine.close()
 
 
@@ -114,7 +114,7 @@ def test_what_never_reaches_the_application_is_told_in_the_envelope(worker, requ
 
 def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, model, monkeypatch):
     """Given more requests than threads, then one waits in line, liveness is answered, and a full queue refuses."""
-    model.backend.proceed.clear()
+    model.route.backend.proceed.clear()
     threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -124,23 +124,23 @@ def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, mode
     monkeypatch.setattr(engine, "overloaded", lambda: OverloadedError("full", retry_after_s=3))
     status, body, headers = ask("POST", "/v1/embeddings", BODY)
     assert (status, body["error"]["code"], headers["Retry-After"]) == (429, "server_overloaded", "3")
-    model.backend.proceed.set()
+    model.route.backend.proceed.set()
     for thread in threads:
         thread.join(10)
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_a_client_that_leaves_while_in_work_is_dropped(worker, ask, model, how):
-    model.backend.proceed.clear()
+    model.route.backend.proceed.clear()
     client = socket.create_connection(("127.0.0.1", worker.port))
     if how == "reset":
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     sent = BODY.encode()
     client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent)
-    assert model.backend.entered.wait(10)
+    assert model.route.backend.entered.wait(10)
     client.close()
     until(lambda: worker._n_threads_taken == 0)
-    model.backend.proceed.set()
+    model.route.backend.proceed.set()
     until(lambda: worker._reception.n_connections == 0)
     assert ask("POST", "/v1/embeddings", BODY)[0] == 200
 
@@ -203,14 +203,14 @@ def test_a_worker_whose_batch_hangs_answers_and_ends(worker, ask, engine, model,
     codes = []
     monkeypatch.setattr(gunicorn_worker.os, "_exit", codes.append)
     monkeypatch.setattr(gunicorn_worker.logging, "shutdown", lambda: None)
-    model.backend.proceed.clear()
+    model.route.backend.proceed.clear()
     answers = []
     thread = threading.Thread(target=lambda: answers.append(ask("POST", "/v1/embeddings", BODY)))
     thread.start()
-    assert model.backend.entered.wait(10)
+    assert model.route.backend.entered.wait(10)
     engine._inference_timeout_s = 0.01
     thread.join(10)
     assert answers[0][0] == 504
     until(lambda: codes)
     assert codes == [1]
-    model.backend.proceed.set()
+    model.route.backend.proceed.set()

@@ -6,11 +6,10 @@ import pytest
 
 from embedding_api.config import load_settings
 from embedding_api.engine import loading
-from embedding_api.engine.backends import Loaded
 from embedding_api.engine.proof import PROBE_TEXTS
 from embedding_api.engine.text import Reader
 from embedding_api.errors import ModelLoadError
-from tests.fakes import FakeBackend, word_tokenizer
+from tests.fakes import FakeBackend, fake_route, word_tokenizer
 
 
 class Loader:
@@ -34,7 +33,7 @@ class Loader:
         reference = backend.embed([tokens.ids for tokens in reader.read(PROBE_TEXTS).tokens], 0)
         backend.error = self.stuck
         reference[:, 0] += self.off.get(settings.precision, 0)
-        return Loaded(reader, backend, reference, {})
+        return {None: fake_route(backend, reader=reader, reference=reference)}
 
 
 def load(monkeypatch, openvino, torch=None, **variables):
@@ -42,7 +41,7 @@ def load(monkeypatch, openvino, torch=None, **variables):
         monkeypatch.setenv(name, value)
     settings = load_settings()
     loaders = {"openvino": openvino, "torch": torch or Loader("torch")}
-    return loading.load(settings.supported_models[0], Path("/folder"), settings, loaders).loaded.backend
+    return loading.load(settings.supported_models[0], Path("/folder"), settings, loaders).routes[None].backend
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,16 @@
 """Backends compute: token ids in, vectors out. One file a backend; `convert.py` makes what openvino reads."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
+from embedding_api.engine import proof
 from embedding_api.engine.arrays import Ids, Vectors
-from embedding_api.engine.text import Reader
+from embedding_api.engine.text import Prompt, Reader
+
+# What a text may be to a search; sentence-transformers calls it a task.
+Task = Literal["query", "document"]
 
 
 class Backend(Protocol):
@@ -40,18 +46,31 @@ class Backend(Protocol):
         """
 
 
-class Loaded(NamedTuple):
-    """A model as a backend loaded it.
+@dataclass(frozen=True, eq=False)
+class Route:
+    """A way from texts to vectors.
 
     Attributes:
-        reference: What `SentenceTransformer.encode` gives for the probe texts in float32, (n_probe_texts, dim).
-        prompts: The model's named prompts, empty ones left out.
+        prompt: What stands before a text, if the request names no prompt.
+        prompts: Those that a request may name; none if the model has none but empty ones.
+        reference: What `SentenceTransformer.encode` gives on this way for the probe texts in float32,
+            (n_probe_texts, dim).
     """
 
     reader: Reader
     backend: Backend
+    prompt: Prompt
+    prompts: Mapping[str, Prompt]
     reference: Vectors
-    prompts: Mapping[str, str]
+
+    @functools.cached_property
+    def is_normalized(self) -> bool:
+        """Whether its vectors are of unit length."""
+        return proof.all_of_unit_length(self.reference)
+
+
+# The ways through one model, by what a text is to a search; None stands for what has no way of its own.
+Routes = Mapping[Task | None, Route]
 
 
 class UnfitError(Exception):

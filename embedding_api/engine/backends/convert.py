@@ -25,7 +25,7 @@ from sentence_transformers.base.modules import Transformer
 
 from embedding_api.engine import proof
 from embedding_api.engine.arrays import Ids
-from embedding_api.engine.backends import Loaded
+from embedding_api.engine.backends import Route, Routes
 from embedding_api.engine.backends import openvino as served
 from embedding_api.engine.backends import torch as source
 from embedding_api.engine.backends.layout import Layout, Packing, Padding
@@ -86,7 +86,7 @@ class _RefusedError(Exception):
 def main(job: Job) -> Answer:
     """Converts a model; see `Answer`."""
     try:
-        loaded = source.load(
+        routes = source.load(
             Path(job.source),
             device="cpu",
             precision="float32",
@@ -97,7 +97,7 @@ def main(job: Job) -> Answer:
     except Exception as error:  # noqa: BLE001 - a program's last resort: whatever it is goes to the operator in a line
         return Answer(problem=f"it cannot be loaded ({_line(error)})")
     try:
-        _convert(loaded, job)
+        _convert(routes, job)
     except _RefusedError as error:
         return Answer(refusal=str(error))
     except Exception as error:  # noqa: BLE001 - the same
@@ -105,37 +105,42 @@ def main(job: Job) -> Answer:
     return Answer()
 
 
-def _convert(loaded: Loaded, job: Job) -> None:
-    backend, reader, target = loaded.backend, loaded.reader, Path(job.target)
+def _convert(routes: Routes, job: Job) -> None:
+    route, target = routes[None], Path(job.target)
+    backend, reader = route.backend, route.reader
+    if any(other.backend is not backend for other in routes.values()):
+        raise _RefusedError("its queries or documents go through it in a way of their own")
     if not isinstance(backend, source.TorchBackend) or not isinstance(backend.feed, source.Padded):
         raise _RefusedError("it looks vectors up and computes next to nothing, so that it would gain nothing")
-    if reader.n_prompt_tokens:
+    if any(prompt.n_tokens for each in routes.values() for prompt in (each.prompt, *each.prompts.values())):
         raise _RefusedError("its pooling leaves the prompt out, and must be told of it with each batch")
-    model, layout = _converted(loaded, backend, backend.feed.padding.pad_id)
+    model, layout = _converted(route, backend, backend.feed.padding.pad_id)
     if job.quantise:
         file = Path(job.calibration_texts) if job.calibration_texts else _CALIBRATION_TEXTS
         texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        model = quantise(model, [list(layout([tokens.ids])) for tokens in reader.read(texts).tokens])
+        readings = reader.read(texts, route.prompt).tokens
+        model = quantise(model, [list(layout([tokens.ids])) for tokens in readings])
     _save(model, target / served.MODEL)
     reader.save(target)
-    np.save(target / served.REFERENCE, loaded.reference)
+    np.save(target / served.REFERENCE, np.stack([each.reference for each in routes.values()]))
     description = {
         "dim": backend.dim,
-        "prompts": loaded.prompts,
+        "prompts": {name: prompt.text for name, prompt in route.prompts.items()},
+        "routes": [(task, each.prompt.text) for task, each in routes.items()],
         "layout": {"name": type(layout).__name__, **layout._asdict()},
     }
     (target / served.DESCRIPTION).write_text(json.dumps(description))
 
 
-def _converted(loaded: Loaded, backend: source.TorchBackend, pad_id: int) -> tuple[openvino.Model, Packing | Padding]:
+def _converted(route: Route, backend: source.TorchBackend, pad_id: int) -> tuple[openvino.Model, Packing | Padding]:
     """The model for packed texts if it bears them, and for padded rows otherwise."""
-    window = loaded.reader.window
+    window = route.reader.window
     transformer = backend.model[0]
     if isinstance(transformer, Transformer) and _attends_to_all(transformer):
         packing = Packing(pad_id, source.first_position(transformer))
         try:
             model = openvino.convert_model(_export(_Packed(backend), packing, window))
-            if _equals(model, packing, loaded, backend):
+            if _equals(model, packing, route, backend):
                 return model, packing
         except Exception as error:  # noqa: BLE001 - a model can be at odds with it in any way
             _raise_passing(error)
@@ -145,7 +150,7 @@ def _converted(loaded: Loaded, backend: source.TorchBackend, pad_id: int) -> tup
     padding = Padding(pad_id, step=_STEP, window=window)
     try:
         model = openvino.convert_model(_export(_Padded(backend), padding._replace(step=1), window))
-        equals = _equals(model, padding, loaded, backend)
+        equals = _equals(model, padding, route, backend)
     except Exception as error:
         _raise_passing(error)
         raise _RefusedError(f"it cannot be exported ({_line(error)})") from error
@@ -161,15 +166,15 @@ def _attends_to_all(transformer: Transformer) -> bool:
     return not any(getattr(config, limit, None) for limit in limits)
 
 
-def _equals(model: openvino.Model, layout: Layout, loaded: Loaded, backend: source.TorchBackend) -> bool:
+def _equals(model: openvino.Model, layout: Layout, route: Route, backend: source.TorchBackend) -> bool:
     """Whether the model gives the reference in float32: all probe texts in one batch, and a long one in company."""
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    probes = [tokens.ids for tokens in loaded.reader.read(proof.PROBE_TEXTS).tokens]
-    company = [loaded.reader.read([_LONG_TEXT]).tokens[0].ids, probes[0]]
+    probes = [tokens.ids for tokens in route.reader.read(proof.PROBE_TEXTS, route.prompt).tokens]
+    company = [route.reader.read([_LONG_TEXT]).tokens[0].ids, probes[0]]
     return all(
         proof.prove(reference, compiled(list(layout(batch)))[0], "float32").holds
         for batch, reference in [
-            (probes, loaded.reference),
+            (probes, route.reference),
             (company, np.concatenate([backend.embed([ids], 0) for ids in company])),
         ]
     )

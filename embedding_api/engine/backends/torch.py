@@ -4,9 +4,9 @@ It never calls `encode` to serve: that reads texts again, takes some of them for
 and changes its tokenizer as it goes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentence_transformers
@@ -18,10 +18,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 
 from embedding_api.engine import preload
 from embedding_api.engine.arrays import Ids, Vectors
-from embedding_api.engine.backends import Loaded
+from embedding_api.engine.backends import Route, Routes, Task
 from embedding_api.engine.backends.layout import Padding
 from embedding_api.engine.proof import PROBE_TEXTS
-from embedding_api.engine.text import Reader
+from embedding_api.engine.text import Prompt, Reader
 
 # A master that has ever used more than one OpenMP thread forks workers that hang; prepare() raises it after the fork.
 torch.set_num_threads(1)
@@ -43,10 +43,13 @@ _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 256, 16_384
 # Batches after which free memory goes back to the system: every few seconds, so that it costs nothing to speak of.
 _TRIM_EVERY = 64
 
+# What the prompt of a task may be called.
+_PROMPT_NAMES: Mapping[Task, Sequence[str]] = {"query": ["query"], "document": ["document", "passage", "corpus"]}
+
 
 def load(
     folder: Path, *, device: str, precision: str, n_threads: int, trust_remote_code: bool, allow_pickle: bool
-) -> Loaded:
+) -> Routes:
     """Loads a model into main memory; it moves to its device when a worker prepares it.
 
     Args:
@@ -71,21 +74,45 @@ def load(
         trust_remote_code=trust_remote_code,
         model_kwargs=model_kwargs,
     ).eval()
-    prompt = model.prompts.get(model.default_prompt_name or "") or ""
-    reader, feed, transformer = _entrance(model, prompt)
-    reference = model.encode(list(PROBE_TEXTS), show_progress_bar=False)
-    if precision == "bfloat16" and transformer is not None:
-        _halve(transformer)
-    backend = TorchBackend(
-        model,
-        feed,
-        # Without a Transformer there is nothing that gains from less precision.
-        precision="float32" if transformer is None else precision,
-        dim=reference.shape[1],
-        device=device,
-        n_threads=n_threads,
-    )
-    return Loaded(reader, backend, reference, {name: text for name, text in model.prompts.items() if text})
+    ways = {task: (entrance, _prompt_text(model, task)) for task, entrance in _entrances(model).items()}
+    ways = {task: way for task, way in ways.items() if task is None or way != ways[None]}
+    entrances = {entrance for entrance, _ in ways.values()}
+    references = {task: _reference(model, entrance, text) for task, (entrance, text) in ways.items()}
+    if precision == "bfloat16":
+        for first in {entrance.first for entrance in entrances}:
+            if isinstance(first, Transformer):
+                _halve(first)
+    readers = {entrance: entrance.reader() for entrance in entrances}
+    backends = {
+        entrance: TorchBackend(
+            model,
+            entrance.feed(),
+            task=entrance.task,
+            # Without a Transformer there is nothing that gains from less precision.
+            precision=precision if isinstance(entrance.first, Transformer) else "float32",
+            dim=references[task].shape[1],
+            device=device,
+            n_threads=n_threads,
+        )
+        for task, (entrance, _) in ways.items()
+    }
+    # Each model has a `query` and a `document`; where all are empty, nobody has given it any.
+    prompts = model.prompts if any(model.prompts.values()) else {}
+    return {
+        task: Route(
+            readers[entrance],
+            backends[entrance],
+            _prompt(model, entrance, text),
+            {name: _prompt(model, entrance, prompts[name]) for name in prompts},
+            references[task],
+        )
+        for task, (entrance, text) in ways.items()
+    }
+
+
+def _reference(model: sentence_transformers.SentenceTransformer, entrance: "_Entrance", text: str) -> Vectors:
+    options = {} if entrance.task is None else {"task": entrance.task}
+    return np.asarray(model.encode(list(PROBE_TEXTS), prompt=text, show_progress_bar=False, **options))
 
 
 class TorchBackend:
@@ -94,6 +121,7 @@ class TorchBackend:
     Attributes:
         model: The chain.
         feed: Makes of a batch what the chain's first module reads.
+        task: What the chain's routers are told.
     """
 
     name = "torch"
@@ -103,6 +131,7 @@ class TorchBackend:
         model: sentence_transformers.SentenceTransformer,
         feed: "Padded | Concatenated",
         *,
+        task: Task | None,
         precision: str,
         dim: int,
         device: str,
@@ -110,6 +139,7 @@ class TorchBackend:
     ) -> None:
         self.model = model
         self.feed = feed
+        self.task = task
         self.precision = precision
         self._device = device
         self._n_threads = n_threads
@@ -128,7 +158,7 @@ class TorchBackend:
 
     def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
         """See `Backend.embed`."""
-        features: dict[str, Any] = self.feed(batch)
+        features: dict[str, Any] = {**self.feed(batch), "modality": "text", "task": self.task}
         if n_prompt_tokens:
             features["prompt_length"] = n_prompt_tokens
         device = self.model.device
@@ -152,7 +182,7 @@ class Padded:
     def __call__(self, batch: Sequence[Ids]) -> dict[str, Any]:
         """What the module reads for this batch."""
         ids, mask = self.padding(batch)
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "modality": "text"}
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
         """See `Layout.n_computed`."""
@@ -172,19 +202,53 @@ class Concatenated:
         return n_tokens
 
 
-def _entrance(
-    model: sentence_transformers.SentenceTransformer, prompt: str
-) -> tuple[Reader, Padded | Concatenated, Transformer | None]:
-    """How texts enter a model: what reads them, what its first module is fed with, its Transformer if it has one."""
+class _Entrance(NamedTuple):
+    """How the texts of a task enter a model, and which way they take from there.
+
+    Attributes:
+        task: What the model is told of it, if that changes anything.
+        turns: The route that each of its routers takes.
+        first: The module that texts come to.
+        window: Tokens that it can read, if there is a limit.
+    """
+
+    task: Task | None
+    turns: tuple[str, ...]
+    first: Transformer | StaticEmbedding
+    window: int | None
+
+    def reader(self) -> Reader:
+        """What reads texts for it."""
+        if isinstance(self.first, StaticEmbedding):
+            return Reader(self.first.tokenizer, window=self.window, add_special_tokens=False)
+        tokenizer: Any = self.first.tokenizer
+        return Reader(tokenizer.backend_tokenizer, window=self.window, truncation_side=tokenizer.truncation_side)
+
+    def feed(self) -> Padded | Concatenated:
+        """What makes of a batch what it reads."""
+        if isinstance(self.first, StaticEmbedding):
+            return Concatenated()
+        tokenizer: Any = self.first.tokenizer
+        return Padded(Padding(tokenizer.pad_token_id or 0, is_left=tokenizer.padding_side == "left"))
+
+
+def _entrances(model: sentence_transformers.SentenceTransformer) -> dict[Task | None, _Entrance]:
+    default = _entrance(model, None)
+    own = {task: _entrance(model, task) for task in _PROMPT_NAMES}
+    return {None: default} | {
+        # Routers refuse to be told of a task that they do not know.
+        task: default if entrance._replace(task=None) == default else entrance
+        for task, entrance in own.items()
+    }
+
+
+def _entrance(model: sentence_transformers.SentenceTransformer, task: Task | None) -> _Entrance:
+    turns = tuple(_turn(router, task) for router in model.modules() if isinstance(router, Router))
     first = model[0]
     while isinstance(first, Router):
-        if first.default_route is None:
-            raise ValueError("it has routes and no default one, so it cannot embed a text without being told which")
-        first = first.sub_modules[first.default_route][0]
+        first = first.sub_modules[_turn(first, task)][0]
     if isinstance(first, StaticEmbedding):
-        truncation = first.tokenizer.truncation or {}
-        reader = Reader(first.tokenizer, window=truncation.get("max_length"), prompt=prompt, add_special_tokens=False)
-        return reader, Concatenated(), None
+        return _Entrance(task, turns, first, (first.tokenizer.truncation or {}).get("max_length"))
     tokenizer: Any = getattr(first, "tokenizer", None)
     if not isinstance(first, Transformer) or not getattr(tokenizer, "is_fast", False):
         raise ValueError(
@@ -193,18 +257,36 @@ def _entrance(
         )
     if "message" in first.modality_config or "text" not in first.modality_config:
         raise ValueError("it reads chat messages or other media; served are models that read plain text")
-    window = _window(first)
+    window = _window(first, first.max_seq_length)
     if window is not None:
         # `encode` breaks on a text beyond its positions where the tokenizer declares more of them.
         first.max_seq_length = window
-    reader = Reader(
-        tokenizer.backend_tokenizer,
-        window=window,
-        prompt=prompt,
-        n_prompt_tokens=_n_prompt_tokens(model, prompt),
-        truncation_side=tokenizer.truncation_side,
-    )
-    return reader, Padded(Padding(tokenizer.pad_token_id or 0, is_left=tokenizer.padding_side == "left")), first
+    of_task = {None: None, "query": first.query_length, "document": first.document_length}[task]
+    return _Entrance(task, turns, first, window if of_task is None else _window(first, of_task))
+
+
+def _turn(router: Router, task: Task | None) -> str:
+    """The route that a router takes; for a task that it does not know the same as for none."""
+    try:
+        # There is no public way to ask.
+        route: str = router._resolve_route(task, "text")  # noqa: SLF001
+    except ValueError as error:
+        if task is not None:
+            return _turn(router, None)
+        raise ValueError(
+            "it has routes and no default one, so it cannot embed a text without being told which"
+        ) from error
+    return route
+
+
+def _prompt_text(model: sentence_transformers.SentenceTransformer, task: Task | None) -> str:
+    """What stands before a text of a task where the request names no prompt.
+
+    `encode_document` means to take the first of several names, and stops at `document`, which each model has, though it
+    be empty: a model with a `passage` gets that here.
+    """
+    names = _PROMPT_NAMES[task] if task is not None else [model.default_prompt_name or ""]
+    return next((text for name in names if (text := model.prompts.get(name))), "")
 
 
 def _halve(transformer: Transformer) -> None:
@@ -226,16 +308,18 @@ def _floated(features: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _n_prompt_tokens(model: sentence_transformers.SentenceTransformer, prompt: str) -> int:
-    """Leading tokens that pooling leaves out, 0 where it takes the prompt's tokens too."""
-    if not prompt or all(module.include_prompt for module in model.modules() if isinstance(module, Pooling)):
-        return 0
-    return int(model.preprocess(["a"], prompt=prompt).get("prompt_length") or 0)
+def _prompt(model: sentence_transformers.SentenceTransformer, entrance: _Entrance, text: str) -> Prompt:
+    """A prompt, with its tokens where pooling leaves them out."""
+    poolings = (module for module in model.modules() if isinstance(module, Pooling))
+    if not text or all(pooling.include_prompt for pooling in poolings):
+        return Prompt(text)
+    features: Mapping[str, Any] = entrance.first.preprocess(["a"], prompt=text)
+    return Prompt(text, int(features.get("prompt_length") or 0))
 
 
-def _window(first: Transformer) -> int | None:
-    """Tokens that a Transformer module can read: what its tokenizer declares, but no more than it has positions."""
-    limits = [first.max_seq_length] if first.max_seq_length else []
+def _window(first: Transformer, declared: int | None) -> int | None:
+    """Tokens that a Transformer module can read: as many as are declared, but no more than it has positions."""
+    limits = [declared] if declared else []
     for module in first.model.modules():
         positions = getattr(module, "position_embeddings", None)
         if isinstance(positions, torch.nn.Embedding):
