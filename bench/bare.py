@@ -67,7 +67,7 @@ def main() -> None:
     print(json.dumps(told), file=answers, flush=True)
     for line in sys.stdin:
         texts, batch_tokens = json.loads(line)
-        reading = route.reader.read(texts)
+        reading = route.reader.read(texts, route.prompt)
         ids = [tokens.ids for tokens in reading.tokens]
         todo = [[ids[position] for position in batch] for batch in batches([len(each) for each in ids], batch_tokens)]
         following.value = 0

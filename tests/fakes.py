@@ -73,7 +73,7 @@ def fake_route(backend=None, **changes) -> Route:
         "reader": Reader(word_tokenizer(), window=WINDOW),
         "backend": backend or FakeBackend(),
         "prompt": NO_PROMPT,
-        "prompts": {"query": QUERY},
+        "prompts": {"query": QUERY, "law": Prompt("law ")},
         "reference": np.eye(DIM, dtype=np.float32),
     }
     return Route(**{**parts, **changes})

@@ -154,11 +154,23 @@ def bert_prompts_not_pooled(folder):
     return SentenceTransformer(modules=modules, prompts={"query": "query: ", "document": "represent the passage: "})
 
 
-def bert_short_queries(folder):
-    """Reads less of a query than of a document."""
+def bert_passage_prompt(folder):
+    """By default, and with none for queries."""
     modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
-    modules[0].query_length = 16
-    return SentenceTransformer(modules=modules)
+    return SentenceTransformer(modules=modules, prompts={"passage": "passage: "}, default_prompt_name="passage")
+
+
+def bert_short_queries(folder):
+    """Reads less of a query than of a document, and of neither as much as its tokenizer declares."""
+    bert = _bert(folder)
+    bert.query_length, bert.document_length = 16, 999
+    return SentenceTransformer(modules=[bert, Pooling(32, "mean"), Normalize()])
+
+
+def bert_expanded_queries(folder):
+    bert = _bert(folder)
+    bert.query_expansion = {"strategy": "fixed", "length": 32, "attend": True}
+    return SentenceTransformer(modules=[bert, Pooling(32, "mean"), Normalize()])
 
 
 def bert_prompt_not_pooled(folder):
@@ -227,7 +239,7 @@ def router_with_default(folder):
 
 
 def router_prompts(folder):
-    """Queries go another way than documents, and both with a prompt; the other way truncates, too."""
+    """Queries go another way than documents, each with a prompt; their vectors are not normalized."""
     torch.manual_seed(11)
     query = [_bert(folder), Pooling(32, "cls"), Dense(32, 24)]
     document = [_bert(folder), Pooling(32, "mean", include_prompt=False), Dense(32, 24), Normalize()]
@@ -235,11 +247,28 @@ def router_prompts(folder):
     return SentenceTransformer(modules=[router], prompts={"query": "query: ", "document": "represent the passage: "})
 
 
+def router_mappings(folder):
+    """Whose routes have other names than the tasks."""
+    torch.manual_seed(12)
+    routes = {"fast": [StaticEmbedding(_word_piece(), embedding_dim=32)], "slow": [_bert(folder), Pooling(32, "mean")]}
+    mappings = {("query", None): "fast", (None, "text"): "slow"}
+    return SentenceTransformer(modules=[Router(routes, default_route="fast", route_mappings=mappings), Normalize()])
+
+
 def router_of_other_tasks(folder):
-    """A task that it does not know is no reason to refuse one."""
-    modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
-    routes = {"text": modules, "code": [StaticEmbedding(_word_piece(), embedding_dim=32)]}
-    return SentenceTransformer(modules=[Router(routes, default_route="text")])
+    """Of tasks that the service does not have, and with a length for one that it has."""
+    bert = _bert(folder)
+    bert.query_length = 16
+    routes = {"prose": [bert, Pooling(32, "mean")], "code": [StaticEmbedding(_word_piece(), embedding_dim=32)]}
+    return SentenceTransformer(modules=[Router(routes, default_route="prose"), Normalize()])
+
+
+def routers_that_disagree(folder):
+    """Of two, one knows queries and documents and the other does not."""
+    torch.manual_seed(13)
+    query, document = ([StaticEmbedding(_word_piece(), embedding_dim=32)] for _ in range(2))
+    other = Router({"a": [Normalize()], "b": [Dense(32, 32)]}, default_route="a")
+    return SentenceTransformer(modules=[Router.for_query_document(query, document, default_route="document"), other])
 
 
 def router_without_default(folder):
@@ -253,8 +282,8 @@ SERVED = (
     bert_mean, bert_long_window, bert_unnormalized, bert_several_poolings, bert_weighted_mean, bert_dense,
     bert_left_truncated, bert_default_prompt, bert_prompt_not_pooled, bert_truncated_dimensions, xlm_roberta_cls,
     mpnet_mean, modernbert_cls, modernbert_long_window, decoder_last_token, decoder_last_token_padded_right,
-    static_embedding, router_with_default, bert_prompts, bert_prompts_not_pooled, bert_short_queries, router_prompts,
-    router_of_other_tasks,
+    static_embedding, router_with_default, bert_prompts, bert_prompts_not_pooled, bert_passage_prompt,
+    bert_short_queries, router_prompts, router_mappings, router_of_other_tasks, routers_that_disagree,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from embedding_api.engine.cost import Cost
 from embedding_api.engine.dispatch import Dispatcher
 from embedding_api.engine.exchange import WORKERS_CAN_SEND, Exchange, Seat
 from embedding_api.engine.registry import Model, Registry
-from embedding_api.engine.text import Reading, Text, Tokens
+from embedding_api.engine.text import Prompt, Reading, Text, Tokens
 from embedding_api.engine.timing import Timing
 from embedding_api.errors import (
     ContextLengthExceededError,
@@ -26,6 +26,7 @@ from embedding_api.errors import (
     NonFiniteVectorError,
     OverloadedError,
     TokenIdsNotAcceptedError,
+    UnknownPromptError,
     UnsupportedDimensionsError,
 )
 from embedding_api.framing import MAX_HEAD_BYTES
@@ -190,7 +191,7 @@ class Engine:
         """
         model = self.models.get(model_name)
         route = model.routes.get(input_type, model.route)
-        prompt = model.prompt(route, prompt_name)
+        prompt = route.prompt if prompt_name is None else _prompt(model, route, prompt_name)
         _check_dimensions(model, route, dimensions)
         if not isinstance(texts[0], str):
             self._check_token_ids(wants_prompt=bool(prompt.text and (input_type or prompt_name)))
@@ -260,7 +261,7 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     # A device cannot be used before the fork.
     costs = [cost.measure(backend) if on_cpu else cost.UNMEASURED for backend in models.backends]
     n_computing = min(settings.workers, cores.count()) if on_cpu else 1
-    # The slowest model's, so that no queue is longer than it should be.
+    # The slowest backend's, so that no queue is longer than it should be.
     rates = [
         cost.tokens_per_s(one, backend.max_batch_tokens) for one, backend in zip(costs, models.backends, strict=True)
     ]
@@ -321,6 +322,15 @@ def _say_limits(settings: Settings, rate: float, n_tokens: int, n_bytes: int) ->
         "grace_s": settings.graceful_timeout_s,
     }
     logger.info("limits", extra={"fields": fields})
+
+
+def _prompt(model: Model, route: Route, name: str) -> Prompt:
+    if name not in route.prompts:
+        available = f"it has {', '.join(route.prompts)}" if route.prompts else "it has none; leave prompt_name out"
+        raise UnknownPromptError(
+            f"prompt_name={name[:100]!r} is no prompt of model {model.name}: {available}", param="prompt_name"
+        )
+    return route.prompts[name]
 
 
 def _check_dimensions(model: Model, route: Route, dimensions: int | None) -> None:

@@ -12,8 +12,7 @@ from embedding_api.config import Settings
 from embedding_api.engine import loading, preload, programs, proof, sources
 from embedding_api.engine.backends import Backend, Route, Routes
 from embedding_api.engine.proof import Proof
-from embedding_api.engine.text import Prompt
-from embedding_api.errors import DeviceNotFoundError, ModelLoadError, ModelNotFoundError, UnknownPromptError
+from embedding_api.errors import DeviceNotFoundError, ModelLoadError, ModelNotFoundError
 from embedding_api.model_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -30,8 +29,8 @@ class Model:
         names: Every name that a request may use.
         owner: The organisation on the hub, or `local`.
         loaded_at: Seconds since 1970.
-        routes: What becomes of texts.
-        proof: How near it came to sentence-transformers when it was loaded.
+        routes: By what a text is to a search.
+        proof: How near it came to sentence-transformers when it was loaded, on the route nearest to its bound.
     """
 
     name: str
@@ -43,27 +42,8 @@ class Model:
 
     @property
     def route(self) -> Route:
-        """Of texts of which nothing is said."""
+        """Of texts of which nothing is said, and of those that have none of their own."""
         return self.routes[None]
-
-    def prompt(self, route: Route, name: str | None) -> Prompt:
-        """What stands before texts on one of its routes.
-
-        Args:
-            route: One of this model's.
-            name: Of a prompt, or None for the route's own.
-
-        Raises:
-            UnknownPromptError: The model has no prompt of that name; names those that it has.
-        """
-        if name is None:
-            return route.prompt
-        if name not in route.prompts:
-            available = f"it has {', '.join(route.prompts)}" if route.prompts else "it has none; leave prompt_name out"
-            raise UnknownPromptError(
-                f"prompt_name={name[:100]!r} is no prompt of model {self.name}: {available}", param="prompt_name"
-            )
-        return route.prompts[name]
 
 
 class Registry:
@@ -125,7 +105,7 @@ def load(settings: Settings) -> Registry:
 def _load(spec: ModelSpec, folder: Path, settings: Settings) -> Model:
     started = time.monotonic()
     routes, proven = loading.load(spec, folder, settings)
-    if not all(proof.tells_apart(route.reference) for route in routes.values()):
+    if not proof.tells_apart(routes[None].reference):
         raise ModelLoadError(
             f"model {spec.name} from {folder} gives different texts the same vector; check that its tokenizer's "
             "files are there"

@@ -209,7 +209,6 @@ class EmbeddingRequest(marshmallow.Schema):
             "setting TRUNCATE is the default."
         },
     )
-
     input_type = Choice(
         "query",
         "document",

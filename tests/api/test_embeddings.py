@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from embedding_api.engine.text import Prompt
 from tests.api.conftest import MODEL
 from tests.fakes import DIM, WINDOW, vector
 
@@ -72,21 +71,12 @@ def test_the_models_prompt_for_queries_stands_before_each_text_and_is_counted(po
     assert response.json["usage"]["total_tokens"] == 10
 
 
-def test_a_prompt_that_is_named_stands_in_the_place_of_that_for_the_input_type(app, post):
-    route = app.extensions["embedding_api"].engine.models.get(MODEL).routes["query"]
-    route.prompts["law"] = Prompt("law ")
+def test_a_prompt_that_is_named_stands_in_the_place_of_that_for_the_input_type(post):
     response = post(input="a cat", input_type="query", prompt_name="law")
     np.testing.assert_array_equal(vectors(response), [vector([1, 7, 3, 4, 2])])
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"input_type": "document"},
-        {"input_type": "query", "model": "org/other"},
-        {"input_type": None, "prompt_name": None},
-    ],
-)
+@pytest.mark.parametrize("asked", [{"input_type": "document"}, {"input_type": "query", "model": "org/other"}])
 def test_an_input_type_for_which_the_model_has_nothing_changes_nothing(post, asked):
     np.testing.assert_array_equal(vectors(post(input="a cat", **asked)), [CAT])
 
@@ -99,7 +89,7 @@ def test_a_text_that_its_prompt_brings_over_the_window_is_cut_and_told(post):
     assert response.json["data"][0]["truncated"] is True
 
 
-@pytest.mark.parametrize("field", ["encoding_format", "dimensions", "user", "truncate"])
+@pytest.mark.parametrize("field", ["encoding_format", "dimensions", "user", "truncate", "input_type", "prompt_name"])
 def test_null_in_an_optional_field_means_absent(post, field):
     np.testing.assert_array_equal(vectors(post({"input": "a cat", field: None}))[0], CAT)
 

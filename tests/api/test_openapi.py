@@ -39,7 +39,7 @@ def test_every_route_is_described_with_its_methods(app, document):
 
 
 @pytest.mark.settings(API_KEY_SECRET="secret")
-def test_what_the_command_line_prints_is_what_is_served(app, document):
+def test_it_can_be_made_without_serving_it(app, document):
     settings, engine, *_ = app.extensions["embedding_api"]
     assert document == web.openapi_document(settings, engine.models)
 
@@ -52,7 +52,7 @@ def test_the_model_is_one_of_the_names_and_aliases_that_are_served(document):
 
 
 def test_the_prompt_is_one_of_those_that_a_model_has(document):
-    assert request_fields(document)["prompt_name"]["enum"] == ["query", None]
+    assert request_fields(document)["prompt_name"]["enum"] == ["query", "law", None]
     assert request_fields(document)["input_type"]["enum"] == ["query", "document", None]
 
 

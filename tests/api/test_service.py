@@ -36,7 +36,7 @@ def test_models_are_listed_in_openais_shape_and_ours(client):
         "owned_by": "org",
         "dimensions": 8,
         "max_input_tokens": 16,
-        "prompts": {"query": "query: "},
+        "prompts": {"query": "query: ", "law": "law "},
         "backend": "fake",
         "precision": "float32",
         "proof": {"measure": "largest_difference", "value": 1e-7, "bound": 2e-6},

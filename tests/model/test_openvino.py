@@ -35,7 +35,9 @@ REFUSED = {
     "static_embedding": "gain nothing",
     "router_with_default": "a way of their own",
     "router_prompts": "a way of their own",
+    "router_mappings": "a way of their own",
     "bert_short_queries": "a way of their own",
+    "routers_that_disagree": "gain nothing",
 }
 # Those whose texts cannot be packed: tokens that do not look at all others, and a router before the Transformer.
 PADDED = {"modernbert_cls", "modernbert_long_window", "decoder_last_token", "decoder_last_token_padded_right",
@@ -77,7 +79,7 @@ def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tm
     assert ((reference * halved).sum(axis=1) / lengths).min() > 0.999
 
 
-@pytest.mark.parametrize("make", [models.bert_prompts, models.bert_default_prompt], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("make", [models.bert_prompts, models.bert_passage_prompt], ids=lambda m: m.__name__)
 def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
     source = models.save(make, folder)
     assert convert.main(job(source, tmp_path)) == convert.Answer()

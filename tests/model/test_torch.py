@@ -139,18 +139,43 @@ def test_queries_documents_and_prompts_equal_those_of_sentence_transformers(
     assert differences(wanted, vectors).max() < BOUND
 
 
-@pytest.mark.parametrize("make", [models.router_with_default, models.bert_short_queries], ids=lambda m: m.__name__)
-@pytest.mark.parametrize("input_type", ["query", "document"])
-def test_queries_and_documents_take_their_own_ways(make, input_type, folder, monkeypatch):
+@pytest.mark.parametrize(
+    "make",
+    [models.router_with_default, models.router_mappings, models.bert_short_queries, models.bert_passage_prompt],
+    ids=lambda m: m.__name__,
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_queries_take_their_own_route_and_documents_the_default_one(make, precision, folder, monkeypatch):
     source = models.save(make, folder)
+    monkeypatch.setenv("PRECISION", precision)
     engine = load(monkeypatch, source)
-    assert engine.models.get("m").routes.keys() == {None, "query"}
-    vectors = engine.embed("m", TEXTS, input_type=input_type).vectors
+    plain, document, query = (engine.embed("m", TEXTS, input_type=of).vectors for of in (None, "document", "query"))
     engine.close()
-    assert differences(of_sentence_transformers(source, TEXTS, input_type, None), vectors).max() < BOUND
+    wanted = of_sentence_transformers(source, TEXTS, "query", None)
+    lengths = np.linalg.norm(wanted, axis=1) * np.linalg.norm(query, axis=1)
+    assert ((wanted * query).sum(axis=1) / lengths).min() > 0.998
+    if precision == "float32":
+        assert differences(wanted, query).max() < BOUND
+        assert differences(plain, query).max() > 100 * BOUND
+        assert differences(plain, document).max() < BOUND
 
 
-@pytest.mark.parametrize("make", [models.bert_mean, models.router_of_other_tasks], ids=lambda m: m.__name__)
+def test_a_route_of_its_own_has_dimensions_and_lengths_of_its_own(folder, monkeypatch):
+    engine = load(monkeypatch, models.save(models.router_prompts, folder))
+    query, document = (engine.embed("m", TEXTS, input_type=of, dimensions=5).vectors for of in ("query", "document"))
+    np.testing.assert_array_equal(query, engine.embed("m", TEXTS, input_type="query").vectors[:, :5])
+    np.testing.assert_allclose(np.linalg.norm(document, axis=1), 1, atol=1e-5)
+    engine.close()
+
+
+def test_a_model_that_expands_queries_is_refused(folder, monkeypatch):
+    with pytest.raises(ModelLoadError, match="query_expansion"):
+        load(monkeypatch, models.save(models.bert_expanded_queries, folder))
+
+
+@pytest.mark.parametrize(
+    "make", [models.bert_mean, models.router_of_other_tasks, models.routers_that_disagree], ids=lambda m: m.__name__
+)
 @pytest.mark.parametrize("input_type", ["query", "document"])
 def test_what_has_nothing_for_a_task_computes_as_without_one(make, input_type, folder, monkeypatch):
     engine = load(monkeypatch, models.save(make, folder))

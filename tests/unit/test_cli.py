@@ -33,7 +33,7 @@ def test_openapi_prints_the_document_that_would_be_served(run):
     done = run("openapi", env={"MAX_INPUTS": "7"})
     fields = json.loads(done.output)["components"]["schemas"]["EmbeddingRequest"]["properties"]
     assert fields["model"]["enum"] == ["sentence-transformers/all-MiniLM-L6-v2"]
-    assert fields["prompt_name"]["enum"] == ["query", None]
+    assert fields["prompt_name"]["enum"] == ["query", "law", None]
     assert fields["input"]["anyOf"][1]["maxItems"] == 7
 
 

@@ -11,7 +11,7 @@ import pytest
 from embedding_api.engine.text import Prompt, Reader
 from embedding_api.engine.timing import Timing
 from embedding_api.errors import EmptyTextError, ModelNotFoundError, NonFiniteVectorError, NotReadyError, RequestError
-from tests.fakes import DIM, FakeBackend, fake_engine, fake_model, vector, word_tokenizer
+from tests.fakes import DIM, QUERY, FakeBackend, fake_engine, fake_model, fake_route, vector, word_tokenizer
 
 
 def wait_until_one_waits(engine, n_tokens=1):
@@ -234,3 +234,17 @@ def test_the_timing_of_a_request_that_fails_is_told_as_far_as_it_came(engine, ba
     assert refused.tokenize_s > 0
     assert refused.begun_s is None
     assert refused.queue_s == refused.inference_s == 0
+
+
+def test_a_route_of_its_own_computes_with_its_own_backend():
+    """Given a model whose queries take another backend, when it embeds both at once, then each comes from its own."""
+    plain, query = FakeBackend(), FakeBackend()
+    routes = {None: fake_route(plain), "query": fake_route(query, prompt=QUERY)}
+    engine = fake_engine(fake_model("before"), fake_model("m", routes=routes))
+    assert list(engine.models.backends.values()) == ["before", "m", "m"]
+    with ThreadPoolExecutor(2) as clients:
+        texts = [clients.submit(engine.embed, "m", ["a"] * 9, input_type=of) for of in (None, "query")]
+        for done, ids in zip(texts, ([1, 3, 2], [1, 8, 3, 2]), strict=True):
+            np.testing.assert_array_equal(done.result(10).vectors, [vector(ids)] * 9)
+    assert (sum(map(sum, plain.batches)), sum(map(sum, query.batches))) == (3, 4)
+    engine.close()

@@ -114,3 +114,18 @@ def test_weights_that_are_not_whole_are_told_before_any_backend_tries(monkeypatc
     spec = load_settings().supported_models[0]
     with pytest.raises(ModelLoadError, match=rf"cannot be loaded: model.safetensors: .*{why}.*; get the model's files"):
         loading.load(spec, tmp_path, load_settings(), loaders)
+
+
+def test_every_route_is_proven_and_the_one_nearest_to_its_bound_is_told(monkeypatch):
+    def load_both(spec, folder, settings):
+        return Loader("torch")(spec, folder, settings) | {"query": Loader("torch", off)(spec, folder, settings)[None]}
+
+    monkeypatch.setenv("BACKEND", "torch")
+    settings = load_settings()
+    loaders = {"openvino": None, "torch": load_both}
+    off = {"float32": 1e-6}
+    told = loading.load(settings.supported_models[0], Path("/folder"), settings, loaders)
+    assert told.proof.value == pytest.approx(1e-6, rel=0.1)
+    off = {"float32": 1e-3}
+    with pytest.raises(ModelLoadError, match="differ from sentence-transformers' own"):
+        loading.load(settings.supported_models[0], Path("/folder"), settings, loaders)

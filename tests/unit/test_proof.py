@@ -28,3 +28,13 @@ def test_a_proof_holds_within_the_bound_of_its_precision(precision, vectors, val
     assert proven.holds == holds
     assert proven.value == pytest.approx(value, rel=0.01)
     assert str(proven)
+
+
+def test_of_several_the_one_nearest_to_its_bound_can_be_told_whatever_they_measure():
+    of = proof.LARGEST_DIFFERENCE, proof.COSINE
+    shares = [
+        proof.Proof(of[0], 1e-6, 2e-6).share,
+        proof.Proof(of[1], 0.9996, 0.9995).share,
+        proof.Proof(of[1], 1, 0.98).share,
+    ]
+    assert shares == pytest.approx([0.5, 0.8, 0])

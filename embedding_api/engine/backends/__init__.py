@@ -52,7 +52,7 @@ class Route:
 
     Attributes:
         prompt: What stands before a text, if the request names no prompt.
-        prompts: Those that a request may name; none if the model has none but empty ones.
+        prompts: Those that a request may name; none if all of the model's are empty.
         reference: What `SentenceTransformer.encode` gives on this way for the probe texts in float32,
             (n_probe_texts, dim).
     """

@@ -74,45 +74,44 @@ def load(
         trust_remote_code=trust_remote_code,
         model_kwargs=model_kwargs,
     ).eval()
-    ways = {task: (entrance, _prompt_text(model, task)) for task, entrance in _entrances(model).items()}
-    ways = {task: way for task, way in ways.items() if task is None or way != ways[None]}
-    entrances = {entrance for entrance, _ in ways.values()}
-    references = {task: _reference(model, entrance, text) for task, (entrance, text) in ways.items()}
-    if precision == "bfloat16":
-        for first in {entrance.first for entrance in entrances}:
-            if isinstance(first, Transformer):
-                _halve(first)
-    readers = {entrance: entrance.reader() for entrance in entrances}
-    backends = {
-        entrance: TorchBackend(
-            model,
-            entrance.feed(),
-            task=entrance.task,
-            # Without a Transformer there is nothing that gains from less precision.
-            precision=precision if isinstance(entrance.first, Transformer) else "float32",
-            dim=references[task].shape[1],
-            device=device,
-            n_threads=n_threads,
-        )
-        for task, (entrance, _) in ways.items()
-    }
     # Each model has a `query` and a `document`; where all are empty, nobody has given it any.
     prompts = model.prompts if any(model.prompts.values()) else {}
-    return {
-        task: Route(
-            readers[entrance],
-            backends[entrance],
-            _prompt(model, entrance, text),
-            {name: _prompt(model, entrance, prompts[name]) for name in prompts},
-            references[task],
+    entrances = _entrances(model)
+    for first in {entrance.first for entrance in entrances.values()}:
+        if isinstance(first, Transformer):
+            _limit(first)
+    made: dict[_Entrance, tuple[Reader, TorchBackend]] = {}
+    routes: dict[Task | None, Route] = {}
+    for task, entrance in entrances.items():
+        text = _prompt_text(model, task)
+        if task is not None and entrance == entrances[None] and text == routes[None].prompt.text:
+            continue
+        reference = np.asarray(
+            model.encode(list(PROBE_TEXTS), prompt=text, show_progress_bar=False, **entrance.options)
         )
-        for task, (entrance, text) in ways.items()
-    }
-
-
-def _reference(model: sentence_transformers.SentenceTransformer, entrance: "_Entrance", text: str) -> Vectors:
-    options = {} if entrance.task is None else {"task": entrance.task}
-    return np.asarray(model.encode(list(PROBE_TEXTS), prompt=text, show_progress_bar=False, **options))
+        if entrance not in made:
+            backend = TorchBackend(
+                model,
+                entrance.feed(),
+                options=entrance.options,
+                # Without a Transformer there is nothing that gains from less precision.
+                precision=precision if isinstance(entrance.first, Transformer) else "float32",
+                dim=reference.shape[1],
+                device=device,
+                n_threads=n_threads,
+            )
+            made[entrance] = entrance.reader(), backend
+        routes[task] = Route(
+            *made[entrance],
+            prompt=_prompt(model, entrance, text),
+            prompts={name: _prompt(model, entrance, prompts[name]) for name in prompts},
+            reference=reference,
+        )
+    if precision == "bfloat16":
+        for first in {entrance.first for entrance in made}:
+            if isinstance(first, Transformer):
+                _halve(first)
+    return routes
 
 
 class TorchBackend:
@@ -121,7 +120,7 @@ class TorchBackend:
     Attributes:
         model: The chain.
         feed: Makes of a batch what the chain's first module reads.
-        task: What the chain's routers are told.
+        options: What the chain is called with, beside that.
     """
 
     name = "torch"
@@ -131,7 +130,7 @@ class TorchBackend:
         model: sentence_transformers.SentenceTransformer,
         feed: "Padded | Concatenated",
         *,
-        task: Task | None,
+        options: Mapping[str, Any],
         precision: str,
         dim: int,
         device: str,
@@ -139,7 +138,7 @@ class TorchBackend:
     ) -> None:
         self.model = model
         self.feed = feed
-        self.task = task
+        self.options = options
         self.precision = precision
         self._device = device
         self._n_threads = n_threads
@@ -158,7 +157,7 @@ class TorchBackend:
 
     def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
         """See `Backend.embed`."""
-        features: dict[str, Any] = {**self.feed(batch), "modality": "text", "task": self.task}
+        features: dict[str, Any] = {**self.feed(batch), "modality": "text"}
         if n_prompt_tokens:
             features["prompt_length"] = n_prompt_tokens
         device = self.model.device
@@ -166,7 +165,7 @@ class TorchBackend:
             name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in features.items()
         }
         with torch.inference_mode():
-            vectors = self.model(features)["sentence_embedding"]
+            vectors = self.model(features, **self.options)["sentence_embedding"]
         self._n_batches += 1
         if self._n_batches % _TRIM_EVERY == 0:
             preload.trim()
@@ -203,19 +202,22 @@ class Concatenated:
 
 
 class _Entrance(NamedTuple):
-    """How the texts of a task enter a model, and which way they take from there.
+    """Where the texts of a task enter a model.
 
     Attributes:
         task: What the model is told of it, if that changes anything.
-        turns: The route that each of its routers takes.
         first: The module that texts come to.
         window: Tokens that it can read, if there is a limit.
     """
 
     task: Task | None
-    turns: tuple[str, ...]
     first: Transformer | StaticEmbedding
     window: int | None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the model is called with."""
+        return {} if self.task is None else {"task": self.task}
 
     def reader(self) -> Reader:
         """What reads texts for it."""
@@ -233,22 +235,43 @@ class _Entrance(NamedTuple):
 
 
 def _entrances(model: sentence_transformers.SentenceTransformer) -> dict[Task | None, _Entrance]:
+    """Of each task, and of none; that of none where a task makes no difference."""
     default = _entrance(model, None)
-    own = {task: _entrance(model, task) for task in _PROMPT_NAMES}
-    return {None: default} | {
-        # Routers refuse to be told of a task that they do not know.
-        task: default if entrance._replace(task=None) == default else entrance
-        for task, entrance in own.items()
-    }
+    entrances: dict[Task | None, _Entrance] = {None: default}
+    for task in _PROMPT_NAMES:
+        if not _knows(model, task):
+            entrances[task] = default
+            continue
+        entrance = _entrance(model, task)
+        makes_difference = "task" in model.get_model_kwargs() or entrance.window != default.window
+        entrances[task] = entrance if makes_difference else default
+    return entrances
+
+
+def _knows(model: sentence_transformers.SentenceTransformer, task: Task) -> bool:
+    """Whether a model may be told of a task; a router that has no route for it refuses."""
+    if not any(isinstance(module, Router) for module in model.modules()):
+        return True
+    try:
+        model.encode("a", task=task)
+    except ValueError:
+        return False
+    return True
 
 
 def _entrance(model: sentence_transformers.SentenceTransformer, task: Task | None) -> _Entrance:
-    turns = tuple(_turn(router, task) for router in model.modules() if isinstance(router, Router))
     first = model[0]
     while isinstance(first, Router):
-        first = first.sub_modules[_turn(first, task)][0]
+        try:
+            # There is no public way to ask.
+            route = first._resolve_route(task, "text")  # noqa: SLF001
+        except ValueError as error:
+            raise ValueError(
+                "it has routes and no default one, so it cannot embed a text without being told which"
+            ) from error
+        first = first.sub_modules[route][0]
     if isinstance(first, StaticEmbedding):
-        return _Entrance(task, turns, first, (first.tokenizer.truncation or {}).get("max_length"))
+        return _Entrance(task, first, (first.tokenizer.truncation or {}).get("max_length"))
     tokenizer: Any = getattr(first, "tokenizer", None)
     if not isinstance(first, Transformer) or not getattr(tokenizer, "is_fast", False):
         raise ValueError(
@@ -257,35 +280,18 @@ def _entrance(model: sentence_transformers.SentenceTransformer, task: Task | Non
         )
     if "message" in first.modality_config or "text" not in first.modality_config:
         raise ValueError("it reads chat messages or other media; served are models that read plain text")
-    window = _window(first, first.max_seq_length)
-    if window is not None:
-        # `encode` breaks on a text beyond its positions where the tokenizer declares more of them.
-        first.max_seq_length = window
-    of_task = {None: None, "query": first.query_length, "document": first.document_length}[task]
-    return _Entrance(task, turns, first, window if of_task is None else _window(first, of_task))
-
-
-def _turn(router: Router, task: Task | None) -> str:
-    """The route that a router takes; for a task that it does not know the same as for none."""
-    try:
-        # There is no public way to ask.
-        route: str = router._resolve_route(task, "text")  # noqa: SLF001
-    except ValueError as error:
-        if task is not None:
-            return _turn(router, None)
-        raise ValueError(
-            "it has routes and no default one, so it cannot embed a text without being told which"
-        ) from error
-    return route
+    if first.query_expansion is not None:
+        raise ValueError("it fills queries up with tokens of their own (query_expansion), which is not served")
+    return _Entrance(task, first, _window(first, task))
 
 
 def _prompt_text(model: sentence_transformers.SentenceTransformer, task: Task | None) -> str:
     """What stands before a text of a task where the request names no prompt.
 
-    `encode_document` means to take the first of several names, and stops at `document`, which each model has, though it
-    be empty: a model with a `passage` gets that here.
+    `encode_document` means to take the first of several names that there is, and stops at `document`, which each model
+    has, though it be empty: a model with a `passage` gets that here.
     """
-    names = _PROMPT_NAMES[task] if task is not None else [model.default_prompt_name or ""]
+    names = [model.default_prompt_name or ""] if task is None else _PROMPT_NAMES[task]
     return next((text for name in names if (text := model.prompts.get(name))), "")
 
 
@@ -317,8 +323,18 @@ def _prompt(model: sentence_transformers.SentenceTransformer, entrance: _Entranc
     return Prompt(text, int(features.get("prompt_length") or 0))
 
 
-def _window(first: Transformer, declared: int | None) -> int | None:
-    """Tokens that a Transformer module can read: as many as are declared, but no more than it has positions."""
+def _limit(first: Transformer) -> None:
+    """Lets `encode` read no more tokens than there are positions; it breaks where the tokenizer declares more."""
+    windows = {task: _window(first, task) for task in (None, *_PROMPT_NAMES)}
+    if windows[None] is not None:
+        first.max_seq_length = windows[None]
+    first.query_length = first.query_length and windows["query"]
+    first.document_length = first.document_length and windows["document"]
+
+
+def _window(first: Transformer, task: Task | None) -> int | None:
+    """Tokens that a Transformer module reads of a text: as many as are declared, but no more than it has positions."""
+    declared = {"query": first.query_length, "document": first.document_length}.get(task or "") or first.max_seq_length
     limits = [declared] if declared else []
     for module in first.model.modules():
         positions = getattr(module, "position_embeddings", None)
