@@ -160,6 +160,12 @@ def bert_passage_prompt(folder):
     return SentenceTransformer(modules=modules, prompts={"passage": "passage: "}, default_prompt_name="passage")
 
 
+def bert_nameless_prompt(folder):
+    """Whose name is empty, and which nobody asks for by default."""
+    modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
+    return SentenceTransformer(modules=modules, prompts={"": "nameless: "})
+
+
 def bert_short_queries(folder):
     """Reads less of a query than of a document, and of neither as much as its tokenizer declares."""
     bert = _bert(folder)
@@ -283,7 +289,8 @@ SERVED = (
     bert_left_truncated, bert_default_prompt, bert_prompt_not_pooled, bert_truncated_dimensions, xlm_roberta_cls,
     mpnet_mean, modernbert_cls, modernbert_long_window, decoder_last_token, decoder_last_token_padded_right,
     static_embedding, router_with_default, bert_prompts, bert_prompts_not_pooled, bert_passage_prompt,
-    bert_short_queries, router_prompts, router_mappings, router_of_other_tasks, routers_that_disagree,
+    bert_nameless_prompt, bert_short_queries, router_prompts, router_mappings, router_of_other_tasks,
+    routers_that_disagree,
 )  # fmt: skip
 
 

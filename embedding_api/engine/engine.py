@@ -326,9 +326,11 @@ def _say_limits(settings: Settings, rate: float, n_tokens: int, n_bytes: int) ->
 
 def _prompt(model: Model, route: Route, name: str) -> Prompt:
     if name not in route.prompts:
-        available = f"it has {', '.join(route.prompts)}" if route.prompts else "it has none; leave prompt_name out"
+        known = ", ".join(repr(one[:100]) for one in route.prompts)
         raise UnknownPromptError(
-            f"prompt_name={name[:100]!r} is no prompt of model {model.name}: {available}", param="prompt_name"
+            f"prompt_name={name[:100]!r} is no prompt of model {model.name}, which has {known or 'none'}; send one "
+            "that it has, or none",
+            param="prompt_name",
         )
     return route.prompts[name]
 

@@ -77,9 +77,9 @@ def test_what_the_schema_refuses_is_422_and_names_the_field(post, fields, code, 
         ({"model": ""}, "model_not_found", "model", "available"),
         ({"model": "../../etc/passwd"}, "model_not_found", "model", "available"),
         ({"dimensions": 9}, "unsupported_dimensions", "dimensions", "8"),
-        ({"prompt_name": "topic"}, "unknown_prompt", "prompt_name", "it has query, law"),
-        ({"prompt_name": ""}, "unknown_prompt", "prompt_name", "it has query, law"),
-        ({"prompt_name": "query", "model": "org/other"}, "unknown_prompt", "prompt_name", "it has none"),
+        ({"prompt_name": "topic"}, "unknown_prompt", "prompt_name", "which has 'query', 'law'"),
+        ({"prompt_name": ""}, "unknown_prompt", "prompt_name", "which has 'query', 'law'"),
+        ({"prompt_name": "query", "model": "org/other"}, "unknown_prompt", "prompt_name", "which has none; send one"),
     ],
 )
 def test_what_no_model_here_can_do_is_400(post, fields, code, param, said):

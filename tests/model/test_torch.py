@@ -196,6 +196,18 @@ def test_a_prompt_for_passages_is_one_for_documents(folder, monkeypatch):
     engine.close()
 
 
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [({"n": 5}, "its prompt 'n' is not a text: 5"), ({"x\ud800": "x "}, "surrogates"), ({"x": "\ud800"}, "surrogates")],
+)
+def test_prompts_that_are_no_texts_refuse_the_start(prompts, said, folder, tmp_path, monkeypatch):
+    source = shutil.copytree(models.save(models.bert_prompts, folder), tmp_path / "odd")
+    config = source / "config_sentence_transformers.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "prompts": prompts}))
+    with pytest.raises(ModelLoadError, match=said):
+        load(monkeypatch, source)
+
+
 def test_prompts_are_those_that_somebody_gave_the_model(folder, monkeypatch):
     """sentence-transformers gives each model an empty `query` and `document`, which some models mean so."""
 

@@ -96,6 +96,6 @@ def test_queries_and_documents_of_a_model_with_prompts(launch, tmp_path):
         asks = [clients.submit(ask, asked, start) for start in range(0, len(texts), 4) for asked in wanted]
         for done in asks:
             done.result()
-        with pytest.raises(openai.BadRequestError, match="query, document, topic") as refused:
+        with pytest.raises(openai.BadRequestError, match="which has 'query', 'document', 'topic'") as refused:
             client.embeddings.create(model="m", input="a", extra_body={"prompt_name": "passage"})
     assert (refused.value.code, refused.value.param) == ("unknown_prompt", "prompt_name")

@@ -74,8 +74,7 @@ def load(
         trust_remote_code=trust_remote_code,
         model_kwargs=model_kwargs,
     ).eval()
-    # Each model has a `query` and a `document`; where all are empty, nobody has given it any.
-    prompts = model.prompts if any(model.prompts.values()) else {}
+    prompts = _named_prompts(model)
     entrances = _entrances(model)
     for first in {entrance.first for entrance in entrances.values()}:
         if isinstance(first, Transformer):
@@ -86,8 +85,10 @@ def load(
         text = _prompt_text(model, task)
         if task is not None and entrance == entrances[None] and text == routes[None].prompt.text:
             continue
+        # Its default prompt is for itself to find.
+        prompt = None if task is None else text
         reference = np.asarray(
-            model.encode(list(PROBE_TEXTS), prompt=text, show_progress_bar=False, **entrance.options)
+            model.encode(list(PROBE_TEXTS), prompt=prompt, show_progress_bar=False, **entrance.options)
         )
         if entrance not in made:
             backend = TorchBackend(
@@ -285,14 +286,25 @@ def _entrance(model: sentence_transformers.SentenceTransformer, task: Task | Non
     return _Entrance(task, first, _window(first, task))
 
 
+def _named_prompts(model: sentence_transformers.SentenceTransformer) -> dict[str, str]:
+    """The model's prompts by name, none if nobody has given it any."""
+    for name, text in model.prompts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"its prompt {name!r} is not a text: {text!r}")
+        # Half a surrogate pair cannot be sent in any answer.
+        f"{name}{text}".encode()
+    # Each model has a `query` and a `document`, empty if they are not its own.
+    return model.prompts if any(model.prompts.values()) else {}
+
+
 def _prompt_text(model: sentence_transformers.SentenceTransformer, task: Task | None) -> str:
     """What stands before a text of a task where the request names no prompt.
 
     `encode_document` means to take the first of several names that there is, and stops at `document`, which each model
     has, though it be empty: a model with a `passage` gets that here.
     """
-    names = [model.default_prompt_name or ""] if task is None else _PROMPT_NAMES[task]
-    return next((text for name in names if (text := model.prompts.get(name))), "")
+    names = [model.default_prompt_name] if task is None else _PROMPT_NAMES[task]
+    return next((text for name in names if name is not None and (text := model.prompts.get(name))), "")
 
 
 def _halve(transformer: Transformer) -> None:
