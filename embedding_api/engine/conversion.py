@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 # What decides what comes out. Of this package's own files those whose results are kept: a change of one makes every
 # entry anew, so that nobody reads what an older one wrote.
-_OWN = ("backends/convert.py", "backends/layout.py", "backends/torch.py", "text.py", "proof.py")
+_OWN = (
+    "backends/convert.py", "backends/entrance.py", "backends/layout.py", "backends/torch.py", "text.py", "proof.py",
+)  # fmt: skip
 _OWN_CALIBRATION_TEXTS = "calibration.txt"
 
 # And of others'. nncf is not among them: an int8 model in the cache needs none, so its version is the one

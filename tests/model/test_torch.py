@@ -198,7 +198,7 @@ def test_a_prompt_for_passages_is_one_for_documents(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("prompts", "said"),
-    [({"n": 5}, "its prompt 'n' is not a text: 5"), ({"x\ud800": "x "}, "surrogates"), ({"x": "\ud800"}, "surrogates")],
+    [({"n": 5}, "its prompt 'n' is no text: 5"), ({"x\ud800": "x "}, "surrogates"), ({"x": "\ud800"}, "surrogates")],
 )
 def test_prompts_that_are_no_texts_refuse_the_start(prompts, said, folder, tmp_path, monkeypatch):
     source = shutil.copytree(models.save(models.bert_prompts, folder), tmp_path / "odd")

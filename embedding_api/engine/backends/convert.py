@@ -25,7 +25,7 @@ from sentence_transformers.base.modules import Transformer
 
 from embedding_api.engine import proof
 from embedding_api.engine.arrays import Ids
-from embedding_api.engine.backends import Route, Routes
+from embedding_api.engine.backends import Route, Routes, entrance
 from embedding_api.engine.backends import openvino as served
 from embedding_api.engine.backends import torch as source
 from embedding_api.engine.backends.layout import Layout, Packing, Padding
@@ -137,7 +137,7 @@ def _converted(route: Route, backend: source.TorchBackend, pad_id: int) -> tuple
     window = route.reader.window
     transformer = backend.model[0]
     if isinstance(transformer, Transformer) and _attends_to_all(transformer):
-        packing = Packing(pad_id, source.first_position(transformer))
+        packing = Packing(pad_id, entrance.first_position(transformer))
         try:
             model = openvino.convert_model(_export(_Packed(backend), packing, window))
             if _equals(model, packing, route, backend):
