@@ -156,8 +156,8 @@ def test_no_text_is_in_the_log_where_the_engine_fails(launch, tmp_path):
         "from embedding_api.app import create_app\n"
         "from tests.fakes import fake_engine, fake_model\n"
         "raising, spoiling = fake_model('raising'), fake_model('spoiling')\n"
-        "raising.backend.error = RuntimeError('inner details')\n"
-        "spoiling.backend.value = float('nan')\n"
+        "raising.route.backend.error = RuntimeError('inner details')\n"
+        "spoiling.route.backend.value = float('nan')\n"
         "app = create_app(engine=fake_engine(raising, spoiling))\n"
     )
     server = launch(
