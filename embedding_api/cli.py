@@ -1,6 +1,7 @@
 """The command line: what would be served, whether the settings hold, vectors of a file's lines."""
 
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def check() -> None:
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model", help="Name or alias; the first of SUPPORTED_MODELS if not given.")
-@click.option("--input-type", type=click.Choice(["query", "document"]), help="What the lines are to a search.")
+@click.option("--input-type", type=click.Choice(typing.get_args(Task)), help="What the lines are to a search.")
 @click.option("--prompt-name", help="Which of the model's prompts stands before each line.")
 def embed(file: Path, model: str | None, input_type: Task | None, prompt_name: str | None) -> None:
     """Print the vector of each line of FILE, as a JSON array a line; - reads standard input."""

@@ -1,5 +1,6 @@
 """What a request may be, as far as a schema alone can judge it. Each field says so in JSON Schema, too."""
 
+import typing
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, cast
@@ -7,6 +8,7 @@ from typing import Any, Literal, NoReturn, cast
 import marshmallow
 from marshmallow import fields
 
+from embedding_api.engine.backends import Task
 from embedding_api.errors import InvalidFieldError
 
 # How a field refuses, in a word for programs.
@@ -210,8 +212,7 @@ class EmbeddingRequest(marshmallow.Schema):
         },
     )
     input_type = Choice(
-        "query",
-        "document",
+        *typing.get_args(Task),
         load_default=None,
         metadata={
             "description": "What the texts are to a search. The model's own prompt or route for that is used, if "

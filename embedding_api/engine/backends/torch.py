@@ -103,7 +103,7 @@ def load(
         routes[task] = Route(
             *made[entrance],
             prompt=entrance.prompt(text),
-            prompts={name: entrance.prompt(prompts[name]) for name in prompts},
+            prompts={name: entrance.prompt(named) for name, named in prompts.items()},
             reference=reference,
         )
     if precision == "bfloat16":
