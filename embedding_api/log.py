@@ -3,11 +3,13 @@
 Libraries log from WARNING on whatever LOG_LEVEL says: what they print below that is not ours to vouch for.
 """
 
+import contextlib
 import json
 import logging
 import logging.config
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context, ContextVar
 from functools import partial
 from types import MappingProxyType
@@ -17,6 +19,11 @@ from embedding_api import cgroup
 from embedding_api.config import Settings
 
 ACCESS = "embedding_api.access"
+
+# The first parts of the names of loggers that are no library's.
+_OURS = ("embedding_api", "gunicorn")
+# What colours a terminal, or makes a link in it.
+_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))")
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _ids: ContextVar[Mapping[str, str]] = ContextVar("ids", default=_NOTHING)
@@ -62,7 +69,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "pid": record.process,
-            "message": record.getMessage(),
+            "message": _one_line(record.getMessage()),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -79,6 +86,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line of a record, without its exception."""
+        record.message = _one_line(record.message)
         fields = getattr(record, "fields", {})
         return " ".join([super().formatMessage(record), *(f"{key}={_shown(value)}" for key, value in fields.items())])
 
@@ -155,6 +163,45 @@ def configure(settings: Settings) -> None:
 
 
 def _log_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
-    """A library's warning as one line; Python would print two, in a format of its own."""
-    text = " ".join(str(message).split())
-    logging.getLogger("py.warnings").warning("%s: %s (%s:%d)", category.__name__, text, filename, lineno)
+    """Logs a library's warning; Python would print two lines, in a format of its own."""
+    logging.getLogger("py.warnings").warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks and colours."""
+    return " ".join(_ANSI.sub("", text).split())
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] in _OURS
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[str]]:
+    """Collects what libraries warn of in the block, by logging or by Python's warnings, instead of logging it.
+
+    Works in any program, whether its logging is configured or not, and whatever handlers a library gives its loggers.
+
+    Yields:
+        A list that fills with the messages from level WARNING on: one line each, in their order, each once.
+    """
+    lines: list[str] = []
+    call_handlers, show_warning = logging.Logger.callHandlers, warnings.showwarning
+
+    def collect(self: logging.Logger, record: logging.LogRecord) -> None:
+        if _is_ours(record) or record.levelno < logging.WARNING:
+            call_handlers(self, record)
+        elif (line := _one_line(record.getMessage())) not in lines:
+            lines.append(line)
+
+    # Python shows a warning once for each place in the code; entering this lets it show them again.
+    with warnings.catch_warnings():
+        pass
+    # Not by a handler at the root: some libraries' loggers do not propagate, and print by handlers of their own.
+    logging.Logger.callHandlers = collect  # type: ignore[method-assign]
+    warnings.showwarning = _log_warning  # type: ignore[assignment] # the rest of its arguments is of no use
+    try:
+        yield lines
+    finally:
+        logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
+        warnings.showwarning = show_warning

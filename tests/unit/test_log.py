@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import threading
 import warnings
 
@@ -114,3 +115,39 @@ def test_a_warning_of_a_library_is_a_line_like_any_other(monkeypatch, capsys, ca
     assert (line.name, line.levelname) == ("py.warnings", "WARNING")
     assert line.getMessage().endswith("(its.py:7)")
     assert "\n" not in log.TextFormatter().format(line)
+
+
+def _of_library(name, stream):
+    """A logger as transformers makes its own: with a handler, and without ours."""
+    logger = logging.getLogger(name)
+    logger.propagate = False
+    logger.handlers = [logging.StreamHandler(stream)]
+    return logger
+
+
+def test_warnings_of_libraries_are_collected_and_not_logged(capsys, caplog):
+    library = _of_library("a_library", sys.stderr)
+
+    def warn():
+        warnings.warn("mind\n\x1b[33mthat\x1b[0m", UserWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        for _ in range(2):
+            with log.collected() as lines:
+                warn()
+                library.info("so far")
+                for _ in range(2):
+                    library.warning("\x1b[1mtable of %s\x1b[0m\n  a | b\n", "weights")
+                logging.getLogger("embedding_api.x").warning("ours")
+            assert lines[1:] == ["table of weights a | b"]
+            assert lines[0].startswith("UserWarning: mind that (")
+    assert capsys.readouterr().err == ""
+    assert [line.getMessage() for line in caplog.records] == ["ours"] * 2
+
+
+def test_after_a_failure_warnings_are_logged_again(caplog):
+    with pytest.raises(ValueError, match="it"), log.collected() as lines:
+        raise ValueError("it")
+    logging.getLogger("a_library_that_propagates").warning("mind that")
+    assert (lines, caplog.messages) == ([], ["mind that"])
