@@ -109,6 +109,11 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def _is_repository(name: str) -> bool:
+    """Whether it may name a repository on the hub, at a commit or without saying which."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", name) is not None
+
+
 def _keys(text: str) -> tuple[str, ...]:
     keys = _words(text)
     if text and not keys:
@@ -308,7 +313,9 @@ class Settings:
     trust_remote_code: tuple[str, ...] = setting(
         "",
         _words,
-        "Names of the models, as in SUPPORTED_MODELS, whose own Python code may run. Comma-separated; read it first.",
+        "Names of the models, as in SUPPORTED_MODELS, whose own Python code may run. Comma-separated; read it first.\n"
+        "Where that code lies in another repository, name that too, at the commit that you have read:\n"
+        "your-organisation/your-model,organisation/code@<40 hexadecimal digits>.",
         example="your-organisation/your-model",
     )
     allow_pickle: bool = setting(
@@ -356,9 +363,11 @@ class Settings:
                 "a part: running requests would have no time left; lower DRAIN_S or raise GRACEFUL_TIMEOUT_S"
             )
         known = {name for spec in self.supported_models for name in spec.names}
-        if unknown := [name for name in self.trust_remote_code if name not in known]:
+        # Which repositories hold code is known once the models are there.
+        if unknown := [name for name in self.trust_remote_code if name not in known and not _is_repository(name)]:
             raise SettingsError(
-                f"TRUST_REMOTE_CODE={unknown[0]!r} is not in SUPPORTED_MODELS, which has {', '.join(sorted(known))}"
+                f"TRUST_REMOTE_CODE={unknown[0]!r} is not in SUPPORTED_MODELS, which has {', '.join(sorted(known))}; "
+                "a repository of code is named with its commit, as organisation/name@<40 hexadecimal digits>"
             )
 
     def _refuse_impossible_computing(self) -> None:

@@ -19,6 +19,7 @@ ServiceError
 │   ├── ContextLengthExceededError    too many tokens, and truncation was declined
 │   ├── EmptyTextError                a text of which the model's tokenizer leaves nothing
 │   ├── TokenIdsNotAcceptedError      token ids where texts are wanted, or ids the model does not know
+│   ├── UnsupportedTokenError         a token that the model has no row for
 │   ├── OverloadedError               more work than the queue takes; says when to come again
 │   └── ClientGoneError               the client closed the connection before it was answered
 └── EngineError                       a fault of ours
@@ -125,6 +126,10 @@ class EmptyTextError(RequestError):
 
 class TokenIdsNotAcceptedError(RequestError):
     """Token ids where texts are wanted, or ids that the model does not know."""
+
+
+class UnsupportedTokenError(RequestError):
+    """A token that the model has no row for."""
 
 
 class OverloadedError(RequestError):

@@ -13,6 +13,7 @@ import embedding_api
 from embedding_api.config import Settings
 from embedding_api.engine import cache, programs
 from embedding_api.engine.backends import UnfitError
+from embedding_api.engine.findings import UnservableError
 from embedding_api.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 # What decides what comes out. Of this package's own files those whose results are kept: a change of one makes every
 # entry anew, so that nobody reads what an older one wrote.
 _OWN = (
-    "backends/convert.py", "backends/entrance.py", "backends/layout.py", "backends/torch.py", "text.py", "proof.py",
+    "backends/convert.py", "backends/entrance.py", "backends/layout.py", "backends/torch.py", "backends/whole.py",
+    "text.py", "proof.py", "findings.py",
 )  # fmt: skip
 _OWN_CALIBRATION_TEXTS = "calibration.txt"
 
@@ -32,8 +34,8 @@ NNCF_VERSION = "3.4.0"
 # What no model reads, at the ends of file names in a model's folder.
 _IRRELEVANT = (".md", ".onnx", ".h5", ".msgpack", ".gguf", ".tflite", ".png", ".jpg", ".lock", ".metadata")
 
-# In the place of a converted model: why there is none.
-_REFUSAL = "refusal.json"
+# In the place of a converted model: why there is none, and why no backend can serve it.
+_REFUSAL, _UNSERVABLE = "refusal.json", "unservable.json"
 
 
 def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> Path:
@@ -46,6 +48,7 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> P
 
     Raises:
         UnfitError: The model cannot be converted.
+        UnservableError: No backend can serve it.
         ModelLoadError: What the operator must mend: the cache cannot be used, or PRECISION=int8 lacks what it takes.
     """
     is_int8 = settings.precision == "int8"
@@ -66,9 +69,9 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> P
         entry = cache.obtain(settings.cache_dir / "openvino", key, make, n_bytes=_least_size(source, is_int8=is_int8))
     except cache.CacheError as error:
         raise ModelLoadError(f"{error}, or BACKEND=torch, which is slower and needs none") from error
-    refusal = entry / _REFUSAL
-    if refusal.exists():
-        raise UnfitError(json.loads(refusal.read_bytes()))
+    for name, refused in ((_REFUSAL, UnfitError), (_UNSERVABLE, UnservableError)):
+        if (entry / name).exists():
+            raise refused(json.loads((entry / name).read_bytes()))
     return entry
 
 
@@ -160,8 +163,11 @@ def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int) 
         raise OSError(answer["errno"], os.strerror(answer["errno"]))
     if answer["problem"]:
         raise UnfitError(answer["problem"])
-    if answer["refusal"]:
-        (target / _REFUSAL).write_text(json.dumps(answer["refusal"]))
+    for name, why in ((_REFUSAL, answer["refusal"]), (_UNSERVABLE, answer["unservable"])):
+        if why:
+            (target / name).write_text(json.dumps(why))
+    for line in answer["warnings"]:
+        logger.warning("while converting the model in %s: %s", source, line)
     logger.info("done in %.1f s", time.monotonic() - started)
 
 

@@ -6,6 +6,7 @@ A download starts threads, which a master that forks must not have. Imports noth
 import errno
 import json
 import sys
+from typing import Any
 
 from huggingface_hub import errors, snapshot_download
 
@@ -23,19 +24,30 @@ _IGNORED = [
 ]
 _PICKLES = ["*.bin", "*.pt", "*.pth", "*.pkl"]
 
+# Which files of a repository are downloaded, by what is asked for.
+_PATTERNS: dict[str, dict[str, Any]] = {
+    "all": {"ignore_patterns": _IGNORED},
+    "safe": {"ignore_patterns": _IGNORED + _PICKLES},
+    "code": {"allow_patterns": ["*.py"]},
+}
+
 # What a folder that cannot be written to, or is full, says.
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
 
-def main(name: str, revision: str, *, allow_pickle: bool) -> dict[str, str]:
+def main(name: str, revision: str, files: str) -> dict[str, str]:
     """Downloads what is missing; without a connection takes what the cache has.
+
+    Args:
+        name: The repository's.
+        revision: Which; its main branch's newest if empty.
+        files: Which of its files: `all`, `safe` for those without pickles, or `code` for Python's alone.
 
     Returns:
         `path` of the folder, or `problem`: what went wrong and what to do.
     """
     try:
-        ignored = _IGNORED if allow_pickle else _IGNORED + _PICKLES
-        return {"path": snapshot_download(name, revision=revision or None, ignore_patterns=ignored)}
+        return {"path": snapshot_download(name, revision=revision or None, **_PATTERNS[files])}
     except errors.RevisionNotFoundError:
         return {"problem": f"the hub has no revision {revision!r} of it; check what stands behind @"}
     except errors.GatedRepoError:
@@ -55,4 +67,4 @@ def main(name: str, revision: str, *, allow_pickle: bool) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], sys.argv[2], allow_pickle=sys.argv[3] == "True")))  # noqa: T201 - its answer to whoever ran it
+    print(json.dumps(main(*sys.argv[1:])))  # noqa: T201 - its answer to whoever ran it

@@ -3,25 +3,23 @@
 import dataclasses
 import importlib.util
 import logging
-import textwrap
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-
-import safetensors
 
 from embedding_api import cores
 from embedding_api.config import Settings
 from embedding_api.engine import conversion, proof
-from embedding_api.engine.backends import Route, Routes, UnfitError
+from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError
+from embedding_api.engine.findings import Finding, UnservableError, told
+from embedding_api.engine.models import kind
+from embedding_api.engine.models.inspection import Inspected
 from embedding_api.engine.proof import Proof
 from embedding_api.errors import ModelLoadError, StartError
-from embedding_api.model_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-# Loads a model from its folder.
-Loader = Callable[[ModelSpec, Path, Settings], Routes]
+# Loads a model.
+Loader = Callable[[Inspected, Settings], Loaded]
 
 
 class Proven(NamedTuple):
@@ -29,22 +27,23 @@ class Proven(NamedTuple):
 
     Attributes:
         proof: Of the route that came out worst.
+        findings: What its operator should know.
     """
 
     routes: Routes
     proof: Proof
+    findings: Sequence[Finding]
 
 
 class _ImpreciseError(UnfitError):
     """The vectors are out of bounds in a precision below float32, which may be all that is wrong with them."""
 
 
-def load(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Proven:
-    """Loads a model with the backend that was named, or with the first that can serve it.
+def load(model: Inspected, settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Proven:
+    """Loads a model with the backend that was named, or with the first that can serve it, and tells what was found.
 
     Args:
-        spec: What SUPPORTED_MODELS says of it.
-        folder: Where its files are.
+        model: Which.
         settings: Of which backend, precision, device and those of the cache matter.
         loaders: How each backend loads, by name; those of this package if None.
 
@@ -52,79 +51,75 @@ def load(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping[str
         ModelLoadError: No backend that may serve it can.
     """
     loaders = loaders or {"openvino": _openvino, "torch": _torch}
-    _require_whole_weights(spec, folder)
-    if settings.backend != "auto" or settings.device != "cpu":
-        return _by_name(spec, folder, settings, loaders)
     try:
-        return _by_openvino(spec, folder, settings, loaders["openvino"])
+        proven = _first_that_can(model, settings, loaders)
+    except UnservableError as error:
+        raise ModelLoadError(f"model {model.spec.name} from {model.source} cannot be served: {error}") from error
+    window = proven.routes[None].reader.window
+    for finding in (*kind.assumptions(model.source, model.modules, window), *proven.findings):
+        logger.log(finding.level, "model %s: %s", model.spec.name, finding.message)
+    return proven
+
+
+def _first_that_can(model: Inspected, settings: Settings, loaders: Mapping[str, Loader]) -> Proven:
+    if settings.backend != "auto" or settings.device != "cpu":
+        return _by_name(model, settings, loaders)
+    try:
+        return _by_openvino(model, settings, loaders["openvino"])
     except UnfitError as error:
-        proven = _by_name(spec, folder, settings, loaders)
+        proven = _by_name(model, settings, loaders)
         # Not before: a model that torch cannot load either is told in one line.
         logger.warning(
             "model %s is served by torch in %s, which is slower, since for OpenVINO: %s; BACKEND=torch says that you "
             "know",
-            spec.name,
+            model.spec.name,
             _torch_precision(settings),
             error,
         )
         return proven
 
 
-def _require_whole_weights(spec: ModelSpec, folder: Path) -> None:
-    """Refuses files that are cut off, as downloads are, or pointers to others, as in clones without git lfs.
-
-    Reads no more than their headers, in milliseconds; backends find out after seconds.
-    """
-    for path in folder.rglob("*.safetensors"):
-        try:
-            # Says why, if it cannot be opened; safetensors would say that it is not there.
-            path.open("rb").close()
-            safetensors.safe_open(path, framework="numpy")
-        except (OSError, safetensors.SafetensorError) as error:
-            cure = "let this user read it" if isinstance(error, PermissionError) else "get the model's files again"
-            raise ModelLoadError(
-                f"model {spec.name} from {folder} cannot be loaded: {path.name}: {_reason(error)}; {cure}"
-            ) from error
-
-
-def _by_name(spec: ModelSpec, folder: Path, settings: Settings, loaders: Mapping[str, Loader]) -> Proven:
+def _by_name(model: Inspected, settings: Settings, loaders: Mapping[str, Loader]) -> Proven:
     """With the backend that was named; by auto that is torch, once OpenVINO cannot."""
     name = "openvino" if settings.backend == "openvino" else "torch"
     try:
-        return _tried(spec, folder, settings, loaders[name])
+        return _tried(model, settings, loaders[name])
     except UnfitError as error:
         cure = "; set BACKEND=auto" if name == "openvino" else ""
         if isinstance(error, _ImpreciseError):
             cure = "; set PRECISION=float32"
-        raise ModelLoadError(f"model {spec.name} from {folder} cannot be served by {name}: {error}{cure}") from error
+        raise ModelLoadError(
+            f"model {model.spec.name} from {model.source} cannot be served by {name}: {error}{cure}"
+        ) from error
 
 
-def _by_openvino(spec: ModelSpec, folder: Path, settings: Settings, loader: Loader) -> Proven:
+def _by_openvino(model: Inspected, settings: Settings, loader: Loader) -> Proven:
     """In the precision that was asked for, or in float32 where the model does not bear that."""
     try:
-        return _tried(spec, folder, settings, loader)
+        return _tried(model, settings, loader)
     except _ImpreciseError as error:
         logger.warning(
             "model %s is served in float32, which is slower, since %s; PRECISION=float32 says that you know",
-            spec.name,
+            model.spec.name,
             error,
         )
-        return _tried(spec, folder, dataclasses.replace(settings, precision="float32"), loader)
+        return _tried(model, dataclasses.replace(settings, precision="float32"), loader)
 
 
-def _tried(spec: ModelSpec, folder: Path, settings: Settings, loader: Loader) -> Proven:
+def _tried(model: Inspected, settings: Settings, loader: Loader) -> Proven:
     """Loads and proves a model; whatever fails in a backend on the way is an UnfitError, a wrong setting itself."""
     try:
-        return _proven(loader(spec, folder, settings))
-    except (UnfitError, StartError):
+        return _proven(loader(model, settings))
+    except (UnfitError, UnservableError, StartError):
         raise
     except Exception as error:
-        logger.debug("model %s cannot be served", spec.name, exc_info=True)
-        raise UnfitError(_reason(error)) from error
+        logger.debug("model %s cannot be served", model.spec.name, exc_info=True)
+        raise UnfitError(told(error)) from error
 
 
-def _proven(routes: Routes) -> Proven:
-    return Proven(routes, max((_proof(route) for route in routes.values()), key=lambda proven: proven.share))
+def _proven(loaded: Loaded) -> Proven:
+    worst = max((_proof(route) for route in loaded.routes.values()), key=lambda proven: proven.share)
+    return Proven(loaded.routes, worst, loaded.findings)
 
 
 def _proof(route: Route) -> Proof:
@@ -139,49 +134,30 @@ def _proof(route: Route) -> Proof:
     return proven
 
 
-def _openvino(spec: ModelSpec, folder: Path, settings: Settings) -> Routes:
+def _openvino(model: Inspected, settings: Settings) -> Loaded:
     if importlib.util.find_spec("openvino") is None:
         raise UnfitError("openvino is not installed; pip install openvino")
-    converted = conversion.converted(folder, settings, trust_remote_code=_is_trusted(spec, settings))
+    converted = conversion.converted(model.folder, settings, trust_remote_code=model.may_run_code)
     # Here, since it takes a quarter of a second, and since not every service needs it.
     from embedding_api.engine.backends import openvino
 
     return openvino.load(converted, precision=settings.precision)
 
 
-def _torch(spec: ModelSpec, folder: Path, settings: Settings) -> Routes:
-    try:
-        # Here, since it takes seconds and torch must not be imported before the process is prepared.
-        from embedding_api.engine.backends import torch
+def _torch(model: Inspected, settings: Settings) -> Loaded:
+    # Here, since it takes seconds and torch must not be imported before the process is prepared.
+    from embedding_api.engine.backends import torch
 
-        return torch.load(
-            folder,
-            device=settings.device,
-            precision=_torch_precision(settings),
-            n_threads=max(1, cores.count() // settings.workers),
-            trust_remote_code=_is_trusted(spec, settings),
-            allow_pickle=settings.allow_pickle,
-        )
-    except Exception as error:
-        logger.debug("model %s cannot be loaded", spec.name, exc_info=True)
-        cure = _cure(str(error), spec)
-        raise ModelLoadError(f"model {spec.name} from {folder} cannot be loaded: {_reason(error)}; {cure}") from error
+    return torch.load(
+        model.folder,
+        device=settings.device,
+        precision=_torch_precision(settings),
+        n_threads=max(1, cores.count() // settings.workers),
+        trust_remote_code=model.may_run_code,
+        allow_pickle=settings.allow_pickle,
+    )
 
 
 def _torch_precision(settings: Settings) -> str:
     """What torch computes in; it has no int8 here."""
     return "float32" if settings.precision == "int8" else settings.precision
-
-
-def _is_trusted(spec: ModelSpec, settings: Settings) -> bool:
-    return any(name in settings.trust_remote_code for name in spec.names)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {textwrap.shorten(str(error), 300) or 'no message'}"
-
-
-def _cure(reason: str, spec: ModelSpec) -> str:
-    if "trust_remote_code" in reason:
-        return f"it brings Python code of its own: read that, then name it in TRUST_REMOTE_CODE={spec.name}"
-    return "check that the folder holds a complete sentence-transformers model and that memory suffices"

@@ -1,16 +1,19 @@
 """The models that are served: all loaded before the fork, found by name."""
 
+import contextlib
 import logging
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from embedding_api.config import Settings
 from embedding_api.engine import loading, preload, programs, proof, sources
 from embedding_api.engine.backends import Backend, Route, Routes
+from embedding_api.engine.models.inspection import Inspected, inspected, require_trust_used
 from embedding_api.engine.proof import Proof
 from embedding_api.errors import DeviceNotFoundError, ModelLoadError, ModelNotFoundError
 from embedding_api.model_spec import ModelSpec
@@ -93,18 +96,21 @@ def load(settings: Settings) -> Registry:
     preload.prepare()
     if settings.device != "cpu":
         _require_device(settings.device)
-    # All of them before the first is loaded: one that is missing is told at once.
-    folders = [sources.locate(spec, settings) for spec in settings.supported_models]
-    registry = Registry(
-        [_load(spec, folder, settings) for spec, folder in zip(settings.supported_models, folders, strict=True)]
-    )
+    fetch = partial(sources.fetch_code, settings=settings)
+    with contextlib.ExitStack() as stack:
+        # All of them before the first is loaded: one that is missing is told at once.
+        located = [(spec, sources.locate(spec, settings)) for spec in settings.supported_models]
+        models = [stack.enter_context(inspected(spec, source, settings, fetch)) for spec, source in located]
+        require_trust_used(models, settings)
+        registry = Registry([_load(model, settings) for model in models])
     preload.freeze()
     return registry
 
 
-def _load(spec: ModelSpec, folder: Path, settings: Settings) -> Model:
+def _load(model: Inspected, settings: Settings) -> Model:
     started = time.monotonic()
-    routes, proven = loading.load(spec, folder, settings)
+    spec, folder = model.spec, model.source
+    routes, proven, _ = loading.load(model, settings)
     if not proof.tells_apart(routes[None].reference):
         raise ModelLoadError(
             f"model {spec.name} from {folder} gives different texts the same vector; check that its tokenizer's "

@@ -32,10 +32,24 @@ def locate(spec: ModelSpec, settings: Settings) -> Path:
     Raises:
         ModelLoadError: They cannot be had, or are not what they should be.
     """
-    folder = _local(spec) or _packaged(spec) or _downloaded(spec, settings)
-    if not settings.allow_pickle:
-        _refuse_pickles(spec, folder)
-    return folder
+    return _local(spec) or _packaged(spec) or _downloaded(spec, settings)
+
+
+def fetch_code(repository: str, commit: str | None, settings: Settings) -> Path:
+    """The folder with the Python files of a repository on the hub; its last part is their commit.
+
+    Args:
+        repository: Its name.
+        commit: Which; the newest one of its main branch if None.
+        settings: Of which hf_token matters.
+
+    Raises:
+        ModelLoadError: They cannot be had.
+    """
+    answer = _ask_hub(settings, repository, commit or "", "code")
+    if "problem" in answer:
+        raise ModelLoadError(f"code of a model from the Hugging Face hub ({repository}): {answer['problem']}")
+    return Path(answer["path"])
 
 
 def _local(spec: ModelSpec) -> Path | None:
@@ -83,28 +97,19 @@ def _packaged(spec: ModelSpec) -> Path | None:
 
 
 def _downloaded(spec: ModelSpec, settings: Settings) -> Path:
-    more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    # The one program that gets a token; the second name is the hub's own older one.
-    if token := settings.hf_token or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
-        more["HF_TOKEN"] = token
-    answer = programs.ask(
-        [str(Path(__file__).with_name("hub.py")), spec.source, spec.revision or "", str(settings.allow_pickle)],
-        environment=programs.environment(**more),
-    )
-    if "end" in answer:
-        answer = {"problem": f"the download {answer['end']}"}
+    answer = _ask_hub(settings, spec.source, spec.revision or "", "all" if settings.allow_pickle else "safe")
     if "problem" in answer:
         raise ModelLoadError(f"model {spec.name} from the Hugging Face hub ({spec.source}): {answer['problem']}")
     return Path(answer["path"])
 
 
-def _refuse_pickles(spec: ModelSpec, folder: Path) -> None:
-    """Pickle files run code when they are read; a module that has weights in no other form is refused."""
-    if any(folder.rglob("*.safetensors")) and not any(
-        not any(pickle.parent.glob("*.safetensors")) for pickle in folder.rglob("pytorch_model*.bin")
-    ):
-        return
-    raise ModelLoadError(
-        f"model {spec.name} from {folder}: not all of its weights are in safetensors files; if you trust its source, "
-        "set ALLOW_PICKLE=true to load pickle files, which can run code"
+def _ask_hub(settings: Settings, *arguments: str) -> dict[str, str]:
+    """What hub.py answers to these arguments: a `path`, or a `problem`."""
+    more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    # The one program that gets a token; the second name is the hub's own older one.
+    if token := settings.hf_token or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        more["HF_TOKEN"] = token
+    answer = programs.ask(
+        [str(Path(__file__).with_name("hub.py")), *arguments], environment=programs.environment(**more)
     )
+    return {"problem": f"the download {answer['end']}"} if "end" in answer else answer

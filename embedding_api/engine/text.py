@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from embedding_api.engine.arrays import Ids
-from embedding_api.errors import EmptyTextError, TokenIdsNotAcceptedError
+from embedding_api.errors import EmptyTextError, TokenIdsNotAcceptedError, UnsupportedTokenError
 
 Text = str | Sequence[int]
 
@@ -78,6 +78,7 @@ class Reader:
     Args:
         tokenizer: Copied, since sentence-transformers changes the padding and truncation of its own at will.
         window: Tokens that the model can read, special tokens included; None if there is no limit.
+        n_rows: Of the model's embedding matrix; ids from this number on are refused. None takes all.
         add_special_tokens: Whether the tokenizer puts the model's own tokens around a text.
         truncation_side: Which end of a text over the window is lost, `right` or `left`.
     """
@@ -87,11 +88,13 @@ class Reader:
         tokenizer: Tokenizer,
         *,
         window: int | None,
+        n_rows: int | None = None,
         add_special_tokens: bool = True,
         truncation_side: str = "right",
     ) -> None:
         self._parameters = {
             "window": window,
+            "n_rows": n_rows,
             "add_special_tokens": add_special_tokens,
             "truncation_side": truncation_side,
         }
@@ -107,6 +110,9 @@ class Reader:
         self._near = _FAR * (window + _MARGIN) if window is not None and truncation_side == "right" else sys.maxsize
         self._one_at_a_time = threading.Lock()
         self.n_vocabulary = self._tokenizer.get_vocab_size()
+        self.n_rows = n_rows
+        # Nothing is looked for in the texts of a model whose tokenizer gives no such id.
+        self._may_lack_rows = bool(self.tokens_without_row())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -119,6 +125,13 @@ class Reader:
         self._tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "reader.json").write_text(json.dumps(self._parameters))
 
+    def tokens_without_row(self) -> dict[int, str]:
+        """The tokens that the tokenizer knows and the embedding matrix has no row for, by id."""
+        if self.n_rows is None:
+            return {}
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return {id_: token for token, id_ in vocabulary.items() if id_ >= self.n_rows}
+
     def read(self, texts: Sequence[Text], prompt: Prompt = NO_PROMPT) -> Reading:
         """Reads texts, or the model's own token ids.
 
@@ -129,6 +142,7 @@ class Reader:
         Raises:
             EmptyTextError: Nothing is left of a text.
             TokenIdsNotAcceptedError: An id is not in the vocabulary.
+            UnsupportedTokenError: A text holds a token that the model has no row for.
         """
         if isinstance(texts[0], str):
             reading = Reading(self._read_strings(texts, prompt), prompt.n_tokens)
@@ -140,7 +154,22 @@ class Reader:
                 raise EmptyTextError(
                     f"{param} holds nothing that this model's tokenizer reads; leave it out", param=param
                 )
+            if self._may_lack_rows:
+                self._require_rows(tokens.ids, f"input[{index}]")
         return reading
+
+    def _require_rows(self, ids: Ids, param: str) -> None:
+        """Refuses a token without a row: PyTorch would raise, and OpenVINO would take zeros in its place."""
+        if self.n_rows is None or (highest := int(ids.max())) < self.n_rows:
+            return
+        # Names of added tokens are the model's own words. Others can be parts of somebody's text.
+        added = self._tokenizer.get_added_tokens_decoder().get(highest)
+        name = "" if added is None else f" ({added.content})"
+        raise UnsupportedTokenError(
+            f"{param} holds the token {highest}{name}, which the model's tokenizer knows and the model itself does "
+            f"not: its tokens go from 0 to {self.n_rows - 1}; take out what stands for that token",
+            param=param,
+        )
 
     def _read_strings(self, texts: Sequence[Text], prompt: Prompt) -> list[Tokens]:
         prompted = [prompt.text + text for text in texts if isinstance(text, str)]

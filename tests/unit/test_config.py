@@ -91,7 +91,8 @@ def test_a_value_is_read_with_or_without_quotes_and_an_empty_one_means_the_defau
         ("SUPPORTED_MODELS", "x="),
         ("SUPPORTED_MODELS", "a/b,a/b"),
         ("SUPPORTED_MODELS", "é=a/b"),
-        ("TRUST_REMOTE_CODE", "some/other"),
+        ("TRUST_REMOTE_CODE", "other"),
+        ("TRUST_REMOTE_CODE", "some/other@main"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_and_itself(monkeypatch, name, value):

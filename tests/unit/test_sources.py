@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import json
 import threading
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -18,6 +17,7 @@ COMMIT = "c" * 40
 FILES = {
     "org/good": {"config.json": b"{}", "modules.json": b"[]", "model.safetensors": b"weights", "onnx/model.onnx": b"x"},
     "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+    "org/code": {"own.py": b"", "model.safetensors": b"weights"},
     "sentence-transformers/short": {"config.json": b"{}", "model.safetensors": b"weights"},
 }
 
@@ -162,7 +162,6 @@ def test_a_private_model_is_downloaded_with_the_token(monkeypatch, small_hub):
         ("org/private", "set HF_TOKEN"),
         ("org/gated", "it is gated; ask for access"),
         ("org/good@nope", "no revision 'nope'"),
-        ("org/pickled", "set ALLOW_PICKLE=true"),
     ],
 )
 def test_what_the_hub_does_not_give_is_told_with_the_cure(monkeypatch, small_hub, models, said):
@@ -209,16 +208,16 @@ def test_a_folder_without_a_model_is_refused(monkeypatch, models, said):
         locate(monkeypatch, models)
 
 
-def test_pickled_weights_of_any_module_are_refused_unless_allowed(monkeypatch, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    (tmp_path / "2_Dense").mkdir()
-    (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ModelLoadError, match=r"not all of its weights are in safetensors.*ALLOW_PICKLE=true"):
-        locate(monkeypatch, str(tmp_path))
-    assert locate(monkeypatch, str(tmp_path), ALLOW_PICKLE="true") == Path(tmp_path)
-    (tmp_path / "2_Dense" / "model.safetensors").write_bytes(b"")
-    assert locate(monkeypatch, str(tmp_path), ALLOW_PICKLE="false") == Path(tmp_path)
+def test_code_comes_at_its_commit_and_without_what_else_the_repository_holds(monkeypatch, small_hub):
+    folder = sources.fetch_code("org/code", COMMIT, load_settings())
+    assert folder.name == COMMIT
+    assert [path.name for path in folder.iterdir()] == ["own.py"]
+    assert sources.fetch_code("org/code", None, load_settings()) == folder
+
+
+def test_code_that_the_hub_does_not_have_is_told(monkeypatch, small_hub):
+    with pytest.raises(ModelLoadError, match=r"code of a model from the Hugging Face hub \(org/nope\): the hub has no"):
+        sources.fetch_code("org/nope", COMMIT, load_settings())
 
 
 class TestTheProgram:
@@ -238,14 +237,12 @@ class TestTheProgram:
             raise raised
 
         monkeypatch.setattr(hub, "snapshot_download", fail)
-        assert said in hub.main("a/b", "", allow_pickle=False)["problem"]
+        assert said in hub.main("a/b", "", "safe")["problem"]
 
     def test_pickles_are_ignored_unless_allowed(self, monkeypatch):
         asked = []
         monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: asked.append(options) or "/folder")
-        assert (
-            hub.main("a/b", "v1", allow_pickle=False) == hub.main("a/b", "", allow_pickle=True) == {"path": "/folder"}
-        )
+        assert hub.main("a/b", "v1", "safe") == hub.main("a/b", "", "all") == {"path": "/folder"}
         assert [options["revision"] for options in asked] == ["v1", None]
         assert ["*.bin" in options["ignore_patterns"] for options in asked] == [True, False]
 
@@ -263,4 +260,4 @@ class TestTheProgram:
             raise cls("x", response=response)
 
         monkeypatch.setattr(hub, "snapshot_download", fail)
-        assert said in hub.main("a/b", "v1", allow_pickle=False)["problem"]
+        assert said in hub.main("a/b", "v1", "safe")["problem"]

@@ -3,10 +3,11 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from embedding_api.engine import proof
 from embedding_api.engine.arrays import Ids, Vectors
+from embedding_api.engine.findings import Finding
 from embedding_api.engine.text import Prompt, Reader
 
 # What a text may be to a search; sentence-transformers calls it a task.
@@ -71,6 +72,18 @@ class Route:
 
 # The ways through one model, by what a text is to a search; None stands for what has no way of its own.
 Routes = Mapping[Task | None, Route]
+
+
+class Loaded(NamedTuple):
+    """A model, as a backend has loaded it.
+
+    Attributes:
+        routes: At least that of None.
+        findings: What its operator should know.
+    """
+
+    routes: Routes
+    findings: Sequence[Finding] = ()
 
 
 class UnfitError(Exception):

@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ import openvino
 import torch
 from sentence_transformers.base.modules import Transformer
 
+from embedding_api import log
 from embedding_api.engine import proof
 from embedding_api.engine.arrays import Ids
-from embedding_api.engine.backends import Route, Routes, entrance
+from embedding_api.engine.backends import Loaded, Route, entrance
 from embedding_api.engine.backends import openvino as served
 from embedding_api.engine.backends import torch as source
 from embedding_api.engine.backends.layout import Layout, Packing, Padding
+from embedding_api.engine.findings import UnservableError, told
 
 # What the calibration reads when no texts are named.
 _CALIBRATION_TEXTS = Path(__file__).parents[1] / "calibration.txt"
@@ -66,17 +68,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """How it went: done where both are empty.
+    """How it went: done where the first three are empty.
 
     Attributes:
-        refusal: Why this model cannot be converted; it would be the same the next time.
+        unservable: Why no backend can serve this model; it would be the same the next time, as for `refusal`.
+        refusal: Why this model cannot be converted.
         problem: What else went wrong.
         errno: The system's number for that, if it has one.
+        warnings: What libraries warned of while they converted it, a line each.
     """
 
+    unservable: str = ""
     refusal: str = ""
     problem: str = ""
     errno: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class _RefusedError(Exception):
@@ -85,8 +91,14 @@ class _RefusedError(Exception):
 
 def main(job: Job) -> Answer:
     """Converts a model; see `Answer`."""
+    with log.collected() as warnings:
+        answer = _answer(job)
+    return replace(answer, warnings=tuple(warnings))
+
+
+def _answer(job: Job) -> Answer:
     try:
-        routes = source.load(
+        loaded = source.load(
             Path(job.source),
             device="cpu",
             precision="float32",
@@ -94,18 +106,21 @@ def main(job: Job) -> Answer:
             trust_remote_code=job.trust_remote_code,
             allow_pickle=job.allow_pickle,
         )
+    except UnservableError as error:
+        return Answer(unservable=str(error))
     except Exception as error:  # noqa: BLE001 - a program's last resort: whatever it is goes to the operator in a line
-        return Answer(problem=f"it cannot be loaded ({_line(error)})")
+        return Answer(problem=f"it cannot be loaded ({told(error)})")
     try:
-        _convert(routes, job)
+        _convert(loaded, job)
     except _RefusedError as error:
         return Answer(refusal=str(error))
     except Exception as error:  # noqa: BLE001 - the same
-        return Answer(problem=f"its conversion failed ({_line(error)})", errno=getattr(error, "errno", None) or 0)
+        return Answer(problem=f"its conversion failed ({told(error)})", errno=getattr(error, "errno", None) or 0)
     return Answer()
 
 
-def _convert(routes: Routes, job: Job) -> None:
+def _convert(loaded: Loaded, job: Job) -> None:
+    routes = loaded.routes
     route, target = routes[None], Path(job.target)
     backend, reader = route.backend, route.reader
     if any(other.backend is not backend for other in routes.values()):
@@ -128,6 +143,7 @@ def _convert(routes: Routes, job: Job) -> None:
         "prompts": {name: prompt.text for name, prompt in route.prompts.items()},
         "routes": [(task, each.prompt.text) for task, each in routes.items()],
         "layout": {"name": type(layout).__name__, **layout._asdict()},
+        "findings": loaded.findings,
     }
     (target / served.DESCRIPTION).write_text(json.dumps(description))
 
@@ -153,7 +169,7 @@ def _converted(route: Route, backend: source.TorchBackend, pad_id: int) -> tuple
         equals = _equals(model, padding, route, backend)
     except Exception as error:
         _raise_passing(error)
-        raise _RefusedError(f"it cannot be exported ({_line(error)})") from error
+        raise _RefusedError(f"it cannot be exported ({told(error)})") from error
     if not equals:
         raise _RefusedError("what was exported does not give the same vectors")
     return model, padding
@@ -287,10 +303,6 @@ def quantise(model: openvino.Model, batches: Sequence[Sequence[Ids]]) -> openvin
         advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
     )
     return quantised
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}"
 
 
 def _end_with_parent(pid: int) -> None:

@@ -22,12 +22,14 @@ class Entrance(NamedTuple):
         task: What the model is told of it, if that changes anything.
         first: The module that texts come to.
         window: Tokens that it can read, if there is a limit.
+        n_rows: Of the embedding matrix, in which each token id that it reads has its row; None if nobody knows.
         pools_prompts: Whether a prompt's tokens count for the vector, as they do in most models.
     """
 
     task: Task | None
     first: Transformer | StaticEmbedding
     window: int | None
+    n_rows: int | None
     pools_prompts: bool
 
     @property
@@ -38,9 +40,14 @@ class Entrance(NamedTuple):
     def reader(self) -> Reader:
         """What reads texts for it."""
         if isinstance(self.first, StaticEmbedding):
-            return Reader(self.first.tokenizer, window=self.window, add_special_tokens=False)
+            return Reader(self.first.tokenizer, window=self.window, n_rows=self.n_rows, add_special_tokens=False)
         tokenizer: Any = self.first.tokenizer
-        return Reader(tokenizer.backend_tokenizer, window=self.window, truncation_side=tokenizer.truncation_side)
+        return Reader(
+            tokenizer.backend_tokenizer,
+            window=self.window,
+            n_rows=self.n_rows,
+            truncation_side=tokenizer.truncation_side,
+        )
 
     def prompt(self, text: str) -> Prompt:
         """A prompt of this text."""
@@ -119,7 +126,7 @@ def _entrance(model: SentenceTransformer, task: Task | None) -> Entrance:
     else:
         window = _window(first, task)
     poolings = (module for module in model.modules() if isinstance(module, Pooling))
-    return Entrance(task, first, window, all(pooling.include_prompt for pooling in poolings))
+    return Entrance(task, first, window, _n_rows(first), all(pooling.include_prompt for pooling in poolings))
 
 
 def _first(model: SentenceTransformer, task: Task | None) -> Transformer | StaticEmbedding:
@@ -159,6 +166,17 @@ def _window(first: Transformer, task: Task | None) -> int | None:
     window = min(limits, default=None)
     # transformers writes "no limit" as 1e30.
     return None if window is None or window > 2**31 else int(window)
+
+
+def _n_rows(first: Transformer | StaticEmbedding) -> int | None:
+    if isinstance(first, StaticEmbedding):
+        return int(first.num_embeddings)
+    try:
+        matrix = first.model.get_input_embeddings()
+    except NotImplementedError:
+        # A model's own code need not say where it is.
+        return None
+    return int(matrix.weight.shape[0]) if isinstance(matrix, torch.nn.Embedding) else None
 
 
 def first_position(transformer: Transformer) -> int:

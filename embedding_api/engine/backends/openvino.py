@@ -17,8 +17,9 @@ import openvino
 
 from embedding_api.engine import preload
 from embedding_api.engine.arrays import Ids, Vectors
-from embedding_api.engine.backends import Route, Routes, UnfitError
+from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError
 from embedding_api.engine.backends.layout import Packing, Padding, rounded_up
+from embedding_api.engine.findings import Finding
 from embedding_api.engine.text import Prompt, Reader
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ _TRIM_EVERY = 64
 _WARM_UP_S = 1.5
 
 
-def load(folder: Path, *, precision: str) -> Routes:
+def load(folder: Path, *, precision: str) -> Loaded:
     """Loads what `convert.py` made, for a CPU.
 
     Args:
@@ -71,10 +72,11 @@ def load(folder: Path, *, precision: str) -> Routes:
     backend = OpenVinoBackend(compiled, _layout(**description["layout"]), precision=precision, dim=description["dim"])
     _warm_up(backend, reader.window or _BATCH_TOKENS)
     prompts = {name: Prompt(text) for name, text in description["prompts"].items()}
-    return {
+    routes: Routes = {
         task: Route(reader, backend, Prompt(text), prompts, reference)
         for (task, text), reference in zip(description["routes"], np.load(folder / REFERENCE), strict=True)
     }
+    return Loaded(routes, [Finding(*finding) for finding in description["findings"]])
 
 
 @functools.cache

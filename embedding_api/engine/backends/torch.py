@@ -4,7 +4,7 @@ It never calls `encode` to serve: that reads texts again, takes some of them for
 and changes its tokenizer as it goes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ import transformers
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
+from embedding_api import log
 from embedding_api.engine import preload
 from embedding_api.engine.arrays import Ids, Vectors
-from embedding_api.engine.backends import Route, Routes, Task
+from embedding_api.engine.backends import Loaded, Route, Routes, Task, whole
 from embedding_api.engine.backends.entrance import Entrance, entrances, limit, named_prompts, own_prompt
 from embedding_api.engine.backends.layout import Padding
+from embedding_api.engine.findings import Finding, UnservableError, listed, warning
 from embedding_api.engine.proof import PROBE_TEXTS
-from embedding_api.engine.text import Reader
+from embedding_api.engine.text import Prompt, Reader
+from embedding_api.errors import UnsupportedTokenError
 
 # A master that has ever used more than one OpenMP thread forks workers that hang; prepare() raises it after the fork.
 torch.set_num_threads(1)
@@ -47,7 +50,7 @@ _TRIM_EVERY = 64
 
 def load(
     folder: Path, *, device: str, precision: str, n_threads: int, trust_remote_code: bool, allow_pickle: bool
-) -> Routes:
+) -> Loaded:
     """Loads a model into main memory; it moves to its device when a worker prepares it.
 
     Args:
@@ -59,57 +62,132 @@ def load(
         allow_pickle: Whether weights may come from pickle files.
 
     Raises:
-        ValueError: The model is none that this backend can serve; the message says why.
+        UnservableError: The model cannot be served; the message says why.
         Exception: Whatever sentence-transformers and transformers raise on a broken model.
     """
+    with log.collected() as warnings, whole.reports() as reports:
+        model = _load(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        found, prompts = _entrances(model)
+        readers = {entrance: entrance.reader() for entrance in found.values()}
+        texts = {*prompts.values(), *(own_prompt(model, task) for task in found)}
+        findings = [finding for each, reader in readers.items() for finding in _rowless(each, reader, texts)]
+        ways = _ways(model, found)
+        references = _encode(model, ways.values())
+        findings += whole.require_whole(model, reports, lambda: _encode(model, ways.values()), references)
+    backends = {
+        entrance: TorchBackend(
+            model,
+            _feed(entrance.first),
+            options=entrance.options,
+            # Without a Transformer there is nothing that gains from less precision.
+            precision=precision if isinstance(entrance.first, Transformer) else "float32",
+            dim=reference.shape[1],
+            device=device,
+            n_threads=n_threads,
+        )
+        for (entrance, _), reference in zip(ways.values(), references, strict=True)
+    }
+    routes: Routes = {
+        task: Route(
+            readers[entrance],
+            backends[entrance],
+            prompt=entrance.prompt(own_prompt(model, task)),
+            prompts={name: entrance.prompt(text) for name, text in prompts.items()},
+            reference=reference,
+        )
+        for (task, (entrance, _)), reference in zip(ways.items(), references, strict=True)
+    }
+    if precision == "bfloat16":
+        for encoder in _encoders(found):
+            _halve(encoder)
+    return Loaded(routes, [*map(warning, warnings), *findings])
+
+
+def _load(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> sentence_transformers.SentenceTransformer:
+    """The model on the CPU in float32."""
     model_kwargs: dict[str, Any] = {"dtype": torch.float32}
     if not allow_pickle:
         model_kwargs["use_safetensors"] = True
-    model = sentence_transformers.SentenceTransformer(
+    return sentence_transformers.SentenceTransformer(
         str(folder),
         device="cpu",
         local_files_only=True,
         trust_remote_code=trust_remote_code,
         model_kwargs=model_kwargs,
     ).eval()
-    prompts = named_prompts(model)
-    found = entrances(model)
-    encoders = {entrance.first for entrance in found.values() if isinstance(entrance.first, Transformer)}
-    for encoder in encoders:
+
+
+def _entrances(
+    model: sentence_transformers.SentenceTransformer,
+) -> tuple[dict[Task | None, Entrance], dict[str, str]]:
+    """Where texts of each task enter the model, and its prompts by name."""
+    try:
+        prompts, found = named_prompts(model), entrances(model)
+    except (ValueError, TypeError) as error:
+        raise UnservableError(str(error)) from error
+    for encoder in _encoders(found):
         limit(encoder)
-    made: dict[Entrance, tuple[Reader, TorchBackend]] = {}
-    routes: dict[Task | None, Route] = {}
+    return found, prompts
+
+
+def _encoders(found: Mapping[Task | None, Entrance]) -> set[Transformer]:
+    return {entrance.first for entrance in found.values() if isinstance(entrance.first, Transformer)}
+
+
+def _rowless(entrance: Entrance, reader: Reader, prompts: Iterable[str]) -> Iterator[Finding]:
+    """Tells which tokens the embedding matrix has no row for, and refuses a model that could read no text for it."""
+    if not (rowless := reader.tokens_without_row()):
+        return
+    n_rows = reader.n_rows
+    shown = listed(f"{token!r} ({id_})" for id_, token in rowless.items())
+    try:
+        for prompt in prompts:
+            reader.read(PROBE_TEXTS, Prompt(prompt))
+    except UnsupportedTokenError as error:
+        raise UnservableError(
+            f"its tokenizer gives tokens, in any text, that its embedding matrix of {n_rows} rows has no row for: "
+            f"{shown}; get tokenizer and weights of one model"
+        ) from error
+    if isinstance(entrance.first, Transformer) and (entrance.first.tokenizer.pad_token_id or 0) in rowless:
+        raise UnservableError(
+            f"its embedding matrix of {n_rows} rows has no row for the token that fills up, "
+            f"{entrance.first.tokenizer.pad_token!r}; get tokenizer and weights of one model"
+        )
+    yield warning(
+        f"its tokenizer has tokens that its embedding matrix of {n_rows} rows has no row for: {shown}; a text that "
+        "holds one is refused with unsupported_token"
+    )
+
+
+def _ways(
+    model: sentence_transformers.SentenceTransformer, found: Mapping[Task | None, Entrance]
+) -> dict[Task | None, tuple[Entrance, str | None]]:
+    """Of texts without a task, and of each task that goes another way: where, and the prompt that `encode` is told."""
+    # The model's default prompt is for `encode` itself to find.
+    ways: dict[Task | None, tuple[Entrance, str | None]] = {None: (found[None], None)}
+    default_prompt = own_prompt(model, None)
     for task, entrance in found.items():
-        text = own_prompt(model, task)
-        if task is not None and entrance == found[None] and text == routes[None].prompt.text:
-            continue
-        # Its default prompt is for itself to find.
-        prompt = None if task is None else text
-        reference = np.asarray(
-            model.encode(list(PROBE_TEXTS), prompt=prompt, show_progress_bar=False, **entrance.options)
-        )
-        if entrance not in made:
-            backend = TorchBackend(
-                model,
-                _feed(entrance.first),
-                options=entrance.options,
-                # Without a Transformer there is nothing that gains from less precision.
-                precision=precision if isinstance(entrance.first, Transformer) else "float32",
-                dim=reference.shape[1],
-                device=device,
-                n_threads=n_threads,
-            )
-            made[entrance] = entrance.reader(), backend
-        routes[task] = Route(
-            *made[entrance],
-            prompt=entrance.prompt(text),
-            prompts={name: entrance.prompt(named) for name, named in prompts.items()},
-            reference=reference,
-        )
-    if precision == "bfloat16":
-        for encoder in encoders:
-            _halve(encoder)
-    return routes
+        prompt = own_prompt(model, task)
+        if task is not None and (entrance, prompt) != (found[None], default_prompt):
+            ways[task] = (entrance, prompt)
+    return ways
+
+
+def _encode(
+    model: sentence_transformers.SentenceTransformer, ways: Iterable[tuple[Entrance, str | None]]
+) -> list[Vectors]:
+    """What sentence-transformers gives for the probe texts on each way, float32, (n_probe_texts, dim)."""
+    try:
+        return [
+            np.asarray(model.encode(list(PROBE_TEXTS), prompt=prompt, show_progress_bar=False, **entrance.options))
+            for entrance, prompt in ways
+        ]
+    except KeyError as error:
+        if error.args != ("sentence_embedding",):
+            raise
+        raise UnservableError(
+            "its modules give no vector of a text; modules.json lacks one that does, such as Pooling"
+        ) from error
 
 
 class TorchBackend:

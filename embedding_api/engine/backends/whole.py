@@ -1,0 +1,178 @@
+"""Whether the model that was loaded is the one in its files: nothing invented, and nothing but numbers."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from transformers import PreTrainedModel, modeling_utils
+from transformers.utils.loading_report import LoadStateDictInfo
+
+from embedding_api.engine.arrays import Vectors
+from embedding_api.engine.findings import Finding, UnservableError, listed, warning
+
+# Parts of a model that make something else of its tokens than their vectors, by what transformers' architectures call
+# them. Files of a model that was trained for another task first hold them, and nobody who embeds reads them.
+_HEADS = frozenset(
+    {
+        "cls", "lm_head", "mlm_head", "classifier", "pre_classifier", "score", "qa_outputs", "pooler", "predictions",
+        "vocab_projector", "vocab_transform", "vocab_layer_norm", "discriminator_predictions", "generator_predictions",
+        "generator_lm_head", "sop_classifier", "seq_relationship", "lm_predictions", "decoder", "head", "heads",
+    }
+)  # fmt: skip
+# What is computed and not learned, which older versions saved with the weights.
+_BUFFERS = frozenset({"position_ids", "token_type_ids", "inv_freq", "masked_bias", "num_batches_tracked"})
+
+# Vectors of the probe texts on every way through a model, float32, (n_probe_texts, dim) each.
+Encode = Callable[[], Sequence[Vectors]]
+
+
+class Report(NamedTuple):
+    """What transformers found when it loaded weights into a model."""
+
+    model: PreTrainedModel
+    info: LoadStateDictInfo
+
+
+@contextlib.contextmanager
+def reports() -> Iterator[list[Report]]:
+    """Collects what transformers finds about the weights of each model that is loaded in the block.
+
+    It says so in a table in its log, and returns it only to who calls `from_pretrained`, which sentence-transformers
+    does. So the function that prints the table is another one in the block.
+    """
+    found: list[Report] = []
+    silent = logging.Logger("silent", logging.CRITICAL)
+    log_report = modeling_utils.log_state_dict_report
+
+    def record(model: PreTrainedModel, *args: Any, loading_info: LoadStateDictInfo, **kwargs: Any) -> None:
+        _refuse_mismatched(model, loading_info)
+        found.append(Report(model, loading_info))
+        # It raises what else went wrong.
+        log_report(model, *args, loading_info=loading_info, **kwargs | {"logger": silent})
+
+    modeling_utils.log_state_dict_report = record
+    try:
+        yield found
+    finally:
+        modeling_utils.log_state_dict_report = log_report
+
+
+def require_whole(
+    model: SentenceTransformer, found: Sequence[Report], encode: Encode, vectors: Sequence[Vectors]
+) -> list[Finding]:
+    """Refuses a model whose vectors depend on anything that its files do not hold.
+
+    Args:
+        model: As it was loaded.
+        found: What transformers reported while it was.
+        encode: Gives vectors of the probe texts, which do not change where a weight without effect does.
+        vectors: What it gives.
+
+    Returns:
+        What else its operator should know.
+
+    Raises:
+        UnservableError: Weights are missing, or are no numbers.
+    """
+    findings = [finding for report in found for finding in _unused(report)]
+    reported = {id(report.model) for report in found}
+    if any(isinstance(each, Transformer) and id(each.model) not in reported for each in model.modules()):
+        findings.append(warning("its own code loads its weights; nobody checks that all of them are in its files"))
+    for report in found:
+        missing = report.info.missing_keys
+        if missing and (needed := _with_effect(report.model, missing, encode, vectors)):
+            raise _missing(report, needed)
+        if missing:
+            findings.append(
+                Finding(logging.INFO, f"weights without effect on any vector are missing: {listed(missing)}")
+            )
+    return findings + _broken(model, vectors)
+
+
+def _refuse_mismatched(model: PreTrainedModel, info: LoadStateDictInfo) -> None:
+    if info.mismatched_keys:
+        name, in_file, wanted = min(info.mismatched_keys)
+        raise UnservableError(
+            f"{len(info.mismatched_keys)} of its weights have another shape in its files than config.json gives them "
+            f"in {type(model).__name__}: {name} is {tuple(in_file)} and should be {tuple(wanted)}; get weights and "
+            "config.json of one model"
+        )
+
+
+def _unused(report: Report) -> Iterator[Finding]:
+    """What the files hold and the architecture has no place for."""
+    heads = {name for name in report.info.unexpected_keys if _is_head(name)}
+    if heads:
+        yield Finding(logging.INFO, f"weights of a head are left out: {listed(heads)}")
+    if others := set(report.info.unexpected_keys) - heads:
+        yield warning(
+            f"its files hold weights that {type(report.model).__name__} has no place for, and that are left out: "
+            f"{listed(others)}; check that config.json belongs to these weights"
+        )
+
+
+def _is_head(name: str) -> bool:
+    parts = name.split(".")
+    return parts[-1] in _BUFFERS or not _HEADS.isdisjoint(parts[:2])
+
+
+def _missing(report: Report, needed: Iterable[str]) -> UnservableError:
+    name = type(report.model).__name__
+    unused = report.info.unexpected_keys
+    beside = f", but others that it has no place for ({listed(unused, most=2)})" if unused else ""
+    return UnservableError(
+        f"its files lack weights that vectors depend on in {name}, and that would be random numbers: "
+        f"{listed(needed)}; they hold {len(report.model.state_dict()) - len(report.info.missing_keys)} of "
+        f"{len(report.model.state_dict())}{beside}; get the model's files again, or with the code that they were "
+        "made for"
+    )
+
+
+def _with_effect(model: PreTrainedModel, names: Iterable[str], encode: Encode, vectors: Sequence[Vectors]) -> list[str]:
+    """Those of the weights on which a vector depends, judged a part of the model at a time."""
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(name.partition(".")[0], []).append(name)
+    return [name for part in parts.values() if _has_effect(model, part, encode, vectors) for name in part]
+
+
+def _has_effect(model: PreTrainedModel, names: Sequence[str], encode: Encode, vectors: Sequence[Vectors]) -> bool:
+    """Whether vectors are other ones once these weights are: NaN, or one more where they are whole numbers."""
+    tensors = [model.get_parameter_or_buffer(name) for name in names]
+    before = [tensor.detach().clone() for tensor in tensors]
+    try:
+        with torch.no_grad():
+            for tensor in tensors:
+                if tensor.is_floating_point():
+                    tensor.fill_(float("nan"))
+                elif tensor.dtype == torch.bool:
+                    tensor.logical_not_()
+                else:
+                    tensor.add_(1)
+        try:
+            now = encode()
+        except (IndexError, RuntimeError):
+            return True
+        return any((one != other).any() for one, other in zip(now, vectors, strict=True))
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+
+
+def _broken(model: SentenceTransformer, vectors: Sequence[Vectors]) -> list[Finding]:
+    """Refuses a model that gives no numbers, and tells of weights that are none."""
+    broken = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    where = f"NaN or infinity is in its weights {listed(broken)}, read in float32" if broken else ""
+    if not all(torch.isfinite(torch.from_numpy(each)).all() for each in vectors):
+        cause = where or "its weights are numbers, but too large to compute with in float32"
+        raise UnservableError(f"the model itself gives NaN or infinity: {cause}; get the model's files again")
+    return [warning(f"{where}; a text whose vector depends on them is answered with 500")] if broken else []

@@ -1,0 +1,81 @@
+"""What can be known of a model before it is loaded: refused if it cannot be served, and its code put beside it."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from embedding_api.config import Settings
+from embedding_api.engine.findings import UnservableError
+from embedding_api.engine.models import code, kind, weights
+from embedding_api.engine.models import folder as folders
+from embedding_api.engine.models.code import Fetch, Reference
+from embedding_api.engine.models.folder import Module
+from embedding_api.errors import ModelLoadError, SettingsError
+from embedding_api.model_spec import ModelSpec
+
+
+class Inspected(NamedTuple):
+    """A model that may be loaded.
+
+    Attributes:
+        spec: What SUPPORTED_MODELS says of it.
+        source: Where its files are.
+        folder: What to load: the same, or a folder with links to them and with its code.
+        modules: As its files describe them.
+        code: What it brings, all of which may run.
+    """
+
+    spec: ModelSpec
+    source: Path
+    folder: Path
+    modules: Sequence[Module]
+    code: Sequence[Reference]
+
+    @property
+    def may_run_code(self) -> bool:
+        """Whether Python code that comes with it may run."""
+        return bool(self.code)
+
+
+@contextlib.contextmanager
+def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -> Iterator[Inspected]:
+    """Inspects a model, and keeps what is to be loaded until the context ends.
+
+    Args:
+        spec: What SUPPORTED_MODELS says of it.
+        source: Where its files are.
+        settings: Of which trust_remote_code and allow_pickle matter.
+        fetch: Downloads code that lies in another repository.
+
+    Raises:
+        ModelLoadError: It cannot be served as it is.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            modules = folders.modules(source)
+            kind.require_embedding_model(source, modules)
+            found = code.references(modules, source)
+            trusted = code.trust(settings.trust_remote_code, spec.names)
+            own_name = None if spec.is_folder else spec.source
+            folder = stack.enter_context(code.assembled(source, found, trusted, own_name, fetch))
+            weights.require_weights(source, modules, allow_pickle=settings.allow_pickle)
+        except UnservableError as error:
+            raise ModelLoadError(f"model {spec.name} from {source} cannot be served: {error}") from error
+        yield Inspected(spec, source, folder, modules, found)
+
+
+def require_trust_used(models: Sequence[Inspected], settings: Settings) -> None:
+    """Refuses an entry of TRUST_REMOTE_CODE that names nothing which is served, as a misspelt one does.
+
+    Raises:
+        SettingsError: There is one.
+    """
+    names = {name for model in models for name in model.spec.names}
+    repositories = {each.repository for model in models for each in model.code}
+    for entry in settings.trust_remote_code:
+        if entry not in names and entry.partition("@")[0] not in repositories:
+            raise SettingsError(
+                f"TRUST_REMOTE_CODE={entry!r} names neither a model of SUPPORTED_MODELS, which has "
+                f"{', '.join(sorted(names))}, nor a repository that holds the code of one; leave it out"
+            )

@@ -1,0 +1,147 @@
+"""Whether a model makes one dense vector of a text, by what its files say of it, and what they leave to be assumed."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from embedding_api.engine.findings import Finding, UnservableError, warning
+from embedding_api.engine.models import folder as folders
+from embedding_api.engine.models.folder import Module
+
+_SPARSE, _RERANKER, _COLBERT = "a sparse encoder", "a reranker or a classifier", "a multi-vector model, such as ColBERT"
+_MEDIA = "a model that reads pictures or sound"
+
+# What config_sentence_transformers.json calls the class that saved a model; PyLate 3 wrote ColBERT.
+_BY_MODEL_TYPE = {
+    "SparseEncoder": _SPARSE,
+    "CrossEncoder": _RERANKER,
+    "MultiVectorEncoder": _COLBERT,
+    "ColBERT": _COLBERT,
+}
+# Where the classes of modules lie that only another kind of model has.
+_BY_PACKAGE = {
+    "sentence_transformers.sparse_encoder.": _SPARSE,
+    "sentence_transformers.cross_encoder.": _RERANKER,
+    "sentence_transformers.multi_vector_encoder.": _COLBERT,
+    "pylate.": _COLBERT,
+}
+# What sentence_bert_config.json says that a Transformer is for, where that is not to give the vectors of tokens.
+_BY_TASK = {"sequence-classification": _RERANKER, "fill-mask": _SPARSE, "retrieval": _COLBERT}
+# What an architecture of transformers is called. It counts where no modules.json says more: jina-embeddings-v2 is a
+# ...ForMaskedLM, Qwen3-Embedding a ...ForCausalLM, and both are embedding models.
+_BY_ARCHITECTURE = (
+    (re.compile("ColBERT", re.IGNORECASE), _COLBERT),
+    (re.compile("Splade", re.IGNORECASE), _SPARSE),
+    (re.compile("ForRetrieval"), _COLBERT),
+    (re.compile("ForSequenceClassification"), _RERANKER),
+    (re.compile("ForMaskedLM"), "a masked language model, as SPLADE and untrained base models are"),
+    (re.compile("ForCausalLM|LMHead"), "a language model"),
+    (re.compile("^CLIP|^Siglip|Vision"), _MEDIA),
+    # All others that end in a task, but for those whose task is to embed.
+    (re.compile("For(?!TextEmbedding|TextEncoding|FeatureExtraction)[A-Z]"), "a model for another task"),
+)
+
+# Parts of config.json that only models of pictures and sound have.
+_OF_MEDIA = {"vision_config", "audio_config"}
+
+# Folders of modules, as sentence-transformers names them.
+_MODULE_FOLDER = re.compile(r"\d+_[A-Z]\w*")
+_SAVE = (
+    "if it is one all the same, say how it pools: save it with SentenceTransformer(modules=[Transformer(...), "
+    "Pooling(...)]).save(...)"
+)
+# Of transformers' own: how it writes that a tokenizer knows no limit.
+_NO_LIMIT = 10**9
+
+
+def require_embedding_model(folder: Path, modules: Sequence[Module]) -> None:
+    """Refuses a model whose files say that it is something else.
+
+    Raises:
+        UnservableError: They do, or modules lie there that nothing puts together.
+    """
+    said = folders.read(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    if said != "SentenceTransformer":
+        kind = _BY_MODEL_TYPE.get(said, "another kind of model")
+        raise _other(f"config_sentence_transformers.json says that it is a {said}", kind)
+    for module in modules:
+        for package, kind in _BY_PACKAGE.items():
+            if module.type.startswith(package):
+                raise _other(f"modules.json has a {module.name}", kind)
+        if module.is_of_library and module.name == "CLIPModel":
+            raise _other("modules.json has a CLIPModel", _MEDIA)
+        if module.is_transformer:
+            _require_reading_text(module)
+        if module.is_pooling and not module.config():
+            raise UnservableError(f"its {module.folder.name} has no config.json; get all files of the model")
+    if not folders.is_declared(folder):
+        _require_base_model(folder)
+
+
+def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> Iterator[Finding]:
+    """What sentence-transformers assumes of a model whose files do not say it.
+
+    Args:
+        folder: The model's.
+        modules: As its files describe them.
+        window: Tokens that it was found to read, None for no limit.
+    """
+    limit = "no limit" if window is None else f"{window} tokens"
+    if not folders.is_declared(folder):
+        yield warning(
+            "it has no modules.json, so that nobody declares pooling, normalization and window; assumed are the mean "
+            f"of the tokens' vectors, no normalization, and a window of {limit}; get all files of the model, or save "
+            "it with SentenceTransformer.save"
+        )
+        return
+    for module in modules:
+        if module.is_pooling and not _names_pooling(module):
+            yield warning(
+                f"its {module.folder.name}/config.json names no way of pooling; the mean of the tokens' vectors is "
+                "assumed"
+            )
+        if module.is_transformer and not _names_window(module):
+            yield warning(
+                f"it declares no window, neither max_seq_length in sentence_bert_config.json nor model_max_length in "
+                f"tokenizer_config.json; {limit} is assumed, from what it has positions for"
+            )
+
+
+def _require_reading_text(module: Module) -> None:
+    noted = module.transformer_config()
+    if (kind := _BY_TASK.get(noted.get("transformer_task", ""))) is not None:
+        raise _other(f"sentence_bert_config.json has the transformer_task {noted['transformer_task']}", kind)
+    for key in sorted(_OF_MEDIA & module.config().keys()):
+        raise _other(f"config.json has a {key}", _MEDIA)
+
+
+def _require_base_model(folder: Path) -> None:
+    """Of a folder without modules.json, which sentence-transformers takes for a model whose tokens it averages."""
+    left = sorted(path.name for path in folder.iterdir() if _MODULE_FOLDER.fullmatch(path.name) and path.is_dir())
+    if left:
+        raise UnservableError(
+            f"it has {', '.join(left)}, but no modules.json, which says how its modules are put together; get all "
+            "files of the model"
+        )
+    architectures = folders.read(folder / "config.json").get("architectures") or ()
+    for architecture in map(str, architectures):
+        for pattern, kind in _BY_ARCHITECTURE:
+            if pattern.search(architecture):
+                raise _other(f"it has no modules.json, and config.json says that it is a {architecture}", kind, _SAVE)
+
+
+def _other(cause: str, kind: str, cure: str = "name an embedding model in SUPPORTED_MODELS") -> UnservableError:
+    return UnservableError(f"it is no embedding model but {kind}: {cause}; {cure}")
+
+
+def _names_pooling(module: Module) -> bool:
+    config = module.config()
+    return "pooling_mode" in config or any(
+        value is True for key, value in config.items() if key.startswith("pooling_mode_")
+    )
+
+
+def _names_window(module: Module) -> bool:
+    declared = module.transformer_config().get("max_seq_length")
+    of_tokenizer = folders.read(module.folder / "tokenizer_config.json").get("model_max_length")
+    return bool(declared) or (isinstance(of_tokenizer, int | float) and of_tokenizer < _NO_LIMIT)

@@ -1,0 +1,273 @@
+"""The model that is served is the one in its files: what libraries would invent or leave out is refused or told."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from embedding_api.config import load_settings
+from embedding_api.engine.engine import load_engine
+from embedding_api.errors import ModelLoadError, UnsupportedTokenError
+from tests import models
+
+
+def t5_mean(folder):
+    """Whose encoder and decoder share an embedding matrix."""
+    config = transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=models.N_VOCABULARY, pad_token_id=1
+    )
+    torch.manual_seed(7)
+    transformers.T5EncoderModel(config).save_pretrained(folder / "base")
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=models._sentence_piece(), model_max_length=models.WINDOW, **tokens
+    ).save_pretrained(folder / "base")
+    return SentenceTransformer(modules=[Transformer(str(folder / "base")), Pooling(32, "mean"), Normalize()])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    made = {}
+
+    def save(make) -> Path:
+        if make not in made:
+            made[make] = models.save(make, tmp_path_factory.mktemp("saved"))
+        return made[make]
+
+    return save
+
+
+@pytest.fixture
+def changed(saved, tmp_path):
+    """A copy of a model whose weights a function changes, and whose config.json gets other values."""
+
+    def change(weights=lambda _: None, make=models.bert_mean, place="", **config) -> Path:
+        folder = shutil.copytree(saved(make), tmp_path / "changed")
+        file = folder / place / "model.safetensors"
+        tensors = load_file(file)
+        tensors = weights(tensors) or tensors
+        save_file(tensors, file, metadata={"format": "pt"})
+        if config:
+            told = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(told | config))
+        return folder
+
+    return change
+
+
+def load(monkeypatch, source, **variables):
+    for name, value in {"SUPPORTED_MODELS": f"m={source}", "BACKEND": "torch", **variables}.items():
+        monkeypatch.setenv(name, value)
+    return load_engine(load_settings())
+
+
+def vectors(monkeypatch, source, texts, **variables):
+    engine = load(monkeypatch, source, **variables)
+    engine.start()
+    try:
+        return engine.embed("m", texts).vectors
+    finally:
+        engine.close()
+
+
+def refusal(monkeypatch, source, **variables) -> str:
+    with pytest.raises(ModelLoadError) as refused:
+        load(monkeypatch, source, **variables)
+    said = str(refused.value)
+    assert "\n" not in said
+    return said
+
+
+def found(caplog, level=logging.WARNING) -> list[str]:
+    """What was told of the model at that level, without its name."""
+    told = [record.getMessage() for record in caplog.records if record.levelno == level]
+    return [message.removeprefix("model m: ") for message in told if message.startswith("model m: ")]
+
+
+def drop(*endings):
+    return lambda tensors: {name: value for name, value in tensors.items() if not name.endswith(endings)}
+
+
+def with_value(name, value, place=0):
+    def change(tensors):
+        tensors[name].view(-1)[place] = value
+
+    return change
+
+
+LAYER = "encoder.layer.1.attention.self.query."
+
+
+class TestMissing:
+    @pytest.mark.parametrize("backend", ["torch", "auto"])
+    def test_weights_that_vectors_depend_on_are_named(self, changed, monkeypatch, backend):
+        said = refusal(monkeypatch, changed(drop(f"{LAYER}weight", f"{LAYER}bias")), BACKEND=backend)
+        assert (
+            f"lack weights that vectors depend on in BertModel, and that would be random numbers: {LAYER}bias" in said
+        )
+        # Conversions that cannot be are kept, too, so that the next start says it at once.
+        assert said == refusal(monkeypatch, load_settings().supported_models[0].source, BACKEND=backend)
+
+    def test_a_wrappers_prefix_is_shown_beside_them(self, changed, monkeypatch):
+        source = changed(lambda tensors: {f"module.{name}": value for name, value in tensors.items()})
+        said = refusal(monkeypatch, source)
+        assert "they hold 0 of " in said
+        assert "(module.embeddings" in said
+
+    def test_a_pooler_that_nobody_reads_may_be_missing(self, changed, saved, monkeypatch, caplog):
+        caplog.set_level(logging.INFO)
+        source = changed(drop("pooler.dense.weight", "pooler.dense.bias"))
+        got = vectors(monkeypatch, source, ["a cat"])
+        assert found(caplog, logging.INFO) == [
+            "weights without effect on any vector are missing: pooler.dense.bias, pooler.dense.weight"
+        ]
+        assert found(caplog) == []
+        np.testing.assert_allclose(got, vectors(monkeypatch, saved(models.bert_mean), ["a cat"]), atol=1e-6)
+
+    def test_a_layer_more_in_the_configuration_is_one_that_is_missing(self, changed, monkeypatch):
+        assert "encoder.layer.2." in refusal(monkeypatch, changed(num_hidden_layers=3))
+
+    def test_tied_weights_may_be_there_once_but_not_never(self, changed, saved, monkeypatch):
+        assert load(monkeypatch, saved(t5_mean))
+        source = changed(drop("shared.weight", "embed_tokens.weight"), make=t5_mean)
+        assert "shared.weight" in refusal(monkeypatch, source)
+
+    def test_weights_of_a_dense_module_are_named(self, changed, monkeypatch):
+        source = changed(drop("bias"), make=models.bert_dense, place="2_Dense")
+        assert '"linear.bias"' in refusal(monkeypatch, source)
+
+    def test_a_shard_that_lacks_what_its_index_promises_is_found_out(self, changed, monkeypatch):
+        source = changed(drop(f"{LAYER}weight"))
+        weights = load_file(source / "model.safetensors")
+        (source / "model.safetensors").rename(source / "model-00001-of-00001.safetensors")
+        index = {
+            "metadata": {},
+            "weight_map": dict.fromkeys([*weights, f"{LAYER}weight"], "model-00001-of-00001.safetensors"),
+        }
+        (source / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert f"{LAYER}weight" in refusal(monkeypatch, source)
+
+
+class TestOthers:
+    def test_another_shape_is_named(self, changed, monkeypatch):
+        said = refusal(monkeypatch, changed(intermediate_size=48))
+        assert "another shape in its files than config.json gives them in BertModel: encoder.layer.0." in said
+        assert "is (64,) and should be (48,)" in said
+
+    def test_a_head_is_told_quietly_and_what_else_nobody_reads_is_a_warning(self, changed, monkeypatch, caplog):
+        caplog.set_level(logging.INFO)
+
+        def add(tensors):
+            names = ("classifier.bias", "cls.predictions.bias", "embeddings.extra.weight", "position_ids")
+            return tensors | {name: torch.zeros(1) for name in names}
+
+        load(monkeypatch, changed(add))
+        assert found(caplog, logging.INFO) == ["weights of a head are left out: classifier.bias, cls.predictions.bias"]
+        (said,) = found(caplog)
+        assert "hold weights that BertModel has no place for, and that are left out: embeddings.extra.weight; " in said
+
+    def test_a_layer_less_in_the_configuration_is_a_warning(self, changed, monkeypatch, caplog):
+        load(monkeypatch, changed(num_hidden_layers=1))
+        assert "encoder.layer.1.attention" in found(caplog)[0]
+
+    def test_what_was_found_at_the_conversion_is_told_at_every_start_once(self, changed, monkeypatch, caplog):
+        source = changed(num_hidden_layers=1)
+        (source / "modules.json").unlink()
+        shutil.rmtree(source / "1_Pooling")
+        shutil.rmtree(source / "2_Normalize", ignore_errors=True)
+        told = []
+        for _ in range(2):
+            caplog.clear()
+            load(monkeypatch, source, BACKEND="auto")
+            told.append(found(caplog))
+        assert told[0] == told[1]
+        assert ["no modules.json" in told[0][0], "encoder.layer.1" in told[0][1], len(told[0])] == [True, True, 2]
+        caplog.clear()
+        load(monkeypatch, source)
+        assert found(caplog) == told[0]
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("backend", ["torch", "auto"])
+    def test_a_model_that_gives_none_is_told_with_the_weight(self, changed, monkeypatch, value, backend):
+        said = refusal(monkeypatch, changed(with_value(f"{LAYER}bias", value)), BACKEND=backend)
+        assert "the model itself gives NaN or infinity" in said
+        assert f"{LAYER}bias" in said
+
+    def test_weights_too_large_for_float32_are_named(self, changed, monkeypatch):
+        def widen(tensors):
+            name = f"{LAYER}bias"
+            return tensors | {name: tensors[name].double() + 1e300}
+
+        assert f"{LAYER}bias, read in float32" in refusal(monkeypatch, changed(widen))
+
+    def test_a_row_that_is_none_is_a_warning_where_no_probe_reads_it(self, changed, monkeypatch, caplog):
+        mask = 4 * models.SIZE["hidden_size"]
+        load(monkeypatch, changed(with_value("embeddings.word_embeddings.weight", float("nan"), mask)))
+        assert "embeddings.word_embeddings.weight, read in float32; a text" in found(caplog)[0]
+
+
+class TestRows:
+    """Tokens that the tokenizer knows and the embedding matrix has no row for."""
+
+    @pytest.fixture
+    def added(self, changed):
+        def add(make, *, is_special=True) -> Path:
+            source = changed(make=make)
+            file = source / "tokenizer.json"
+            tokenizer = json.loads(file.read_text())
+            tokenizer["added_tokens"].append(
+                {"id": models.N_VOCABULARY, "content": "[PRODUCT]", "single_word": False, "lstrip": False,
+                 "rstrip": False, "normalized": False, "special": is_special}
+            )  # fmt: skip
+            file.write_text(json.dumps(tokenizer))
+            return source
+
+        return add
+
+    @pytest.mark.parametrize(
+        ("make", "backend"),
+        [(models.bert_mean, "torch"), (models.bert_mean, "openvino"), (models.static_embedding, "torch")],
+    )
+    def test_they_are_told_and_a_text_with_one_is_refused(self, added, monkeypatch, caplog, make, backend):
+        n_tokens = models.N_VOCABULARY
+        engine = load(monkeypatch, added(make), BACKEND=backend, TOKEN_IDS="model")
+        assert f"'[PRODUCT]' ({n_tokens}); a text that holds one is refused with unsupported_token" in found(caplog)[0]
+        engine.start()
+        try:
+            with pytest.raises(
+                UnsupportedTokenError, match=rf"input\[1\] holds the token {n_tokens} \(\[PRODUCT\]\)"
+            ) as told:
+                engine.embed("m", ["a cat", "buy the [PRODUCT] now"])
+            assert told.value.param == "input[1]"
+            with pytest.raises(UnsupportedTokenError):
+                engine.embed("m", [[5, n_tokens]])
+            assert engine.embed("m", ["a cat"]).vectors.shape[0] == 1
+        finally:
+            engine.close()
+
+    def test_a_tokenizer_of_another_model_is_refused(self, changed, monkeypatch):
+        def cut(tensors):
+            name = "embeddings.word_embeddings.weight"
+            return tensors | {name: tensors[name][:100].clone()}
+
+        said = refusal(monkeypatch, changed(cut, vocab_size=100))
+        assert "tokens, in any text, that its embedding matrix of 100 rows has no row for" in said
+        assert "get tokenizer and weights of one model" in said
+
+
+def test_a_model_without_pooling_is_refused(changed, monkeypatch):
+    source = changed()
+    modules = json.loads((source / "modules.json").read_text())
+    (source / "modules.json").write_text(json.dumps(modules[:1]))
+    assert "its modules give no vector of a text" in refusal(monkeypatch, source)

@@ -1,0 +1,367 @@
+"""What a model's files say of it, before it is loaded: other kinds of model, weights that are not there, code."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from embedding_api.config import load_settings
+from embedding_api.engine.models import folder as folders
+from embedding_api.engine.models import kind
+from embedding_api.engine.models.inspection import inspected, require_trust_used
+from embedding_api.errors import ModelLoadError, SettingsError
+
+BASE = "sentence_transformers.base.modules"
+POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+COMMIT = "c" * 40
+
+
+def write(file: Path, content) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".safetensors":
+        save_file(content, file)
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.fixture
+def model(tmp_path):
+    """An embedding model of two modules, as far as its files tell."""
+    folder = tmp_path / "model"
+    modules = [("", f"{BASE}.transformer.Transformer"), ("1_Pooling", POOLING)]
+    write(folder / "modules.json", [{"path": path, "type": type_} for path, type_ in modules])
+    write(folder / "config.json", {"architectures": ["BertModel"], "model_type": "bert"})
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 64})
+    write(folder / "1_Pooling/config.json", {"embedding_dimension": 4, "pooling_mode": "mean"})
+    write(folder / "model.safetensors", {"weight": np.zeros(4, np.float32)})
+    return folder
+
+
+def nobody(repository, commit):
+    raise AssertionError(f"{repository} was asked for")
+
+
+def inspect(folder, monkeypatch, fetch=nobody, **variables):
+    """Inspects a folder as the only model; what was found, with the contents of what is loaded read in its context."""
+    monkeypatch.setenv("SUPPORTED_MODELS", f"m={folder}")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    with inspected(settings.supported_models[0], folder, settings, fetch) as found:
+        require_trust_used([found], settings)
+        files = {str(path.relative_to(found.folder)): path.read_bytes() for path in found.folder.rglob("*.*")}
+        return found, files
+
+
+def refusal(folder, monkeypatch, *args, **variables) -> str:
+    with pytest.raises(ModelLoadError) as refused:
+        inspect(folder, monkeypatch, *args, **variables)
+    said = str(refused.value)
+    assert said.startswith(f"model m from {folder} cannot be served: ")
+    assert "\n" not in said
+    return said
+
+
+def assumed(folder, window=None):
+    return [finding.message for finding in kind.assumptions(folder, folders.modules(folder), window)]
+
+
+def without_modules(folder: Path) -> Path:
+    (folder / "modules.json").unlink()
+    shutil.rmtree(folder / "1_Pooling")
+    return folder
+
+
+def test_a_whole_model_is_taken_as_it_is(model, monkeypatch):
+    found, _ = inspect(model, monkeypatch)
+    assert (found.folder, found.may_run_code) == (model, False)
+    assert [module.name for module in found.modules] == ["Transformer", "Pooling"]
+    assert assumed(model) == []
+
+
+class TestKind:
+    @pytest.mark.parametrize("model_type", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder", "ColBERT", "New"])
+    def test_what_another_class_saved_is_refused(self, model, monkeypatch, model_type):
+        write(model / "config_sentence_transformers.json", {"model_type": model_type})
+        assert f"says that it is a {model_type}" in refusal(model, monkeypatch)
+
+    @pytest.mark.parametrize(
+        ("type_", "said"),
+        [
+            ("sentence_transformers.sparse_encoder.models.SpladePooling", "a sparse encoder"),
+            ("sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling", "a sparse encoder"),
+            ("sentence_transformers.cross_encoder.modules.logit_score.LogitScore", "a reranker"),
+            ("sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask", "multi-vector"),
+            ("pylate.models.Dense.Dense", "multi-vector"),
+            ("sentence_transformers.models.CLIPModel", "reads pictures"),
+        ],
+    )
+    def test_a_module_that_only_another_kind_has_is_refused(self, model, monkeypatch, type_, said):
+        write(model / "modules.json", [{"path": "", "type": type_}])
+        assert said in refusal(model, monkeypatch)
+
+    def test_a_kind_is_known_by_the_routes_of_a_router(self, model, monkeypatch):
+        write(model / "modules.json", [{"path": "", "type": f"{BASE}.router.Router"}])
+        types = {"query_0": "sentence_transformers.sparse_encoder.modules.SparseStaticEmbedding"}
+        write(model / "router_config.json", {"types": types, "structure": {}, "parameters": {}})
+        assert "a sparse encoder" in refusal(model, monkeypatch)
+
+    @pytest.mark.parametrize("task", ["sequence-classification", "fill-mask"])
+    def test_a_transformer_that_is_for_something_else_is_refused(self, model, monkeypatch, task):
+        write(model / "sentence_bert_config.json", {"transformer_task": task})
+        assert task in refusal(model, monkeypatch)
+
+    def test_a_model_that_reads_pictures_too_is_refused(self, model, monkeypatch):
+        write(model / "config.json", {"vision_config": {}, "text_config": {}})
+        assert "reads pictures or sound: config.json has a vision_config" in refusal(model, monkeypatch)
+
+    @pytest.mark.parametrize(
+        ("architecture", "said"),
+        [
+            ("BertForSequenceClassification", "a reranker or a classifier"),
+            ("BertForMaskedLM", "SPLADE"),
+            ("Qwen3ForCausalLM", "a language model"),
+            ("GPT2LMHeadModel", "a language model"),
+            ("HF_ColBERT", "ColBERT"),
+            ("BertForTokenClassification", "another task"),
+            ("T5ForConditionalGeneration", "another task"),
+            ("CLIPModel", "reads pictures"),
+        ],
+    )
+    def test_modules_json_outranks_what_the_architecture_says(self, model, monkeypatch, architecture, said):
+        write(model / "config.json", {"architectures": [architecture]})
+        inspect(model, monkeypatch)
+        assert said in refusal(without_modules(model), monkeypatch)
+
+    @pytest.mark.parametrize("architectures", [["BertModel"], ["T5EncoderModel"], None])
+    def test_a_base_model_is_taken_and_told_what_is_assumed(self, model, monkeypatch, architectures):
+        write(model / "config.json", {"architectures": architectures})
+        inspect(without_modules(model), monkeypatch)
+        (said,) = assumed(model, window=512)
+        assert "the mean of the tokens' vectors, no normalization, and a window of 512 tokens" in said
+
+    def test_modules_that_nothing_puts_together_are_refused(self, model, monkeypatch):
+        (model / "modules.json").unlink()
+        assert "it has 1_Pooling, but no modules.json" in refusal(model, monkeypatch)
+
+
+class TestAssumptions:
+    @pytest.mark.parametrize("config", [{"word_embedding_dimension": 4}, {"pooling_mode_mean_tokens": False}])
+    def test_a_pooling_without_a_mode_is_told(self, model, config):
+        write(model / "1_Pooling/config.json", config)
+        assert "1_Pooling/config.json names no way of pooling; the mean" in assumed(model)[0]
+
+    @pytest.mark.parametrize("config", [{"pooling_mode_cls_token": True}, {"pooling_mode": ["cls", "max"]}])
+    def test_a_pooling_with_one_is_not(self, model, config):
+        write(model / "1_Pooling/config.json", config)
+        assert assumed(model) == []
+
+    @pytest.mark.parametrize(
+        ("noted", "of_tokenizer", "is_declared"),
+        [(64, None, True), (None, 512, True), (None, None, False), (None, 10**30, False)],
+    )
+    def test_a_window_that_nobody_declares_is_told(self, model, noted, of_tokenizer, is_declared):
+        write(model / "sentence_bert_config.json", {"max_seq_length": noted})
+        write(model / "tokenizer_config.json", {"model_max_length": of_tokenizer})
+        assert [("64 tokens is assumed" in said) for said in assumed(model, window=64)] == [True] * (not is_declared)
+
+    def test_a_pooling_without_its_configuration_is_refused(self, model, monkeypatch):
+        (model / "1_Pooling/config.json").unlink()
+        assert "1_Pooling has no config.json" in refusal(model, monkeypatch)
+
+
+class TestFolder:
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("modules.json", b"{"),
+            ("modules.json", {"path": ""}),
+            ("modules.json", [{"path": ""}]),
+            ("config.json", b"\xff"),
+            ("config.json", [1]),
+        ],
+    )
+    def test_a_file_that_does_not_say_what_it_should_is_named(self, model, monkeypatch, name, content):
+        write(model / name, content)
+        said = refusal(model, monkeypatch)
+        assert f"its {name} " in said
+        assert said.endswith("get the model's files again")
+
+
+class TestWeights:
+    @pytest.mark.parametrize("is_allowed", ["false", "true"])
+    @pytest.mark.parametrize(
+        ("file", "said"),
+        [
+            ("onnx/model.onnx", "only files for ONNX (onnx/model.onnx)"),
+            ("tf_model.h5", "only files for TensorFlow (tf_model.h5)"),
+            ("flax_model.msgpack", "only files for Flax"),
+            ("model-q8_0.gguf", "only files for GGUF"),
+            ("openvino/openvino_model.xml", "only files for OpenVINO"),
+            (".cache/huggingface/download/x.incomplete", "its download broke off"),
+            ("README.md", "there is no model.safetensors; get the model's files again"),
+        ],
+    )
+    def test_where_there_are_none_it_is_told_what_there_is(self, model, monkeypatch, file, said, is_allowed):
+        (model / "model.safetensors").unlink()
+        write(model / file, b"x")
+        told = refusal(model, monkeypatch, ALLOW_PICKLE=is_allowed)
+        assert said in told
+        assert "ALLOW_PICKLE" not in told
+
+    @pytest.mark.parametrize(
+        ("in_repository", "said"),
+        [
+            ({"model.safetensors": {}}, "its download broke off"),
+            ({"pytorch_model.bin": {}}, "pytorch_model.bin is a pickle file; if you trust its source"),
+            ({"onnx/model.onnx": {}}, "only files for ONNX (onnx/model.onnx)"),
+            (None, "its download broke off"),
+        ],
+    )
+    def test_a_snapshot_is_told_by_what_its_repository_holds(self, model, monkeypatch, in_repository, said):
+        snapshot = model.parent / "models--acme--embed" / "snapshots" / COMMIT
+        snapshot.parent.mkdir(parents=True)
+        shutil.copytree(model, snapshot)
+        (snapshot / "model.safetensors").unlink()
+        if in_repository is not None:
+            write(snapshot.parents[1] / "trees" / f"{COMMIT}.json", {"files": in_repository})
+        assert said in refusal(snapshot, monkeypatch)
+
+    def test_an_adapter_is_told_with_its_base_model(self, model, monkeypatch):
+        write(model / "adapter_config.json", {"base_model_name_or_path": "BAAI/bge-m3"})
+        assert "it is an adapter of BAAI/bge-m3" in refusal(model, monkeypatch)
+
+    def test_a_shard_that_is_missing_is_named(self, model, monkeypatch):
+        (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+        index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+        write(model / "model.safetensors.index.json", index)
+        assert "1 of the 2 files of its weights are missing: model-00002-of-00002" in refusal(model, monkeypatch)
+        write(model / "model-00002-of-00002.safetensors", {"b": np.zeros(1, np.float32)})
+        inspect(model, monkeypatch)
+
+    @pytest.mark.parametrize("place", ["", "2_Dense"])
+    def test_pickled_weights_of_any_module_are_refused_unless_allowed(self, model, monkeypatch, place):
+        modules = json.loads((model / "modules.json").read_text())
+        write(model / "modules.json", [*modules, {"path": "2_Dense", "type": f"{BASE}.dense.Dense"}])
+        write(model / "2_Dense/model.safetensors", {"weight": np.zeros(4, np.float32)})
+        (model / place / "model.safetensors").unlink()
+        write(model / place / "pytorch_model.bin", b"")
+        said = refusal(model, monkeypatch)
+        assert f"{Path(place, 'pytorch_model.bin')} is a pickle file; if you trust its source, set ALLOW_PICKLE" in said
+        inspect(model, monkeypatch, ALLOW_PICKLE="true")
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "a pointer of git lfs.*git lfs pull"),
+            (b"\x02" + bytes(7) + b"{}" + b"more", "SafetensorError.*get the model's files again"),
+            (b"", "SafetensorError.*get the model's files again"),
+        ],
+        ids=["pointer of git lfs", "another length", "empty"],
+    )
+    def test_weights_that_are_not_whole_are_told(self, model, monkeypatch, content, why):
+        write(model / "2_Other/model.bin", b"")
+        (model / "model.safetensors").write_bytes(content)
+        assert re.search(f"model.safetensors.*{why}", refusal(model, monkeypatch))
+
+    def test_quantised_weights_are_refused(self, model, monkeypatch):
+        write(model / "model.safetensors", {"layer.weight": np.zeros(4, np.int8), "ids": np.zeros(4, np.int32)})
+        assert "quantised weights (layer.weight)" in refusal(model, monkeypatch)
+
+    def test_files_that_no_module_reads_do_not_matter(self, model, monkeypatch):
+        write(model / "checkpoint-500/optimizer.safetensors", {"a": np.zeros(1, np.float32)})
+        (model / "checkpoint-500/optimizer.safetensors").write_bytes(b"cut")
+        write(model / "checkpoint-500/pytorch_model.bin", b"")
+        write(model / "pytorch_model.bin", b"")
+        write(model / "onnx/model.onnx", b"")
+        inspect(model, monkeypatch)
+
+
+class TestCode:
+    @staticmethod
+    def maps(model, value, file="config.json", key="AutoModel"):
+        content = json.loads((model / file).read_text()) if (model / file).exists() else {}
+        write(model / file, content | {"auto_map": {key: value}})
+
+    @pytest.mark.parametrize(
+        ("file", "key", "value"),
+        [
+            ("config.json", "AutoConfig", "own.OwnConfig"),
+            ("config.json", "AutoModel", "own.OwnModel"),
+            ("tokenizer_config.json", "AutoTokenizer", [None, "own.OwnTokenizer"]),
+        ],
+    )
+    def test_code_beside_a_known_model_type_is_refused_unless_trusted(self, model, monkeypatch, file, key, value):
+        self.maps(model, value, file, key)
+        assert "own.Own" in (said := refusal(model, monkeypatch))
+        assert said.endswith("read that, then name it in TRUST_REMOTE_CODE=m")
+        found, _ = inspect(model, monkeypatch, TRUST_REMOTE_CODE="m")
+        assert (found.folder, found.may_run_code) == (model, True)
+
+    def test_code_that_nobody_would_ask_for_does_not_matter(self, model, monkeypatch):
+        self.maps(model, "own.OwnForCausalLM", key="AutoModelForCausalLM")
+        assert not inspect(model, monkeypatch)[0].may_run_code
+
+    def test_an_activation_of_its_own_is_code(self, model, monkeypatch):
+        modules = json.loads((model / "modules.json").read_text())
+        write(model / "modules.json", [*modules, {"path": "2_Dense", "type": f"{BASE}.dense.Dense"}])
+        write(model / "2_Dense/model.safetensors", {"weight": np.zeros(4, np.float32)})
+        write(model / "2_Dense/config.json", {"activation_function": "torch.nn.modules.linear.Identity"})
+        inspect(model, monkeypatch)
+        write(model / "2_Dense/config.json", {"activation_function": "own.Gated"})
+        assert "(own.Gated)" in refusal(model, monkeypatch)
+
+    def test_code_elsewhere_is_refused_with_the_commit_that_was_found(self, model, monkeypatch, tmp_path):
+        self.maps(model, "org/code--own.OwnModel")
+        asked = []
+
+        def fetch(repository, commit):
+            asked.append((repository, commit))
+            return tmp_path / COMMIT
+
+        for trusted in ("", "m", "m,org/code"):
+            said = refusal(model, monkeypatch, fetch, TRUST_REMOTE_CODE=trusted)
+            assert "code of its own in org/code (own.OwnModel)" in said
+            assert said.endswith(f"TRUST_REMOTE_CODE=m,org/code@{COMMIT}")
+        assert set(asked) == {("org/code", None)}
+
+    def test_where_the_hub_does_not_tell_the_commit_the_line_says_what_is_missing(self, model, monkeypatch):
+        def fetch(repository, commit):
+            raise ModelLoadError("the hub cannot be reached")
+
+        self.maps(model, "org/code--own.OwnModel")
+        assert "m,org/code@<its commit, 40 hexadecimal digits>" in refusal(model, monkeypatch, fetch)
+
+    def test_trusted_code_elsewhere_is_put_beside_the_model(self, model, monkeypatch, tmp_path):
+        write(tmp_path / "code/own.py", b"class OwnModel: pass")
+        self.maps(model, "org/code--own.OwnModel")
+        before = (model / "config.json").read_bytes()
+        asked = []
+        trusted = f"m,org/code@{COMMIT}"
+        found, files = inspect(model, monkeypatch, lambda *told: asked.append(told) or tmp_path / "code",
+                               TRUST_REMOTE_CODE=trusted)  # fmt: skip
+        assert asked == [("org/code", COMMIT)]
+        assert json.loads(files["config.json"])["auto_map"] == {"AutoModel": "own.OwnModel"}
+        assert files["own.py"] == b"class OwnModel: pass"
+        assert files["model.safetensors"] == (model / "model.safetensors").read_bytes()
+        assert (model / "config.json").read_bytes() == before
+        assert not found.folder.exists()
+
+    def test_two_files_of_one_name_are_refused(self, model, monkeypatch, tmp_path):
+        write(tmp_path / "code/own.py", b"")
+        write(model / "own.py", b"")
+        self.maps(model, "org/code--own.OwnModel")
+        said = refusal(model, monkeypatch, lambda *_: tmp_path / "code", TRUST_REMOTE_CODE=f"m,org/code@{COMMIT}")
+        assert "has a file own.py, as the model itself has" in said
+
+    @pytest.mark.parametrize("entry", ["org/other", f"org/other@{COMMIT}"])
+    def test_a_name_that_is_neither_a_model_nor_holds_code_is_refused(self, model, monkeypatch, entry):
+        with pytest.raises(SettingsError, match=f"TRUST_REMOTE_CODE='{entry}' names neither a model"):
+            inspect(model, monkeypatch, TRUST_REMOTE_CODE=entry)
