@@ -1,4 +1,4 @@
-"""Whether the service lives and can answer: GET /, GET /health/live, GET /health/ready. Open to all."""
+"""Whether the service lives and can answer: GET /, /health/live, /health/ready and /health. Open to all."""
 
 from flask import Blueprint, Response, request
 
@@ -32,6 +32,7 @@ def live() -> Response:
 
 
 @bp.get("/health/ready")
+@bp.get("/health")
 def ready() -> Response:
     """200 while the engine answers or has nothing to do; 503 with what is wrong otherwise, and while it drains."""
     if isinstance(refusal := request.environ.get(REFUSAL), NotReadyError):

@@ -14,12 +14,14 @@ bp = Blueprint("models", __name__)
 
 
 @bp.get("/v1/models")
+@bp.get("/models")
 def index() -> Response:
     """Lists the models in the configured order."""
     return answer.json({"object": "list", "data": [_dump(model) for model in parts().engine.models.models]})
 
 
 @bp.get("/v1/models/<path:model_id>")
+@bp.get("/models/<path:model_id>")
 def show(model_id: str) -> Response:
     """Describes one model, by its name or alias."""
     model = parts().engine.models.find(model_id)

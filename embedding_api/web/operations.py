@@ -45,24 +45,28 @@ _CREATE = Operation(
     headers=("Server-Timing", "X-Truncated-Inputs"),
     failures=_OF_EMBEDDINGS,
 )
+_LIST = Operation("list_models", "The models that are served, in the configured order", {_JSON: "Models"})
+_GET = Operation("get_model", "One model, by its name or alias", {_JSON: "Model"}, failures=frozenset({404}))
+_READY = Operation(
+    "get_ready",
+    "Whether the engine answers or has nothing to do",
+    {_JSON: "Ready"},
+    "The worker that gets the question speaks for itself.",
+    failures=frozenset({503}),
+)
 _TEXT = {"type": "string"}
 
 OPERATIONS = {
     "/v1/embeddings": _CREATE,
     "/embeddings": _CREATE._replace(id="create_embeddings_alias", summary="The same as POST /v1/embeddings"),
-    "/v1/models": Operation("list_models", "The models that are served, in the configured order", {_JSON: "Models"}),
-    "/v1/models/{model_id}": Operation(
-        "get_model", "One model, by its name or alias", {_JSON: "Model"}, failures=frozenset({404})
-    ),
+    "/v1/models": _LIST,
+    "/models": _LIST._replace(id="list_models_alias", summary="The same as GET /v1/models"),
+    "/v1/models/{model_id}": _GET,
+    "/models/{model_id}": _GET._replace(id="get_model_alias", summary="The same as GET /v1/models/{model_id}"),
     "/": Operation("get_service", "What this is, how it is, and which models it serves", {_JSON: "Service"}),
     "/health/live": Operation("get_live", "Whether the process can answer at all", {_JSON: "Live"}),
-    "/health/ready": Operation(
-        "get_ready",
-        "Whether the engine answers or has nothing to do",
-        {_JSON: "Ready"},
-        "The worker that gets the question speaks for itself.",
-        failures=frozenset({503}),
-    ),
+    "/health/ready": _READY,
+    "/health": _READY._replace(id="get_health", summary="The same as GET /health/ready"),
     "/metrics": Operation(
         "get_metrics",
         "What all workers count, for Prometheus",

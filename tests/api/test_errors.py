@@ -158,8 +158,9 @@ def test_a_wrong_method_is_405_with_allow(client):
     assert response.headers["Allow"] == "POST"
 
 
-def test_a_model_page_that_is_not_there_is_404(client):
-    assert told(client.get("/v1/models/org/nope"))[:2] == (404, "model_not_found")
+@pytest.mark.parametrize("path", ["/v1/models", "/models"])
+def test_a_model_page_that_is_not_there_is_404(client, path):
+    assert told(client.get(f"{path}/org/nope"))[:2] == (404, "model_not_found")
 
 
 def test_a_fault_of_ours_is_500_and_only_the_log_has_the_story(post, model, caplog):

@@ -36,11 +36,17 @@ def test_requests_are_counted_by_route_method_status_and_model(client, post, cou
     post(input="a cat")
     post(input=["a cat", "tax law"], path="/embeddings")
     post(input="")
+    client.get("/models")
+    client.get("/models/org/fake")
+    client.get("/health")
     client.get("/nowhere/secret")
     for labels, n in [
         ({"route": "/v1/embeddings", "method": "POST", "status": "200", "model": MODEL}, 1),
         ({"route": "/embeddings", "method": "POST", "status": "200", "model": MODEL}, 1),
         ({"route": "/v1/embeddings", "method": "POST", "status": "422", "model": ""}, 1),
+        ({"route": "/models", "method": "GET", "status": "200", "model": ""}, 1),
+        ({"route": "/models/<path:model_id>", "method": "GET", "status": "200", "model": ""}, 1),
+        ({"route": "/health", "method": "GET", "status": "200", "model": ""}, 1),
         ({"route": "-", "method": "GET", "status": "404", "model": ""}, 1),
     ]:
         assert counted("http_requests_total", **labels) == n

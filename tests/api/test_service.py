@@ -25,8 +25,9 @@ def test_the_root_says_what_this_is(client):
     assert client.head("/").status_code == 200
 
 
-def test_models_are_listed_in_openais_shape_and_ours(client):
-    listed = client.get("/v1/models").json
+@pytest.mark.parametrize("path", ["/v1/models", "/models", "/models/"])
+def test_models_are_listed_in_openais_shape_and_ours(client, path):
+    listed = client.get(path).json
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["org/fake", "org/other"]
     assert listed["data"][0] == {
@@ -44,13 +45,16 @@ def test_models_are_listed_in_openais_shape_and_ours(client):
 
 
 @pytest.mark.parametrize("name", ["org/fake", "alias"])
-def test_a_model_is_shown_by_name_and_by_alias(client, name):
-    assert client.get(f"/v1/models/{name}").json["id"] == "org/fake"
+@pytest.mark.parametrize("path", ["/v1/models", "/models"])
+def test_a_model_is_shown_by_name_and_by_alias(client, path, name):
+    assert client.get(f"{path}/{name}").json["id"] == "org/fake"
 
 
 def test_it_is_live_and_ready(client):
     assert client.get("/health/live").json == {"status": "live"}
     assert client.get("/health/ready").json == {"status": "ready"}
+    assert client.get("/health").json == {"status": "ready"}
+    assert client.head("/health").status_code == 200
 
 
 def test_it_is_not_ready_while_a_batch_is_stuck(app, client, model):
@@ -63,10 +67,11 @@ def test_it_is_not_ready_while_a_batch_is_stuck(app, client, model):
             assert model.route.backend.entered.wait(10)
             assert client.get("/health/ready").status_code == 200
             engine._inference_timeout_s = 0
-            response = client.get("/health/ready")
-            assert response.status_code == 503
-            assert response.json["error"]["code"] == "not_ready"
-            assert int(response.headers["Retry-After"]) > 0
+            for path in ("/health/ready", "/health"):
+                response = client.get(path)
+                assert response.status_code == 503
+                assert response.json["error"]["code"] == "not_ready"
+                assert int(response.headers["Retry-After"]) > 0
             assert client.get("/health/live").status_code == 200
             assert client.get("/").json["status"] == "unhealthy"
         finally:
