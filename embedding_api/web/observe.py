@@ -26,6 +26,8 @@ _TRACEPARENT = re.compile(
 
 # Blueprints whose requests get spans, refused ones included. Health checks would be most of all, and tell nothing.
 _TRACED = frozenset({"embeddings", "models"})
+# The blueprint whose requests are logged at DEBUG if they succeed: somebody asks every few seconds, for ever.
+_HEALTH = "health"
 
 
 def init_app(app: Flask) -> None:
@@ -83,7 +85,8 @@ def _end(response: Response) -> Response:
             f"{stage};dur={taken_s * 1000:.2f}" for stage, taken_s in stages_s.items()
         )
     metrics.REQUESTS.labels(fields["route"], fields["method"], fields["status"], fields.get("model", "")).inc()
-    logger.info("request", extra={"fields": fields})
+    is_healthy = request.blueprint == _HEALTH and response.status_code < 400
+    logger.log(logging.DEBUG if is_healthy else logging.INFO, "request", extra={"fields": fields})
     if "span" in g:
         g.span.end(response.status_code, g.request_id, g.get("timing"), embeddings)
     return response

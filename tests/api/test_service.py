@@ -8,8 +8,9 @@ import pytest
 
 from embedding_api import __version__
 from embedding_api.app import create_app
-from embedding_api.caller import CALLER, Caller
+from embedding_api.caller import CALLER, REFUSAL, Caller
 from embedding_api.config import load_settings
+from embedding_api.errors import NotReadyError
 from tests.fakes import fake_engine
 
 KEYS = pytest.mark.settings(API_KEY_SECRET="first, schlüssel, voilà")
@@ -147,6 +148,25 @@ def test_the_access_line_tells_numbers_and_no_text_or_key(client, of_request):
     everything = " ".join(str(vars(record)) for record in of_request.records)
     for secret in ("confession", "the-key", "wrong-key", "forged"):
         assert secret not in everything
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready"])
+def test_a_health_check_that_succeeds_is_logged_at_debug(client, of_request, method, path):
+    assert client.open(path, method=method).status_code == 200
+    (line,) = of_request.records
+    assert (line.levelname, line.fields["route"], line.fields["status"]) == ("DEBUG", path, 200)
+
+
+def test_a_health_check_that_fails_and_any_other_request_are_logged_at_info(client, of_request):
+    draining = {REFUSAL: NotReadyError("the server is stopping")}
+    for path in ("/health", "/health/ready"):
+        assert client.get(path, environ_overrides=draining).status_code == 503
+    assert client.post("/health").status_code == 405
+    assert client.get("/health/nope").status_code == 404
+    assert client.get("/models").status_code == 200
+    assert {record.levelname for record in of_request.records} == {"INFO"}
+    assert [record.fields["status"] for record in of_request.records] == [503, 503, 405, 404, 200]
 
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -55,6 +55,8 @@ def test_every_line_is_text_of_one_kind(launch):
     kind = re.compile(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{{4}} ({LEVELS}) \[\d+\] \S.*")
     assert [line for line in server.log.splitlines() if not kind.fullmatch(line)] == []
     assert f"request request_id=id-1 trace_id={TRACE} method=POST route=/v1/embeddings status=200 ms=" in server.log
+    # Its readiness was asked for again and again.
+    assert "route=/health/ready status=200" not in server.log
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

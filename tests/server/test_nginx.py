@@ -350,7 +350,7 @@ def test_a_request_on_which_connections_are_lost_is_tried_three_times(start_ngin
     ("given", "is_kept"), [("from.the-client_1", True), ("not one", False), ("a" * 129, False), (None, False)]
 )
 def test_one_request_id_goes_all_the_way(server, nginx, given, is_kept):
-    status, _, headers = nginx.request("GET", "/health/live", headers={"X-Request-ID": given} if given else {})
+    status, _, headers = nginx.request("GET", "/v1/models", headers={"X-Request-ID": given} if given else {})
     assert status == 200
     (request_id,) = headers.get_all("X-Request-ID")
     assert request_id == given if is_kept else re.fullmatch("[0-9a-f]{32}", request_id)
