@@ -35,6 +35,7 @@ TABLE: dict[type[errors.ServiceError], Envelope] = {
     errors.ContextLengthExceededError: Envelope(400, _CALLER, "context_length_exceeded"),
     errors.EmptyTextError: Envelope(422, _CALLER, "empty_input"),
     errors.TokenIdsNotAcceptedError: Envelope(400, _CALLER, "token_ids_not_accepted"),
+    errors.UnsupportedTokenError: Envelope(400, _CALLER, "unsupported_token"),
     errors.OverloadedError: Envelope(429, "rate_limit_error", "server_overloaded"),
     # nginx's number for it; only a client that closed one direction alone can read it.
     errors.ClientGoneError: Envelope(499, _CALLER, "client_gone"),

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from embedding_api.caller import CALLER, REFUSAL, Caller
-from embedding_api.errors import NotReadyError, OverloadedError
+from embedding_api.errors import NotReadyError, OverloadedError, UnsupportedTokenError
 from tests.api.conftest import MODEL
 from tests.api.test_errors import told
 
@@ -26,6 +26,11 @@ def test_a_request_that_is_too_much_is_429_and_told_when_to_come_again(client):
     assert response.headers["Retry-After"] == "7"
     error = response.json["error"]
     assert (error["type"], error["code"], error["param"]) == ("rate_limit_error", "server_overloaded", None)
+
+
+def test_a_token_that_the_model_has_no_row_for_is_400(client):
+    error = UnsupportedTokenError("input[1] has a token that the model has no row for", param="input[1]")
+    assert told(embed(client, {REFUSAL: error})) == (400, "unsupported_token", "input[1]", error.message)
 
 
 def test_new_work_is_503_while_the_server_drains(client):
