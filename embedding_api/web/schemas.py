@@ -38,21 +38,46 @@ def _kind(value: Any) -> str:
 
 
 class StrictField(fields.Field[Any]):
-    """A field that says by which rule it refuses, with a code."""
+    """A field that says by which rule it refuses, with a code.
+
+    Args:
+        synonyms: Other APIs' words for values of this field, each with the value that it stands for.
+        unsupported: Other APIs' words for what this service does not do, each with the rule that refuses it.
+    """
 
     default_error_messages = {  # noqa: RUF012 - marshmallow declares it as an instance's
         "required": {"code": "missing_field", "rule": "is missing; it is required"}
     }
 
+    def __init__(
+        self,
+        *,
+        synonyms: Mapping[str, Any] = MappingProxyType({}),
+        unsupported: Mapping[str, str] = MappingProxyType({}),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(pre_load=self._translate, **kwargs)
+        self._synonyms = synonyms
+        self._unsupported = unsupported
+
     @property
     def json_schema(self) -> dict[str, Any]:
-        """What it takes, null included where that means absent."""
+        """What it takes, synonyms included, and null where that means absent."""
         accepted = self._accepted()
-        if not self.required:
-            accepted["type"] = [accepted["type"], "null"]
+        others = dict.fromkeys(self._synonyms, "string") | ({} if self.required else {None: "null"})
+        if others:
+            accepted["type"] = list(dict.fromkeys([accepted["type"], *others.values()]))
             if "enum" in accepted:
-                accepted["enum"] = [*accepted["enum"], None]
+                accepted["enum"] = [*accepted["enum"], *others]
         return accepted
+
+    def _translate(self, value: Any) -> Any:
+        """The value that another API's word stands for; any other value as it is."""
+        if not isinstance(value, str):
+            return value
+        if value in self._unsupported:
+            _refuse("invalid_value", self._unsupported[value])
+        return self._synonyms.get(value, value)
 
     def _accepted(self) -> dict[str, Any]:
         """What it takes but null, as JSON Schema."""
@@ -163,7 +188,7 @@ class Flag(StrictField):
     """true or false, nothing that looks like them."""
 
     def _accepted(self) -> dict[str, Any]:
-        return {"type": "boolean"}
+        return {"type": "boolean", "enum": [True, False]}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if not isinstance(value, bool):
@@ -205,18 +230,25 @@ class EmbeddingRequest(marshmallow.Schema):
     )
     user = Name(load_default=None, metadata={"description": "Accepted, and not stored."})
     truncate = Flag(
+        # Cohere and NVIDIA send capital letters, Elasticsearch's client for NVIDIA small ones.
+        synonyms={"NONE": False, "none": False, "END": True, "end": True},
+        unsupported=dict.fromkeys(
+            ("START", "start"), "must be END or NONE, not START: a text is cut at its end, or refused"
+        ),
         load_default=None,
         metadata={
-            "description": "Whether a text over the model's window is cut to it, and told, or refused. The server's "
-            "setting TRUNCATE is the default."
+            "description": "Whether a text over the model's window is cut to it, and told, or refused. END is another "
+            "word for true, NONE for false. The server's setting TRUNCATE is the default."
         },
     )
     input_type = Choice(
         *typing.get_args(Task),
+        # NVIDIA's word, and Cohere's.
+        synonyms={"passage": "document", "search_query": "query", "search_document": "document"},
         load_default=None,
         metadata={
             "description": "What the texts are to a search. The model's own prompt or route for that is used, if "
-            "there is one."
+            "there is one. search_query is another word for query, passage and search_document for document."
         },
     )
     prompt_name = Name(

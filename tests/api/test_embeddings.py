@@ -64,7 +64,7 @@ def test_dimensions_keeps_leading_components_at_unit_length(post, dimensions):
     np.testing.assert_allclose(got, wanted / np.linalg.norm(wanted), rtol=1e-6)
 
 
-@pytest.mark.parametrize("asked", [{"input_type": "query"}, {"prompt_name": "query"}])
+@pytest.mark.parametrize("asked", [{"input_type": "query"}, {"input_type": "search_query"}, {"prompt_name": "query"}])
 def test_the_models_prompt_for_queries_stands_before_each_text_and_is_counted(post, asked):
     response = post(input=["a cat", "a cat"], **asked)
     np.testing.assert_array_equal(vectors(response), [QUERY_CAT] * 2)
@@ -74,6 +74,13 @@ def test_the_models_prompt_for_queries_stands_before_each_text_and_is_counted(po
 def test_a_prompt_that_is_named_stands_in_the_place_of_that_for_the_input_type(post):
     response = post(input="a cat", input_type="query", prompt_name="law")
     np.testing.assert_array_equal(vectors(response), [vector([1, 7, 3, 4, 2])])
+
+
+@pytest.mark.parametrize("word", ["document", "passage", "search_document"])
+def test_other_apis_words_for_documents_take_the_route_for_documents(post, model, word):
+    """Given a model whose documents take a way of their own."""
+    model.routes["document"] = model.routes["query"]
+    np.testing.assert_array_equal(vectors(post(input="a cat", input_type=word)), [QUERY_CAT])
 
 
 @pytest.mark.parametrize("asked", [{"input_type": "document"}, {"input_type": "query", "model": "org/other"}])
@@ -117,8 +124,9 @@ def test_nothing_is_said_of_truncation_where_there_is_none(post):
     assert "X-Truncated-Inputs" not in post(input="law").headers
 
 
-def test_a_long_text_is_refused_where_truncation_is_declined(post):
-    response = post(input=["law", LONG], truncate=False)
+@pytest.mark.parametrize("declined", [False, "NONE", "none"])
+def test_a_long_text_is_refused_where_truncation_is_declined(post, declined):
+    response = post(input=["law", LONG], truncate=declined)
     assert response.status_code == 400
     error = response.json["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", "input[1]")
@@ -129,7 +137,8 @@ def test_a_long_text_is_refused_where_truncation_is_declined(post):
 @pytest.mark.settings(TRUNCATE="false")
 def test_the_server_can_decline_truncation_and_a_request_ask_for_it(post):
     assert post(input=LONG).status_code == 400
-    assert post(input=LONG, truncate=True).status_code == 200
+    for asked in (True, "END", "end"):
+        assert post(input=LONG, truncate=asked).headers["X-Truncated-Inputs"] == "1"
 
 
 def test_server_timing_tells_where_the_time_went(post):

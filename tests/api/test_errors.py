@@ -59,7 +59,12 @@ def told(response):
         ({"input": "a", "truncate": "yes"}, "invalid_type", "truncate", "not a string"),
         ({"input": "a", "truncate": 1}, "invalid_type", "truncate", "not a number"),
         ({"input": "a", "user": 1}, "invalid_type", "user", "not a number"),
-        ({"input": "a", "input_type": "passage"}, "invalid_value", "input_type", "query or document, not 'passage'"),
+        ({"input": "a", "truncate": "End"}, "invalid_type", "truncate", "not a string"),
+        ({"input": "a", "truncate": "START"}, "invalid_value", "truncate", "must be END or NONE, not START"),
+        ({"input": "a", "truncate": "start"}, "invalid_value", "truncate", "must be END or NONE, not START"),
+        ({"input": "a", "input_type": "topic"}, "invalid_value", "input_type", "query or document, not 'topic'"),
+        ({"input": "a", "input_type": "PASSAGE"}, "invalid_value", "input_type", "query or document, not 'PASSAGE'"),
+        ({"input": "a", "input_type": ["passage"]}, "invalid_type", "input_type", "not an array"),
         ({"input": "a", "prompt_name": ["query"]}, "invalid_type", "prompt_name", "not an array"),
     ],
 )

@@ -53,7 +53,14 @@ def test_the_model_is_one_of_the_names_and_aliases_that_are_served(document):
 
 def test_the_prompt_is_one_of_those_that_a_model_has(document):
     assert request_fields(document)["prompt_name"]["enum"] == ["query", "law", None]
-    assert request_fields(document)["input_type"]["enum"] == ["query", "document", None]
+
+
+def test_other_apis_words_are_told(document):
+    words = ["query", "document", "passage", "search_query", "search_document", None]
+    assert request_fields(document)["input_type"]["enum"] == words
+    truncate = request_fields(document)["truncate"]
+    assert truncate["type"] == ["boolean", "string", "null"]
+    assert truncate["enum"] == [True, False, "NONE", "none", "END", "end", None]
 
 
 def inputs(document):
