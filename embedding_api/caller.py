@@ -21,6 +21,7 @@ class Caller:
     def __init__(self) -> None:
         self.arrived_s = time.monotonic()
         self.deadline_s = math.inf
+        self._limit = "the deadline"
         self._lock = threading.Lock()
         self._has_left = False
         self._callbacks: list[Callable[[], None]] = []
@@ -28,6 +29,23 @@ class Caller:
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, none below zero; None if there is no deadline."""
         return None if math.isinf(self.deadline_s) else max(0.0, self.deadline_s - time.monotonic())
+
+    def wait_at_most(self, timeout_s: float, limit: str) -> None:
+        """Sets the deadline to `timeout_s` after the request arrived, unless it is earlier already.
+
+        Args:
+            timeout_s: Seconds; infinity for no limit.
+            limit: What sets this time, for the message to a request that exceeds it.
+        """
+        if (deadline_s := self.arrived_s + timeout_s) < self.deadline_s:
+            self.deadline_s, self._limit = deadline_s, limit
+
+    def deadline_message(self) -> str:
+        """What a request that exceeded its deadline is told: the limit that ended it, and the cure."""
+        return (
+            f"the request was not answered within the {self.deadline_s - self.arrived_s:g} s of {self._limit}; "
+            f"send fewer texts at once, or raise {self._limit}"
+        )
 
     def leave(self) -> None:
         """The connection is gone; to be called once, by whoever notices."""

@@ -265,7 +265,8 @@ class Settings:
         "60",
         _integer(1, 3600),
         "Seconds after which a request that is not answered gets 504, and its texts are dropped. A client that says\n"
-        "how long it waits, with x-stainless-read-timeout as OpenAI's SDKs do, may shorten it.",
+        "how long it waits may shorten it, as OpenAI's SDKs do: in x-stainless-read-timeout (Python) or\n"
+        "x-stainless-timeout (JavaScript, if the call names a timeout).",
     )
     client_timeout_s: int = setting(
         "30",

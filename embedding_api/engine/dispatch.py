@@ -149,7 +149,7 @@ class Dispatcher:
             if self._is_closing or self._is_retired or self._seat is None or self.admission is None:
                 raise NotReadyError("this worker is stopping")
             if caller.remaining_s() == 0:
-                raise DeadlineExceededError("the time of the request was over before it was read")
+                raise DeadlineExceededError(caller.deadline_message())
             self.admission.require_room()
             n_duplicates = self._backlog.add(job, place, ids, n_prompt_tokens)
             self._assign(self._seat)
@@ -157,7 +157,7 @@ class Dispatcher:
         gone = ClientGoneError("the client closed the connection")
         caller.when_left(log.for_request(lambda: self._abandon(job, gone, "client_gone")))
         if not job.done.wait(caller.remaining_s()):
-            error = DeadlineExceededError("the request was not answered in the time that it had")
+            error = DeadlineExceededError(caller.deadline_message())
             self._abandon(job, error, "deadline")
         if job.error is not None:
             raise job.error
@@ -467,4 +467,7 @@ class Dispatcher:
 
 
 def _hung() -> DeadlineExceededError:
-    return DeadlineExceededError("a text of this request was not computed to an end")
+    return DeadlineExceededError(
+        "the request was not answered: a text of it was not computed to an end within INFERENCE_TIMEOUT_S; leave that "
+        "text out, or raise INFERENCE_TIMEOUT_S"
+    )

@@ -197,7 +197,7 @@ class Engine:
             self._check_token_ids(wants_prompt=bool(prompt.text and (input_type or prompt_name)))
         caller = caller or Caller()
         if caller.remaining_s() == 0:
-            raise DeadlineExceededError("the request waited for a thread until its time was over")
+            raise DeadlineExceededError(caller.deadline_message())
         timing = timing or Timing()
         timing.read_s = monotonic()
         reading = route.reader.read(texts, prompt)

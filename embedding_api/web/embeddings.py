@@ -14,6 +14,11 @@ from embedding_api.web.parts import parts
 
 bp = Blueprint("embeddings", __name__)
 
+# Headers in which OpenAI's SDKs say how many seconds they wait, anew with each retry. Python sends the first with every
+# request, as 600 or 0.5. JavaScript sends the second with a call that has a timeout of its own, rounded down: 0 means
+# less than a second.
+TIMEOUT_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
+
 
 @bp.post("/v1/embeddings")
 @bp.post("/embeddings")
@@ -44,14 +49,16 @@ def create() -> Response:
 def _caller() -> Caller:
     """Who waits for the answer, as long as the settings allow and the client says that it does."""
     caller: Caller = request.environ.get(CALLER) or Caller()
-    caller.deadline_s = caller.arrived_s + min(parts().settings.request_timeout_s, _client_timeout_s())
+    caller.wait_at_most(parts().settings.request_timeout_s, "REQUEST_TIMEOUT_S")
+    for header in TIMEOUT_HEADERS:
+        caller.wait_at_most(_seconds(request.headers.get(header, "")), f"the client's own timeout ({header})")
     return caller
 
 
-def _client_timeout_s() -> float:
-    """What OpenAI's SDKs say of their own patience, in seconds; infinity if they do not, or not clearly."""
+def _seconds(told: str) -> float:
+    """A time that a client tells; infinity if it tells none, or nothing above zero."""
     with contextlib.suppress(ValueError):
-        if (told_s := float(request.headers.get("X-Stainless-Read-Timeout", "inf"))) > 0:
+        if (told_s := float(told)) > 0:
             return told_s
     return math.inf
 

@@ -61,15 +61,37 @@ def held(app, model):
     thread.join(10)
 
 
+PYTHON, JAVASCRIPT = "x-stainless-read-timeout", "x-stainless-timeout"
+CURE = "send fewer texts at once, or raise"
+
+
 @pytest.mark.settings(REQUEST_TIMEOUT_S="1")
-def test_a_request_whose_time_is_over_is_504(client, held):
-    assert told(embed(client))[:2] == (504, "deadline_exceeded")
+@pytest.mark.parametrize("headers", [{}, {PYTHON: "600", JAVASCRIPT: "600"}])
+def test_a_request_whose_time_is_over_is_504_and_told_the_setting(client, held, headers):
+    *got, message = told(embed(client, headers=headers))
+    assert got == [504, "deadline_exceeded", None]
+    said = "the request was not answered within the 1 s of REQUEST_TIMEOUT_S"
+    assert message == f"{said}; {CURE} REQUEST_TIMEOUT_S"
 
 
-def test_a_client_says_with_openais_header_how_long_it_waits(client, held):
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ({PYTHON: "0.1"}, PYTHON),
+        ({JAVASCRIPT: "0.1"}, JAVASCRIPT),
+        ({PYTHON: "0.1", JAVASCRIPT: "600"}, PYTHON),
+        ({PYTHON: "600.0", JAVASCRIPT: "0.1"}, JAVASCRIPT),
+        ({PYTHON: "soon", JAVASCRIPT: "0.1"}, JAVASCRIPT),
+        ({PYTHON: "0.1", JAVASCRIPT: "0"}, PYTHON),
+    ],
+)
+def test_a_client_says_with_openais_headers_how_long_it_waits_and_is_told_so(client, held, headers, name):
     started = time.monotonic()
-    assert told(embed(client, headers={"X-Stainless-Read-Timeout": "0.1"}))[:2] == (504, "deadline_exceeded")
+    *got, message = told(embed(client, headers=headers))
     assert time.monotonic() - started < 10
+    assert got == [504, "deadline_exceeded", None]
+    limit = f"the client's own timeout ({name})"
+    assert message == f"the request was not answered within the 0.1 s of {limit}; {CURE} {limit}"
 
 
 def test_the_time_before_a_thread_took_it_counts(client, model):
@@ -88,4 +110,4 @@ def test_a_client_who_left_is_499_and_nothing_is_computed(client, model, held):
 
 @pytest.mark.parametrize("said", ["", "soon", "-1", "0", "nan", "1e999"])
 def test_a_patience_that_is_none_is_not_heeded(client, said):
-    assert embed(client, headers={"X-Stainless-Read-Timeout": said}).status_code == 200
+    assert embed(client, headers={PYTHON: said, JAVASCRIPT: said}).status_code == 200

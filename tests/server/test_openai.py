@@ -1,5 +1,9 @@
-"""The official OpenAI client, without any option."""
+"""The official OpenAI clients for Python, without any option, and for JavaScript."""
 
+import json
+import os
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -67,6 +71,80 @@ def test_dimensions_and_the_list_of_models(client):
     assert len(client.embeddings.create(model=MINILM, input="a", dimensions=5).data[0].embedding) == 5
     assert [model.id for model in client.models.list()] == [MINILM]
     assert client.models.retrieve(MINILM).owned_by == "sentence-transformers"
+
+
+def test_a_base_url_without_v1_lists_and_embeds(keyed):
+    with openai.OpenAI(base_url=keyed.url, api_key="the-key") as client:
+        assert [model.id for model in client.models.list()] == [MINILM]
+        assert client.models.retrieve(MINILM).id == MINILM
+        assert len(client.embeddings.create(model=MINILM, input="a cat").data) == 1
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("text-embedding-3-small")
+
+
+# Of more work than a second can do.
+N_TEXTS, N_WORDS = 2048, 250
+
+
+def test_the_python_client_is_answered_in_the_time_that_it_says(client):
+    """Its own clock is stopped, so that it reads what the server has to say."""
+
+    def wait(request):
+        request.extensions["timeout"]["read"] = 60
+
+    patient = openai.DefaultHttpxClient(event_hooks={"request": [wait]})
+    hurried = client.with_options(http_client=patient, timeout=1, max_retries=0)
+    texts = [f"{n} {'word ' * N_WORDS}" for n in range(N_TEXTS)]
+    with patient, pytest.raises(openai.InternalServerError) as refused:
+        hurried.embeddings.create(model=MINILM, input=texts)
+    assert (refused.value.status_code, refused.value.code) == (504, "deadline_exceeded")
+    assert "within the 1 s of the client's own timeout (x-stainless-read-timeout)" in refused.value.message
+
+
+JAVASCRIPT = """
+import OpenAI from "openai";
+const [url, model, nTexts, nWords] = process.argv.slice(2);
+// Its own clock is stopped, so that it reads what the server has to say.
+const patient = (url, init) => fetch(url, { ...init, signal: undefined });
+const client = new OpenAI({ baseURL: url, apiKey: "the-key", maxRetries: 0, fetch: patient });
+const names = (await client.models.list()).data.map((model) => model.id);
+const name = (await client.models.retrieve(model)).id;
+const dimensions = (await client.embeddings.create({ model, input: "a cat" })).data[0].embedding.length;
+const input = Array.from({ length: +nTexts }, (_, n) => `${n} ${"word ".repeat(+nWords)}`);
+// It says the timeout of a call, and not that of the client.
+const error = await client.embeddings.create({ model, input }, { timeout: 1000 }).catch((error) => error);
+const { status, code, message } = error;
+console.log(JSON.stringify({ names, name, dimensions, status, code, message }));
+"""
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not here; it installs the client for JavaScript")
+def test_the_javascript_client_lists_embeds_and_is_answered_in_the_time_that_it_says(keyed, javascript):
+    script = javascript / "ask.mjs"
+    script.write_text(JAVASCRIPT)
+    command = ["node", script, keyed.url, MINILM, str(N_TEXTS), str(N_WORDS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    told = json.loads(done.stdout)
+    message = told.pop("message")
+    assert told == {
+        "names": [MINILM],
+        "name": MINILM,
+        "dimensions": 384,
+        "status": 504,
+        "code": "deadline_exceeded",
+    }
+    assert "within the 1 s of the client's own timeout (x-stainless-timeout)" in message
+
+
+@pytest.fixture(scope="module")
+def javascript(tmp_path_factory):
+    """A folder with the client for JavaScript."""
+    folder = tmp_path_factory.mktemp("javascript")
+    (folder / "package.json").write_text("{}")
+    command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "openai@6.49.0"]
+    done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def test_queries_and_documents_of_a_model_with_prompts(launch, tmp_path):

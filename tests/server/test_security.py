@@ -66,7 +66,10 @@ LEAKY = {
         # An id that follows its rule is kept and told: that is what it is for.
         if (name, value) != ("X-Request-ID", "")
     },
-    "x-stainless-read-timeout": post(BODY, f"x-stainless-read-timeout: {KEY}".encode()),
+    **{
+        f"header {name}": post(BODY, f"{name}: {KEY}".encode())
+        for name in ("x-stainless-read-timeout", "x-stainless-timeout")
+    },
     "contradicting schemes": post(BODY, b"X-Forwarded-Proto: https", f"X-Forwarded-Ssl: {KEY}".encode()),
     "Transfer-Encoding": post(BODY, f"Transfer-Encoding: {KEY}".encode()),
     "Content-Length": post(BODY, length=KEY.encode()),
