@@ -15,12 +15,11 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from embedding_api.config import load_settings
-from embedding_api.engine import conversion, loading
+from embedding_api.engine import conversion
 from embedding_api.engine.backends import Routes, convert, openvino, torch
 from embedding_api.engine.engine import load_engine
 from embedding_api.errors import ModelLoadError
 from tests import models
-from tests.fakes import FakeBackend, fake_route, word_tokenizer
 from tests.model.test_torch import DOCS, TEXTS, differences
 
 # torch.export uses what torch has deprecated itself; a conversion of ours runs in a process that warns nobody.
@@ -69,12 +68,12 @@ def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tm
     layout = json.loads((tmp_path / "description.json").read_bytes())["layout"]["name"]
     assert layout == ("Padding" if make.__name__ in PADDED else "Packing")
     reference = SentenceTransformer(str(source), device="cpu").encode(TEXTS, show_progress_bar=False)
-    loaded = openvino.load(tmp_path, precision="float32")
+    loaded = openvino.load(tmp_path, precision="float32").routes
     alone = np.concatenate([embed(loaded, [text]) for text in TEXTS])
     for vectors in (embed(loaded, TEXTS), alone):
         assert vectors.shape == reference.shape
         assert differences(reference, vectors).max() < BOUND
-    halved = embed(openvino.load(tmp_path, precision="bfloat16"), TEXTS)
+    halved = embed(openvino.load(tmp_path, precision="bfloat16").routes, TEXTS)
     lengths = np.linalg.norm(reference, axis=1) * np.linalg.norm(halved, axis=1)
     assert ((reference * halved).sum(axis=1) / lengths).min() > 0.999
 
@@ -85,8 +84,8 @@ def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
     assert convert.main(job(source, tmp_path)) == convert.Answer()
     wanted = torch.load(
         source, device="cpu", precision="float32", n_threads=1, trust_remote_code=False, allow_pickle=False
-    )
-    routes = openvino.load(tmp_path, precision="float32")
+    ).routes
+    routes = openvino.load(tmp_path, precision="float32").routes
     assert routes.keys() == wanted.keys()
     for task, route in routes.items():
         assert (route.prompt, route.prompts) == (wanted[task].prompt, wanted[task].prompts)
@@ -153,38 +152,7 @@ def test_int8_multiplies_in_8_bits(folder, tmp_path):
     source = models.save(models.bert_mean, folder)
     assert convert.main(job(source, target, quantise=True, calibration_texts=str(texts))) == convert.Answer()
     assert "FakeQuantize" in (target / "model.xml").read_text()
-    assert embed(openvino.load(target, precision="int8"), TEXTS).shape == (len(TEXTS), 32)
-
-
-class _Stored:
-    """A loader whose backend gives vectors that are a given way off the reference."""
-
-    def __init__(self, name: str, off: float) -> None:
-        self.name, self.off = name, off
-
-    def __call__(self, spec, folder, settings):
-        from embedding_api.engine.proof import PROBE_TEXTS
-        from embedding_api.engine.text import Reader
-
-        reader = Reader(word_tokenizer(), window=None)
-        backend = FakeBackend()
-        backend.name = self.name
-        reference = backend.embed([tokens.ids for tokens in reader.read(PROBE_TEXTS).tokens], 0)
-        return {None: fake_route(backend, reader=reader, reference=reference * (1 + self.off))}
-
-
-def test_a_backend_out_of_its_bound_is_left_by_auto_and_refused_where_it_was_named(monkeypatch, caplog):
-    loaders = {"openvino": _Stored("openvino", 1e-3), "torch": _Stored("torch", 0)}
-    told = load_settings()
-    spec = told.supported_models[0]
-    routes, proof = loading.load(spec, ROOT, told, loaders)
-    assert (routes[None].backend.name, proof.holds) == ("torch", True)
-    assert "its vectors in float32 differ from sentence-transformers' own: largest difference" in caplog.text
-    monkeypatch.setenv("BACKEND", "openvino")
-    with pytest.raises(
-        ModelLoadError, match=r"cannot be served by openvino: .* largest difference \d.*set BACKEND=auto"
-    ):
-        loading.load(spec, ROOT, load_settings(), loaders)
+    assert embed(openvino.load(target, precision="int8").routes, TEXTS).shape == (len(TEXTS), 32)
 
 
 # Runs in a child: loads MiniLM, says which modules there are, how many threads, and whether a fork computes and exits.

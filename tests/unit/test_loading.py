@@ -99,6 +99,9 @@ def test_a_model_that_does_not_bear_a_precision_is_served_in_float32_and_the_fig
 
 def test_out_of_bounds_in_float32_too_is_left_to_torch(monkeypatch):
     openvino = Loader("openvino", off={"bfloat16": 1, "float32": 1})
+    with pytest.raises(ModelLoadError, match=r"by openvino: .* largest difference \d.*; set BACKEND=auto"):
+        load(monkeypatch, openvino, BACKEND="openvino")
+    monkeypatch.delenv("BACKEND")
     assert load(monkeypatch, openvino, PRECISION="bfloat16").name == "torch"
     with pytest.raises(ModelLoadError, match=r"cannot be served by torch: .*; set PRECISION=float32"):
         load(monkeypatch, openvino, Loader("torch", off={"bfloat16": 1}))
