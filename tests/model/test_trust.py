@@ -75,6 +75,44 @@ def test_it_runs_where_that_model_is_trusted(plain, monkeypatch, tmp_path, bring
     assert (source / "ran").exists()
 
 
+@pytest.fixture
+def elsewhere(plain, tmp_path, monkeypatch):
+    """A copy of a model whose code lies in another repository, at two commits in the hub's cache; and those."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    source = with_code_in_its_transformer(plain, tmp_path / "with-code")
+    config = json.loads((source / "config.json").read_text())
+    config["auto_map"] = {key: f"org/code--{name}" for key, name in config["auto_map"].items()}
+    (source / "config.json").write_text(json.dumps(config))
+    repository = tmp_path / "hf/hub/models--org--code"
+    old, new = "1" * 40, "2" * 40
+    code = (source / "own.py").read_text()
+    (source / "own.py").unlink()
+    for commit in (old, new):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "own.py").write_text(code.replace("/ran'", f"/ran-{commit}'"))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(new)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return source, old, new
+
+
+@pytest.mark.parametrize("trusted", ["", "coded", "coded,org/code"])
+def test_code_in_another_repository_does_not_run_without_a_commit(elsewhere, monkeypatch, trusted):
+    source, _, new = elsewhere
+    with pytest.raises(ModelLoadError, match=rf"code of its own in org/code .*TRUST_REMOTE_CODE=coded,org/code@{new}"):
+        load(monkeypatch, f"coded={source}", TRUST_REMOTE_CODE=trusted)
+    assert not list(source.glob("ran*"))
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_code_in_another_repository_runs_at_the_commit_that_is_trusted(elsewhere, monkeypatch, backend):
+    source, old, _ = elsewhere
+    load(monkeypatch, f"coded={source}", TRUST_REMOTE_CODE=f"coded,org/code@{old}", BACKEND=backend)
+    assert [path.name for path in source.glob("ran*")] == [f"ran-{old}"]
+
+
 class Bomb:
     """What runs when it is unpickled."""
 

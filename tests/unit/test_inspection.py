@@ -172,6 +172,10 @@ class TestAssumptions:
         write(model / "tokenizer_config.json", {"model_max_length": of_tokenizer})
         assert [("64 tokens is assumed" in said) for said in assumed(model, window=64)] == [True] * (not is_declared)
 
+    def test_a_transformer_without_its_configuration_is_refused(self, model, monkeypatch):
+        (model / "config.json").unlink()
+        assert "it has no config.json for its Transformer" in refusal(model, monkeypatch)
+
     def test_a_pooling_without_its_configuration_is_refused(self, model, monkeypatch):
         (model / "1_Pooling/config.json").unlink()
         assert "1_Pooling has no config.json" in refusal(model, monkeypatch)

@@ -108,6 +108,8 @@ def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> 
 
 
 def _require_reading_text(module: Module) -> None:
+    if not (module.folder / "config.json").is_file():
+        raise UnservableError("it has no config.json for its Transformer; get the model's files again")
     noted = module.transformer_config()
     if (kind := _BY_TASK.get(noted.get("transformer_task", ""))) is not None:
         raise _other(f"sentence_bert_config.json has the transformer_task {noted['transformer_task']}", kind)
