@@ -181,19 +181,20 @@ class TestOthers:
 
     def test_what_was_found_at_the_conversion_is_told_at_every_start_once(self, changed, monkeypatch, caplog):
         source = changed(num_hidden_layers=1)
-        (source / "modules.json").unlink()
-        shutil.rmtree(source / "1_Pooling")
-        shutil.rmtree(source / "2_Normalize", ignore_errors=True)
-        told = []
-        for _ in range(2):
+        (source / "1_Pooling/config.json").write_text('{"embedding_dimension": 32}')
+        told = json.loads((source / "config_sentence_transformers.json").read_text())
+        told["__version__"]["sentence_transformers"] = "99.0.0"
+        (source / "config_sentence_transformers.json").write_text(json.dumps(told))
+        starts = []
+        for backend in ("auto", "auto", "torch"):
             caplog.clear()
-            load(monkeypatch, source, BACKEND="auto")
-            told.append(found(caplog))
-        assert told[0] == told[1]
-        assert ["no modules.json" in told[0][0], "encoder.layer.1" in told[0][1], len(told[0])] == [True, True, 2]
-        caplog.clear()
-        load(monkeypatch, source)
-        assert found(caplog) == told[0]
+            load(monkeypatch, source, BACKEND=backend)
+            starts.append(found(caplog))
+        pooling, version, layer = starts[0]
+        assert "names no way of pooling" in pooling
+        assert "created with Sentence Transformers version 99.0.0" in version
+        assert "encoder.layer.1" in layer
+        assert starts == [starts[0]] * 3
 
 
 class TestNumbers:
