@@ -3,13 +3,14 @@
 import json
 import logging
 import os
+import selectors
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from embedding_api.config import Settings
 
@@ -41,38 +42,59 @@ def ask(
         environment: All of its variables.
         folder: Its working folder; this process's own if None.
         keep: File descriptors that it inherits.
-        is_quiet: Whether what it writes to stderr is logged at level DEBUG alone; otherwise it goes where ours goes.
+        is_quiet: Whether the lines that it writes to stderr are logged at level DEBUG, and not at WARNING.
 
     Returns:
         What it said, or `end`: how it ended without saying anything, a predicate without its subject.
     """
+    program = Path(arguments[arguments[0] == "-m"]).name
     # -P: the program's own folder stays off the module path.
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-P", *arguments],
         env=environment,
         cwd=folder,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE if is_quiet else None,
+        stderr=subprocess.PIPE,
         pass_fds=keep,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    if is_quiet:
-        logger.debug("%s wrote:\n%s", arguments[0], done.stderr)
+    ) as child:
+        try:
+            output, errors = _read(child, program, logging.DEBUG if is_quiet else logging.WARNING)
+        except BaseException:
+            child.kill()
+            raise
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer = json.loads(output[-1])
     except (IndexError, ValueError):
         answer = None
-    return answer if isinstance(answer, dict) else {"end": _end(done)}
+    return answer if isinstance(answer, dict) else {"end": _end(child.returncode, errors)}
 
 
-def _end(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode == -signal.SIGKILL:
+def _read(child: subprocess.Popen[bytes], program: str, level: int) -> tuple[list[str], list[str]]:
+    """What a program writes to stdout and to stderr, in lines; those to stderr are logged as they come."""
+    pipes: list[IO[bytes]] = [pipe for pipe in (child.stdout, child.stderr) if pipe is not None]
+    lines: list[list[str]] = [[], []]
+    rests = [b"", b""]
+    with selectors.DefaultSelector() as selector:
+        for index, pipe in enumerate(pipes):
+            selector.register(pipe, selectors.EVENT_READ, index)
+        while selector.get_map():
+            for key, _ in selector.select():
+                data = os.read(key.fd, 65_536)
+                *whole, rests[key.data] = (rests[key.data] + (data or b"\n")).split(b"\n")
+                told = [line for one in whole if (line := one.decode(errors="replace").strip())]
+                lines[key.data] += told
+                if pipes[key.data] is child.stderr:
+                    for line in told:
+                        logger.log(level, "%s: %s", program, line)
+                if not data:
+                    selector.unregister(key.fileobj)
+    return lines[0], lines[1]
+
+
+def _end(code: int, errors: Sequence[str]) -> str:
+    if code == -signal.SIGKILL:
         return "was ended by signal 9, most likely for want of memory; free some, or choose a smaller model"
-    if done.returncode < 0:
-        return f"was ended by signal {-done.returncode}"
-    if done.stderr is None:
-        return f"ended with code {done.returncode}; see the lines above"
-    last = next(reversed(done.stderr.splitlines()), "")
-    return f"ended with code {done.returncode} ({last[:300] or 'no message'})"
+    if code < 0:
+        return f"was ended by signal {-code}"
+    last = next(reversed(errors), "")
+    return f"ended with code {code} ({last[:300] or 'no message'})"

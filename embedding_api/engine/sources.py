@@ -1,14 +1,18 @@
 """Where a model's files come from: a local folder, a package that carries them, the Hugging Face cache and hub."""
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from embedding_api.config import Settings
 from embedding_api.engine import cache, programs
 from embedding_api.errors import ModelLoadError
 from embedding_api.model_spec import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 
 class _Package(NamedTuple):
@@ -100,11 +104,18 @@ def _downloaded(spec: ModelSpec, settings: Settings) -> Path:
     answer = _ask_hub(settings, spec.source, spec.revision or "", "all" if settings.allow_pickle else "safe")
     if "problem" in answer:
         raise ModelLoadError(f"model {spec.name} from the Hugging Face hub ({spec.source}): {answer['problem']}")
+    for line in answer["warnings"]:
+        logger.warning("model %s from the Hugging Face hub (%s): %s", spec.name, spec.source, line)
     return Path(answer["path"])
 
 
-def _ask_hub(settings: Settings, *arguments: str) -> dict[str, str]:
-    """What hub.py answers to these arguments: a `path`, or a `problem`."""
+def _ask_hub(settings: Settings, *arguments: str) -> dict[str, Any]:
+    """What hub.py answers to these arguments: a `path` and `warnings`, or a `problem`."""
+    try:
+        # The hub's library cannot even be imported with an address that is none.
+        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
+    except ValueError as error:
+        return {"problem": f"HF_ENDPOINT is no address ({error}); write https:// and the host, or unset it"}
     more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     # The one program that gets a token; the second name is the hub's own older one.
     if token := settings.hf_token or os.environ.get("HUGGING_FACE_HUB_TOKEN"):

@@ -4,6 +4,10 @@ import errno
 import hashlib
 import http.server
 import json
+import re
+import socket
+import ssl
+import subprocess
 import threading
 from typing import ClassVar
 
@@ -16,6 +20,7 @@ from embedding_api.errors import ModelLoadError
 COMMIT = "c" * 40
 FILES = {
     "org/good": {"config.json": b"{}", "modules.json": b"[]", "model.safetensors": b"weights", "onnx/model.onnx": b"x"},
+    "org/cut": {"config.json": b"{}", "model.safetensors": b"weights"},
     "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
     "org/code": {"own.py": b"", "model.safetensors": b"weights"},
     "sentence-transformers/short": {"config.json": b"{}", "model.safetensors": b"weights"},
@@ -23,9 +28,18 @@ FILES = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download asks for. `org/private` wants the token, `org/gated` lets nobody in."""
+    """As much of the hub as a download asks for. `org/private` wants the token, `org/gated` lets nobody in.
+
+    A model of `fault` is told by what `faults` has for it: a status, a body and headers.
+    """
 
     asked: ClassVar[list] = []
+    faults: ClassVar[dict] = {}
+    # Ends answers that take too long.
+    is_over = threading.Event()
+
+    def do_CONNECT(self):
+        self.answer(403, b"")
 
     def do_HEAD(self):
         self.do_GET()
@@ -41,6 +55,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def describe(self, name, revision):
         name, _, is_tree = name.partition("/tree/")
+        if name == "fault/slow":
+            self.is_over.wait(60)
+        if name in self.faults:
+            status, body, headers = self.faults[name]
+            return self.answer(status, body, **headers)
         if name == "org/private" and self.headers.get("Authorization") == "Bearer good-token":
             name = "org/good"
         if name == "org/gated":
@@ -60,13 +79,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def give(self, name, file):
         data = FILES["org/good" if name == "org/private" else name][file]
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
-        self.answer(200, data, **headers)
+        is_cut = name == "org/cut" and self.command == "GET"
+        self.answer(200, data[: len(data) // 2] if is_cut else data, **headers, **{"Content-Length": str(len(data))})
 
     def answer(self, status, body, **headers):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -78,15 +99,18 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def small_hub(monkeypatch, tmp_path):
     """The hub that downloads of this test ask, with an empty cache before it."""
-    Hub.asked = []
+    Hub.asked, Hub.faults = [], {}
+    Hub.is_over.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setenv("NO_PROXY", "")
         yield server
+        Hub.is_over.set()
         server.shutdown()
         thread.join()
 
@@ -180,8 +204,35 @@ def test_a_wrong_token_is_shown_to_nobody(monkeypatch, small_hub, capfd):
 
 def test_an_empty_cache_without_a_connection_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(ModelLoadError, match="the hub cannot be reached and the cache does not hold it"):
+    with pytest.raises(ModelLoadError, match=f"HF_HUB_OFFLINE=1 forbids .* the cache {tmp_path}/hub does not hold it"):
         locate(monkeypatch, "org/good", HF_HUB_OFFLINE="1")
+
+
+def test_an_address_of_the_hub_that_cannot_be_read_is_told(monkeypatch):
+    with pytest.raises(ModelLoadError, match=r"HF_ENDPOINT is no address \(Invalid IPv6 URL\)"):
+        locate(monkeypatch, "org/good", HF_ENDPOINT="http://[::")
+
+
+def test_if_the_hub_fails_the_cache_serves_and_the_reason_is_told(monkeypatch, small_hub, caplog):
+    first = locate(monkeypatch, "org/good")
+    assert caplog.messages == []
+    Hub.faults["org/good"] = (503, b"", {})
+    assert locate(monkeypatch, "org/good") == first
+    (line,) = caplog.messages
+    assert "model org/good from the Hugging Face hub (org/good): it is served as the cache has it: " in line
+    assert "answers 503: Service Unavailable); try again later" in line
+    # A commit cannot change.
+    assert locate(monkeypatch, f"org/good@{COMMIT}") == first
+    (first / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"503.*\(the cache holds only a part of it\)"):
+        locate(monkeypatch, "org/good")
+
+
+def test_what_the_library_warns_of_is_told_in_lines_without_the_token(monkeypatch, small_hub, caplog):
+    Hub.faults["org/good"] = (503, b"", {"X-HF-Warning": "use; not wrong-token\tbut another"})
+    with pytest.raises(ModelLoadError):
+        locate(monkeypatch, "org/good", HF_TOKEN="wrong-token")
+    assert caplog.messages == ["hub.py: not (hidden) but another"]
 
 
 def test_pickle_files_are_downloaded_where_they_are_allowed(monkeypatch, small_hub):
@@ -220,44 +271,155 @@ def test_code_that_the_hub_does_not_have_is_told(monkeypatch, small_hub):
         sources.fetch_code("org/nope", COMMIT, load_settings())
 
 
-class TestTheProgram:
-    """hub.py in this process, where its lines can be counted."""
+@pytest.fixture
+def ask(monkeypatch, small_hub, tmp_path):
+    """The answer of hub.py in this process, where its lines can be counted."""
+    hub._token.cache_clear()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr(hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+
+    def ask(name, endpoint=f"http://127.0.0.1:{small_hub.server_port}", *, revision="", files="safe"):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        monkeypatch.setattr(hub.constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(
+            hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        return hub.main(name, revision, files)
+
+    # Progress bars start a thread.
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    yield ask
+    hub.set_client_factory(hub.default_client_factory)
+    hub._token.cache_clear()
+
+
+class TestWhyTheHubGivesNothing:
+    @pytest.mark.parametrize(
+        ("status", "headers", "token", "said"),
+        [
+            (
+                401,
+                {"X-Error-Message": "Token x is expired"},
+                "hf_old",
+                "does not accept HF_TOKEN (HUB answers 401: Tok",
+            ),
+            (
+                401,
+                {"X-Error-Message": "hf_old is bad"},
+                "hf_old",
+                "401: (hidden) is bad); put a valid token in",
+            ),
+            (401, {}, "", "the hub has no such model, or it is private; check the name, or set HF_TOKEN"),
+            (401, {"X-Error-Code": "RepoNotFound"}, "hf_old", "no such model, or HF_TOKEN may not read it; check both"),
+            (403, {}, "hf_old", "a proxy or firewall forbids it (HUB answers 403: Forbidden); let this machine reach"),
+            (403, {"X-Error-Message": "no"}, "hf_old", "HF_TOKEN may not read it (HUB answers 403: no); give"),
+            (403, {"X-Error-Code": "GatedRepo"}, "", "it is gated; ask for access on its page"),
+            (404, {}, "", "no such model (HUB answers 404: Not Found); check the name and HF_ENDPOINT"),
+            (404, {"X-Error-Code": "RevisionNotFound"}, "", "the hub has no revision"),
+            (407, {}, "", "the proxy wants a user and a password"),
+            (418, {}, "", "the hub refuses (HUB answers 418: I'm a Teapot); check"),
+            (429, {"Retry-After": "300"}, "", "wait 300 s, or set HF_TOKEN: a token raises the limit"),
+            (429, {"RateLimit": '"api";r=0;t=55'}, "hf_ok", "too many requests from here (HUB answers 429: Too Many"),
+            (429, {}, "hf_ok", "wait some minutes"),
+            (502, {}, "", "the hub is down or overloaded (HUB answers 502: Bad Gateway); try again later"),
+            (200, {"Content-Type": "text/html"}, "", "HUB answers, but not as a hub does"),
+            (302, {"Location": "/api/models/fault/it"}, "", "HUB answers, but not as a hub does"),
+        ],
+    )
+    def test_what_is_answered_is_told_with_its_cure(self, monkeypatch, small_hub, ask, status, headers, token, said):
+        monkeypatch.setenv("HF_TOKEN", token)
+        Hub.faults["fault/it"] = (status, b"<html>", headers)
+        assert said.replace("HUB", f"127.0.0.1:{small_hub.server_port}") in ask("fault/it")["problem"]
+
+    @pytest.mark.parametrize(
+        ("endpoint", "variables", "said"),
+        [
+            ("http://me:pw@127.0.0.1:FREE", {}, "127.0.0.1:FREE refuses connections; check HF_ENDPOINT and the"),
+            ("https://no.such.invalid", {}, "no.such.invalid is no name that resolves; check HF_ENDPOINT"),
+            ("me:pw@nonsense", {}, "HF_ENDPOINT='nonsense' is no address of a hub; write https://"),
+            ("ftp://me:pw@127.0.0.1", {}, "HF_ENDPOINT='ftp://127.0.0.1' is no address of a hub"),
+            ("https://127.0.0.1:HUB", {}, "127.0.0.1:HUB does not speak TLS"),
+            ("http://127.0.0.1:HUB", {"HTTP_PROXY": "http://me:pw@127.0.0.1:FREE"}, "of HTTP_PROXY (127.0.0.1:FREE)"),
+            ("https://hub.invalid", {"HTTPS_PROXY": "http://me:pw@127.0.0.1:HUB"}, "refuses to connect to hub.invalid"),
+            ("https://hub.invalid", {"HTTPS_PROXY": "http://p.invalid"}, "proxy of HTTPS_PROXY (p.invalid) is no name"),
+            ("http://127.0.0.1:HUB", {"HTTP_PROXY": "what://me:pw@x"}, "names no proxy (Unknown scheme"),
+            ("http://127.0.0.1:HUB", {"SSL_CERT_FILE": "/no/such"}, "SSL_CERT_FILE=/no/such cannot be read"),
+            ("http://127.0.0.1:HUB", {"HF_TOKEN": "hf_\xe9"}, "HF_TOKEN holds characters that no token has"),
+        ],
+    )
+    def test_what_keeps_it_from_being_asked_is_told(self, monkeypatch, small_hub, ask, endpoint, variables, said):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports = {"FREE": str(free.getsockname()[1]), "HUB": str(small_hub.server_port)}
+
+        def filled(text):
+            return re.sub("FREE|HUB", lambda match: ports[match[0]], text)
+
+        for name, value in variables.items():
+            monkeypatch.setenv(name, filled(value))
+        problem = ask("org/good", filled(endpoint))["problem"]
+        assert filled(said) in problem
+        assert "\n" not in problem
+        assert "pw" not in problem
+
+    def test_a_hub_that_does_not_answer_is_not_waited_for(self, monkeypatch, ask):
+        monkeypatch.setattr(hub, "_TIMEOUT_S", 0.2)
+        assert "did not answer in time" in ask("fault/slow")["problem"]
+
+    def test_without_a_connection_nothing_is_asked(self, monkeypatch, ask):
+        monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+        assert "TRANSFORMERS_OFFLINE=1 forbids to ask the hub" in ask("org/good")["problem"]
+        assert Hub.asked == []
+
+    def test_a_download_that_breaks_off_ends(self, monkeypatch, ask):
+        waits = []
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", waits.append)
+        assert "the connection to 127.0.0.1" in (problem := ask("org/cut")["problem"])
+        assert "broke off (peer closed connection" in problem
+        assert waits
+        # What came is counted as progress, however often it comes.
+        monkeypatch.setattr(hub.constants, "DOWNLOAD_CHUNK_SIZE", 1)
+        assert "broke off at the same place each time; a proxy" in ask("org/cut")["problem"]
+
+    def test_a_certificate_that_is_not_trusted_is_told_and_trusted_once_it_is_named(
+        self, monkeypatch, small_hub, ask, tmp_path
+    ):
+        key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+        subprocess.run(
+            "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 "
+            f"-keyout {key} -out {certificate}",
+            shell=True,
+            check=True,
+            capture_output=True,
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        small_hub.socket = context.wrap_socket(small_hub.socket, server_side=True)
+        endpoint = f"https://127.0.0.1:{small_hub.server_port}"
+        said = f"127.0.0.1:{small_hub.server_port} is not trusted (self-signed certificate); if"
+        assert said in ask("org/good", endpoint)["problem"]
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert "path" in ask("org/good", endpoint)
 
     @pytest.mark.parametrize(
         ("raised", "said"),
         [
-            (hub.errors.LocalEntryNotFoundError("x"), "cannot be reached"),
             (OSError("disk full\nmore"), "the download failed (OSError: disk full)"),
             (OSError(errno.ENOSPC, "No space left on device"), "set HF_HOME to a folder that"),
             (ValueError(), "the download failed (ValueError: )"),
+            (hub.errors.HFValidationError("'a--b'"), "the hub can have no such model ('a--b'); check the name"),
         ],
     )
-    def test_whatever_goes_wrong_is_one_line(self, monkeypatch, raised, said):
+    def test_whatever_goes_wrong_is_one_line(self, monkeypatch, ask, raised, said):
         def fail(*_, **__):
             raise raised
 
         monkeypatch.setattr(hub, "snapshot_download", fail)
-        assert said in hub.main("a/b", "", "safe")["problem"]
-
-    def test_pickles_are_ignored_unless_allowed(self, monkeypatch):
-        asked = []
-        monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: asked.append(options) or "/folder")
-        assert hub.main("a/b", "v1", "safe") == hub.main("a/b", "", "all") == {"path": "/folder"}
-        assert [options["revision"] for options in asked] == ["v1", None]
-        assert ["*.bin" in options["ignore_patterns"] for options in asked] == [True, False]
-
-    @pytest.mark.parametrize(
-        ("error", "said"),
-        [("RevisionNotFoundError", "no revision"), ("GatedRepoError", "gated"), ("RepositoryNotFoundError", "no such")],
-    )
-    def test_what_the_hub_refuses_is_told(self, monkeypatch, error, said):
-        import httpx2
-
-        cls = getattr(hub.errors, error)
-        response = httpx2.Response(404, request=httpx2.Request("GET", "http://127.0.0.1"))
-
-        def fail(*_, **__):
-            raise cls("x", response=response)
-
-        monkeypatch.setattr(hub, "snapshot_download", fail)
-        assert said in hub.main("a/b", "v1", "safe")["problem"]
+        problem = ask("org/good")["problem"]
+        assert said in problem
+        assert "\n" not in problem
