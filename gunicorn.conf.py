@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 from embedding_api import listen, log, slots
@@ -11,10 +10,11 @@ from embedding_api.errors import StartError
 
 try:
     settings = load_settings()
+    log.take_over(settings)
     listen.refuse_used_addresses(settings)
     slots.share(settings.max_workers)
 except StartError as error:
-    sys.exit(error.line)
+    log.refuse(error)
 
 # What it counts is shared from `slots.share` on.
 from embedding_api import metrics

@@ -10,7 +10,8 @@ from embedding_api.errors import StartError
 try:
     settings = load_settings()
     log.configure(settings)
+    # What the code of models and libraries prints is for the log, too.
+    sys.stdout = sys.stderr
     app = create_app(settings)
 except StartError as error:
-    # Any other exception would print the whole way here.
-    sys.exit(error.line)
+    log.refuse(error)

@@ -447,6 +447,16 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     return Settings(**values)
 
 
+def log_format(env_file: Path = Path(".env")) -> str:
+    """LOG_FORMAT, or `text` where that cannot be told: for who must log that the settings are wrong."""
+    try:
+        repository = decouple.RepositoryEnv(str(env_file), encoding="utf-8-sig") if env_file.exists() else None
+    except (OSError, ValueError):
+        repository = None
+    text = decouple.Config(repository or decouple.RepositoryEmpty())("LOG_FORMAT", default="")
+    return "json" if _unquoted(text.strip()).lower() == "json" else "text"
+
+
 def _read_file(env_file: Path) -> decouple.RepositoryEnv:
     """The file's lines, after a byte order mark if need be; one that was meant for a setting and misses is refused."""
     repository = decouple.RepositoryEnv(str(env_file), encoding="utf-8-sig")

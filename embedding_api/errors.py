@@ -48,7 +48,7 @@ class StartError(ServiceError):
 
     @property
     def line(self) -> str:
-        """What its operator sees, in one line: sys.exit() with it prints nothing else, and gives code 1."""
+        """What its operator sees, in one line; see `log.refuse`."""
         return f"memementor-embedding-service cannot start: {self.message}"
 
 

@@ -12,7 +12,6 @@ import mmap
 import os
 import selectors
 import signal
-import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +27,7 @@ from embedding_api.connection import Answer, Connection, State
 from embedding_api.engine.engine import Engine
 from embedding_api.errors import NotReadyError, ServiceError, StartError
 from embedding_api.framing import Verdict
+from embedding_api.log import refuse
 from embedding_api.reception import Reception
 from embedding_api.web import refusals
 
@@ -72,8 +72,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Refuses what the reception cannot do."""
         if cfg.is_ssl:
-            error = StartError("certfile and keyfile are set, but this service speaks plain HTTP; leave TLS to a proxy")
-            sys.exit(error.line)
+            refuse(StartError("certfile and keyfile are set, but this service speaks plain HTTP; leave TLS to a proxy"))
         super().check_config(cfg, log)
 
     def init_process(self) -> None:

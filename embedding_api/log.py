@@ -1,4 +1,4 @@
-"""Logging: one format for this service and Gunicorn, as text or JSON. Texts and keys are never logged.
+"""Logging: one format for this service, Gunicorn and libraries, as text or JSON. Texts and keys are never logged.
 
 Libraries log from WARNING on whatever LOG_LEVEL says: what they print below that is not ours to vouch for.
 """
@@ -8,15 +8,18 @@ import json
 import logging
 import logging.config
 import re
+import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import Context, ContextVar
 from functools import partial
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, TracebackType
+from typing import Any, NoReturn
 
-from embedding_api import cgroup
+from embedding_api import cgroup, config
 from embedding_api.config import Settings
+from embedding_api.errors import StartError
 
 ACCESS = "embedding_api.access"
 
@@ -24,6 +27,8 @@ ACCESS = "embedding_api.access"
 _OURS = ("embedding_api", "gunicorn")
 # What colours a terminal, or makes a link in it.
 _ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))")
+
+logger = logging.getLogger(__name__)
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _ids: ContextVar[Mapping[str, str]] = ContextVar("ids", default=_NOTHING)
@@ -140,7 +145,14 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
         "filters": {"killed": {"()": Killed}, "of_request": {"()": OfRequest}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["of_request"]}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "stream": _stderr(),
+                "formatter": "line",
+                "filters": ["of_request"],
+            }
+        },
         "root": {"level": max(logging.WARNING, getattr(logging, settings.log_level)), "handlers": ["stderr"]},
         "loggers": {
             "embedding_api": ours,
@@ -157,9 +169,107 @@ def configuration(settings: Settings) -> dict[str, Any]:
 
 
 def configure(settings: Settings) -> None:
-    """Sets up logging for this process."""
+    """Sets up logging for this process; what libraries log or warn of goes the same way."""
     logging.config.dictConfig(configuration(settings))
+    logging.Logger.callHandlers = _call_handlers  # type: ignore[method-assign]
     warnings.showwarning = _log_warning  # type: ignore[assignment] # the rest of its arguments is of no use
+
+
+def take_over(settings: Settings) -> None:
+    """The same for a process of the service: whatever is written to stderr, and whatever fails unseen, is logged.
+
+    Gunicorn prints some of its errors, and Python the exceptions that nobody catches.
+    """
+    configure(settings)
+    sys.stderr = Lines(_stderr())
+    sys.excepthook = _log_exception
+    threading.excepthook = _log_end_of_thread
+    sys.unraisablehook = _log_unraisable
+
+
+def refuse(error: StartError) -> NoReturn:
+    """Ends a start that cannot be with one line: as it is, or in LOG_FORMAT=json as an object."""
+    is_json = config.log_format() == "json"
+    handler = logging.StreamHandler(_stderr())
+    handler.setFormatter(JsonFormatter() if is_json else logging.Formatter())
+    handler.handle(logger.makeRecord(logger.name, logging.CRITICAL, "", 0, error.line, (), None))
+    sys.exit(1)
+
+
+_logging_call_handlers = logging.Logger.callHandlers
+
+
+def _call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
+    """Gives what a library logs to the root's handlers alone: those of its own would print it in another format."""
+    if _is_ours(record):
+        _logging_call_handlers(self, record)
+    elif record.levelno >= logging.root.level:
+        _logging_call_handlers(logging.root, record)
+
+
+class Lines:
+    """A stream whose lines are logged. In all else it is the one in whose place it stands."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        # Of each thread: what it wrote since its last line ended, and whether its line is being logged.
+        self._state = threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Logs the lines that are whole, and keeps the rest."""
+        *lines, self._state.rest = re.split(r"[\r\n]", getattr(self._state, "rest", "") + text)
+        for line in lines:
+            self._log(line)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Logs the lines."""
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Logs what is no whole line, too."""
+        self.write("\n")
+
+    def isatty(self) -> bool:
+        """False: colours and progress bars are of no use in a log."""
+        return False
+
+    def _log(self, line: str) -> None:
+        # logging itself writes to stderr if it cannot log.
+        if line.strip() and not getattr(self._state, "is_logging", False):
+            self._state.is_logging = True
+            try:
+                logging.getLogger("stderr").warning("%s", line)
+            finally:
+                self._state.is_logging = False
+
+
+def _stderr() -> Any:
+    """Where the log goes, whether a `Lines` stands in its place or not."""
+    return sys.stderr.stream if isinstance(sys.stderr, Lines) else sys.stderr
+
+
+def _log_exception(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        logger.warning("interrupted")
+    else:
+        logger.critical("an error that nobody caught", exc_info=(kind, error, traceback))
+
+
+def _log_end_of_thread(told: threading.ExceptHookArgs) -> None:
+    if not issubclass(told.exc_type, SystemExit):
+        error = told.exc_value or told.exc_type()
+        name = told.thread.name if told.thread else "of no name"
+        logger.error("thread %s died", name, exc_info=(told.exc_type, error, told.exc_traceback))
+
+
+def _log_unraisable(told: "sys.UnraisableHookArgs") -> None:
+    error = told.exc_value or told.exc_type()
+    message = f"{told.err_msg or 'an error that cannot be raised in'} {told.object!r}"
+    logger.error("%s", message, exc_info=(told.exc_type, error, told.exc_traceback))
 
 
 def _log_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:

@@ -12,6 +12,7 @@ from tests.server.conftest import MINILM, ROOT, until
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADERS = {"X-Request-ID": "id-1", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 LEVELS = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4}"
 
 
 def live(server):
@@ -52,31 +53,94 @@ def test_every_line_is_json_and_says_which_request_it_belongs_to(launch):
 def test_every_line_is_text_of_one_kind(launch):
     server = launch(WORKERS="1", API_KEY_SECRET="one,two", REQUIRE_AUTH="false")
     live(server)
-    kind = re.compile(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{{4}} ({LEVELS}) \[\d+\] \S.*")
+    kind = re.compile(rf"{STAMP} ({LEVELS}) \[\d+\] \S.*")
     assert [line for line in server.log.splitlines() if not kind.fullmatch(line)] == []
     assert f"request request_id=id-1 trace_id={TRACE} method=POST route=/v1/embeddings status=200 ms=" in server.log
     # Its readiness was asked for again and again.
     assert "route=/health/ready status=200" not in server.log
 
 
+# What a library, a model's own code or a thread may do while the service loads, and in a worker.
+STRANGE = """
+import logging, sys, threading, traceback, warnings
+from embedding_api import log
+from embedding_api.app import create_app
+from embedding_api.config import load_settings
+from tests.fakes import fake_engine
+
+class Unraisable:
+    def __del__(self):
+        raise ValueError("in __del__")
+
+def strange():
+    library = logging.getLogger("a_library")
+    library.propagate, library.handlers = False, [logging.StreamHandler(), logging.StreamHandler(sys.stdout)]
+    library.warning("\\x1b[1mthe\\n  table\\x1b[0m")
+    warnings.warn("mind\\nthat", UserWarning, stacklevel=1)
+    Unraisable()
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    try:
+        raise KeyError("printed")
+    except KeyError:
+        traceback.print_exc()
+    print("half a line", end="", file=sys.stderr, flush=True)
+
+log.configure(load_settings())
+warnings.simplefilter("always")
+strange()
+app = create_app(engine=fake_engine())
+app.before_request(strange)
+"""
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_warning_in_a_worker_is_a_line_of_the_log(launch, tmp_path, log_format):
-    (tmp_path / "wsgi.py").write_text(
-        "import warnings\n"
-        "from embedding_api import log\n"
-        "from embedding_api.app import create_app\n"
-        "from embedding_api.config import load_settings\n"
-        "from tests.fakes import fake_engine\n"
-        "log.configure(load_settings())\n"
-        "app = create_app(engine=fake_engine())\n"
-        "app.before_request(lambda: warnings.warn('mind\\nthat', UserWarning, stacklevel=1))\n"
-    )
+def test_whatever_is_written_is_in_the_logs_format(launch, tmp_path, log_format):
+    (tmp_path / "wsgi.py").write_text(STRANGE)
     conf = ("-c", str(ROOT / "gunicorn.conf.py"))
     server = launch(*conf, cwd=tmp_path, PYTHONPATH=str(ROOT), WORKERS="1", LOG_FORMAT=log_format)
-    # Whoever asked whether it is ready caused it; Python warns once for a place.
-    (line,) = (line for line in server.log.splitlines() if "mind that" in line)
-    if log_format == "json":
-        line = json.loads(line)
-        assert (line["level"], line["logger"], len(line["request_id"])) == ("WARNING", "py.warnings", 32)
-    else:
-        assert re.search(r" WARNING \[\d+\] UserWarning: mind that \(.*wsgi\.py:8\) request_id=\w{32}$", line)
+    # Whoever asked whether it is ready caused it in the worker, too.
+    assert server.stop() == 0
+    if log_format == "text":
+        for told in ("the table", r"UserWarning: mind that \(.*wsgi\.py:\d+\)( request_id=\w{32})?", "half a line"):
+            found = re.findall(rf"^{STAMP} WARNING \[(\d+)\] {told}.*$", server.log, re.MULTILINE)
+            assert len(set(found)) == 2, told
+        return
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    for level, name, message, exception in (
+        ("WARNING", "a_library", "the table", ""),
+        ("WARNING", "py.warnings", "UserWarning: mind that (", ""),
+        ("ERROR", "embedding_api.log", "an error that cannot be raised in <function", "ValueError: in __del__"),
+        ("ERROR", "embedding_api.log", "thread Thread-", "ZeroDivisionError"),
+        ("WARNING", "stderr", "KeyError: 'printed'", ""),
+        ("WARNING", "stderr", "half a line", ""),
+    ):
+        found = [line for line in lines if (line["level"], line["logger"]) == (level, name)]
+        found = [line for line in found if message in line["message"] and exception in line.get("exception", "")]
+        assert len({line["pid"] for line in found}) == 2, message
+        # A thread belongs to no request.
+        assert any(line.get("request_id") for line in found) is ("thread" not in message), message
+
+
+@pytest.mark.parametrize(
+    ("application", "arguments", "settings", "message"),
+    [
+        ("", (), {"THREADS": "none"}, "cannot start: THREADS='none' must be"),
+        ("", (), {"SUPPORTED_MODELS": "/no/such"}, "there is no folder /no/such"),
+        ("", ("--certfile", "wsgi.py", "--keyfile", "wsgi.py"), {}, "cannot start: certfile and keyfile are set"),
+        ("", ("--user", "nobody-here"), {}, "Error: No such user"),
+        ("raise LookupError('a fault of ours')", (), {}, "an error that nobody caught"),
+        ("raise KeyboardInterrupt", (), {}, "interrupted"),
+    ],
+)
+def test_a_start_that_fails_says_so_in_json(launch, tmp_path, application, arguments, settings, message):
+    (tmp_path / "wsgi.py").write_text(application or (ROOT / "wsgi.py").read_text())
+    arguments = ("-c", str(ROOT / "gunicorn.conf.py"), *arguments)
+    server = launch(*arguments, cwd=tmp_path, wait=False, PYTHONPATH=str(ROOT), LOG_FORMAT="json", **settings)
+    assert server.process.wait(60) != 0
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    assert message in lines[-1]["message"]
+    assert ("a fault of ours" in lines[-1].get("exception", "")) is ("a fault of ours" in application)
+    if "cannot start" in message:
+        assert lines[-1]["level"] == "CRITICAL"

@@ -101,7 +101,7 @@ def test_a_wrong_setting_is_told_before_anything_else(launch, settings, said, ob
     [
         ({"SUPPORTED_MODELS": "/no/such/folder"}, "there is no folder /no/such/folder; check SUPPORTED_MODELS"),
         ({"SUPPORTED_MODELS": f"{MINILM},broken={ROOT}/tests"}, "has neither modules.json nor config.json"),
-        ({"SUPPORTED_MODELS": "org/absent", "HF_HUB_OFFLINE": "1"}, "connect once, or name a local folder"),
+        ({"SUPPORTED_MODELS": "org/absent", "HF_HUB_OFFLINE": "1"}, "unset HF_HUB_OFFLINE for one start"),
         ({"DEVICE": "mps"}, "DEVICE=mps: torch finds no such device"),
         ({"DEVICE": "cuda"}, "DEVICE=cuda: torch finds no such device"),
     ],

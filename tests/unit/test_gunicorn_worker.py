@@ -156,9 +156,10 @@ def test_pipelined_pieces_and_chunks_are_answered_in_order(worker):
     assert [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [200, 200, 404]
 
 
-def test_tls_is_left_to_a_proxy():
-    with pytest.raises(SystemExit, match="leave TLS to a proxy"):
+def test_tls_is_left_to_a_proxy(capfd):
+    with pytest.raises(SystemExit, match="1"):
         Worker.check_config(SimpleNamespace(is_ssl=True), None)
+    assert capfd.readouterr().err.endswith("leave TLS to a proxy\n")
     Worker.check_config(SimpleNamespace(is_ssl=False, worker_connections=9, threads=1, keepalive=2), None)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from embedding_api import log
 from embedding_api.config import load_settings
+from embedding_api.errors import SettingsError
 
 
 def record(**extra):
@@ -104,17 +105,108 @@ def test_another_thread_carries_the_ids_of_a_request_for_which_it_is_called(ids)
     assert seen == [{}, {"request_id": "r"}]
 
 
-def test_a_warning_of_a_library_is_a_line_like_any_other(monkeypatch, capsys, caplog):
-    monkeypatch.setattr(logging.config, "dictConfig", lambda configuration: None)
+@pytest.fixture
+def configured(monkeypatch, capfd):
+    """Takes this process over as the service does; gives what it wrote since."""
+    for place, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (sys, "stderr")):
+        monkeypatch.setattr(place, name, getattr(place, name))
+    monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
+    before = logging.root.handlers[:], logging.root.level
+
+    def configure(**settings):
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        log.take_over(load_settings())
+        return lambda: capfd.readouterr().err
+
     with warnings.catch_warnings():
-        log.configure(load_settings())
-        warnings.simplefilter("always")
-        warnings.warn_explicit("mind\nthat", UserWarning, "its.py", 7)
-    assert capsys.readouterr().err == ""
-    (line,) = caplog.records
-    assert (line.name, line.levelname) == ("py.warnings", "WARNING")
-    assert line.getMessage().endswith("(its.py:7)")
-    assert "\n" not in log.TextFormatter().format(line)
+        yield configure
+    logging.root.handlers, logging.root.level = before
+
+
+def test_what_libraries_log_and_warn_of_is_a_line_like_any_other(configured):
+    written = configured()
+    warnings.simplefilter("always")
+    warnings.warn_explicit("mind\nthat", UserWarning, "its.py", 7)
+    _of_library("a_library", sys.stderr).warning("\x1b[1mtable\n  a | b\x1b]8;;x\x07")
+    logging.getLogger("a_library").info("no news")
+    lines = written().splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("] UserWarning: mind that (its.py:7)")
+    assert lines[1].endswith("] table a | b")
+
+
+def test_libraries_do_not_log_below_the_level_of_the_log(configured):
+    written = configured(LOG_LEVEL="ERROR")
+    library = _of_library("a_library", sys.stderr)
+    library.setLevel(logging.INFO)
+    library.warning("no news")
+    assert written() == ""
+
+
+def test_what_is_written_to_stderr_is_logged_in_lines(configured):
+    written = configured(LOG_FORMAT="json")
+    print("one", "line", file=sys.stderr)
+    sys.stderr.writelines(["half a ", "line"])
+    assert [json.loads(line)["message"] for line in written().splitlines()] == ["one line"]
+    sys.stderr.flush()
+    assert [json.loads(line)["message"] for line in written().splitlines()] == ["half a line"]
+    assert (sys.stderr.isatty(), sys.stderr.encoding) == (False, "utf-8")
+
+
+def test_a_log_that_cannot_be_written_is_no_endless_story(configured, monkeypatch):
+    written = configured()
+    monkeypatch.setattr(logging.root.handlers[0], "stream", None)
+    sys.stderr.write("lost\n")
+    logging.getLogger("a_library").error("lost")
+    assert written() == ""
+
+
+def test_what_nobody_catches_is_logged(configured):
+    written = configured(LOG_FORMAT="json")
+
+    class Unraisable:
+        def __del__(self):
+            raise ValueError("in it")
+
+    Unraisable()
+    for end in (ZeroDivisionError("in a thread"), SystemExit()):
+        thread = threading.Thread(target=lambda end=end: (_ for _ in ()).throw(end), name="t")
+        thread.start()
+        thread.join()
+    sys.excepthook(*caught())
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    lines = [json.loads(line) for line in written().splitlines()]
+    assert [(line["level"], line["message"].partition("<")[0]) for line in lines] == [
+        ("ERROR", "an error that cannot be raised in "),
+        ("ERROR", "thread t died"),
+        ("CRITICAL", "an error that nobody caught"),
+        ("WARNING", "interrupted"),
+    ]
+    assert [line["exception"].rpartition(": ")[2] for line in lines[:3]] == ["in it", "in a thread", "inner"]
+
+
+@pytest.mark.parametrize("where", ["the environment", ".env"])
+def test_a_start_that_is_refused_ends_with_a_line_in_the_logs_format(monkeypatch, capfd, tmp_path, where):
+    def refused():
+        with pytest.raises(SystemExit) as end:
+            log.refuse(SettingsError("PORT='x' must be a number"))
+        assert end.value.code == 1
+        return capfd.readouterr().err
+
+    assert refused() == "memementor-embedding-service cannot start: PORT='x' must be a number\n"
+    if where == ".env":
+        (tmp_path / ".env").write_text("PRT=x\nLOG_FORMAT='JSON'\n")
+    else:
+        (tmp_path / ".env").write_bytes(b"\xff")
+        monkeypatch.setenv("LOG_FORMAT", '"json"')
+    line = json.loads(refused())
+    assert (line["level"], line["message"]) == (
+        "CRITICAL",
+        "memementor-embedding-service cannot start: PORT='x' must be a number",
+    )
+    monkeypatch.setenv("LOG_FORMAT", "xml")
+    assert refused().startswith("memementor-embedding-service cannot start: ")
 
 
 def _of_library(name, stream):
@@ -126,7 +218,7 @@ def _of_library(name, stream):
 
 
 def test_warnings_of_libraries_are_collected_and_not_logged(capsys, caplog):
-    library = _of_library("a_library", sys.stderr)
+    library = _of_library("a_library_that_is_collected", sys.stderr)
 
     def warn():
         warnings.warn("mind\n\x1b[33mthat\x1b[0m", UserWarning, stacklevel=1)
