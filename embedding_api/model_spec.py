@@ -1,6 +1,7 @@
 """What SUPPORTED_MODELS says of each model: its public name and where it comes from."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -14,8 +15,8 @@ class ModelSpec:
     """One entry of SUPPORTED_MODELS.
 
     Attributes:
-        name: The public name: the alias, else the Hugging Face name, else the folder's last part.
-        source: A Hugging Face name with its organisation, or a folder's path.
+        name: The public name: the alias, else the Hugging Face name, else the folder's last part, as it was written.
+        source: A Hugging Face name with its organisation, or a folder's path without links.
         revision: Branch, tag or commit on the hub, or None for its main branch.
         is_folder: Whether `source` is a local folder.
     """
@@ -57,10 +58,7 @@ def _parse_entry(entry: str) -> ModelSpec:
     if not source:
         raise ValueError(f"holds {entry!r}, an alias of nothing; write alias=source")
     if source.startswith(("/", "./", "../", "~")) or source in (".", "..") or Path(source).is_dir():
-        folder = Path(source).expanduser().resolve()
-        if not (alias or folder.name):
-            raise ValueError(f"holds {entry!r}, a folder without a name; give it one as alias=source")
-        return ModelSpec(name=alias or folder.name, source=str(folder), revision=None, is_folder=True)
+        return _folder(entry, alias, source)
     name, at, revision = source.partition("@")
     if not _HUB_NAME.fullmatch(name) or (at and not re.fullmatch(r"[\w./-]+", revision)):
         raise ValueError(
@@ -68,3 +66,17 @@ def _parse_entry(entry: str) -> ModelSpec:
         )
     full_name = name if "/" in name else f"sentence-transformers/{name}"
     return ModelSpec(name=alias or name, source=full_name, revision=revision or None, is_folder=False)
+
+
+def _folder(entry: str, alias: str, source: str) -> ModelSpec:
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"holds {entry!r}, and that home folder cannot be found; write the whole path") from error
+    # Unlike Path.resolve, it leaves links that lead in a circle to whoever reads the folder.
+    folder = Path(os.path.realpath(path))
+    # A link has the name: it stays when what it leads to is replaced by a new version.
+    name = alias or (folder.name if path.name in ("", "..") else path.name)
+    if not name:
+        raise ValueError(f"holds {entry!r}, a folder without a name; give it one as alias=source")
+    return ModelSpec(name=name, source=str(folder), revision=None, is_folder=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from embedding_api.config import Settings
-from embedding_api.engine import cache, programs
+from embedding_api.engine import cache, programs, snapshots
 from embedding_api.errors import ModelLoadError
 from embedding_api.model_spec import ModelSpec
 
@@ -62,6 +62,7 @@ def _local(spec: ModelSpec) -> Path | None:
     folder = Path(spec.source)
     try:
         is_there = folder.is_dir()
+        folder = snapshots.chosen(spec, folder)
         is_model = (folder / "modules.json").is_file() or (folder / "config.json").is_file()
     except OSError as error:
         raise ModelLoadError(

@@ -255,6 +255,42 @@ def test_a_folder_is_named_by_alias_or_its_last_part_never_its_path(monkeypatch,
     assert spec.names == (name,)
 
 
+@pytest.mark.parametrize(
+    ("entry", "name", "source"),
+    [
+        ("{}/current", "current", "release-7"),
+        ("{}/current/", "current", "release-7"),
+        ("{}/current/.", "current", "release-7"),
+        ("current", "current", "release-7"),
+        ("./current", "current", "release-7"),
+        ("~/current", "current", "release-7"),
+        ("x={}/current", "x", "release-7"),
+        ("{}/current/part", "part", "release-7/part"),
+        ("{}/current/part/..", "release-7", "release-7"),
+        ("{}/gone", "gone", "nothing"),
+        ("{}/circle", "circle", "circle"),
+    ],
+)
+def test_a_link_gives_its_own_name_to_what_it_leads_to(monkeypatch, tmp_path, entry, name, source):
+    (tmp_path / "release-7" / "part").mkdir(parents=True)
+    for link, target in (("current", "release-7"), ("gone", "nothing"), ("circle", "circle")):
+        (tmp_path / link).symlink_to(target)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (spec,) = load(monkeypatch, SUPPORTED_MODELS=entry.format(tmp_path)).supported_models
+    assert spec == ModelSpec(name=name, source=str(tmp_path / source), revision=None, is_folder=True)
+
+
+def test_the_working_folder_is_named_as_it_is(monkeypatch, tmp_path):
+    (tmp_path / "my-model" / "part").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my-model" / "part")
+    assert [spec.name for spec in load(monkeypatch, SUPPORTED_MODELS=".,..").supported_models] == ["part", "my-model"]
+
+
+def test_a_home_that_nobody_has_is_refused(monkeypatch):
+    with pytest.raises(SettingsError, match="that home folder cannot be found; write the whole path"):
+        load(monkeypatch, SUPPORTED_MODELS="~nobody-here/model")
+
+
 def test_a_folder_with_an_equals_sign_is_a_folder(monkeypatch, tmp_path):
     (tmp_path / "a=b").mkdir()
     (spec,) = load(monkeypatch, SUPPORTED_MODELS="a=b").supported_models

@@ -251,6 +251,57 @@ def test_a_folder_is_taken_as_it_is(monkeypatch, tmp_path):
     assert locate(monkeypatch, str(tmp_path)) == tmp_path
 
 
+@pytest.fixture
+def repository(tmp_path):
+    """Makes a folder as the hub's cache has one, with these snapshots."""
+
+    def make(*commits, main="", files=("config.json", "model.safetensors")):
+        folder = tmp_path / "models--org--good"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "blobs").mkdir()
+        for commit in commits:
+            (folder / "snapshots" / commit).mkdir(parents=True)
+            for file in files:
+                (folder / "blobs" / file).write_bytes(b"")
+                (folder / "snapshots" / commit / file).symlink_to(folder / "blobs" / file)
+        if main:
+            (folder / "refs" / "main").write_text(main)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(("commits", "main", "wanted"), [(("a", "b"), "a", "a"), (("a",), "", "a")])
+def test_a_folder_of_the_hubs_cache_is_that_of_its_snapshot(monkeypatch, repository, commits, main, wanted):
+    folder = repository(*commits, main=main)
+    assert locate(monkeypatch, str(folder)) == folder / "snapshots" / wanted
+    assert load_settings().supported_models[0].name == "models--org--good"
+
+
+def test_a_folder_of_the_hubs_cache_that_does_not_say_which_snapshot_is_refused(monkeypatch, repository):
+    folder = repository("a", "b")
+    with pytest.raises(ModelLoadError, match=f"several snapshots and no refs/main: a, b; name one of .*{folder}"):
+        locate(monkeypatch, str(folder))
+
+
+@pytest.mark.parametrize("how", ["no snapshot", "another snapshot", "listed", "begun", "link"])
+def test_a_snapshot_whose_download_broke_off_is_refused(monkeypatch, repository, how):
+    folder = repository(*(["a"] if how != "no snapshot" else []), main="b" if how == "another snapshot" else "a")
+    (folder / "snapshots").mkdir(exist_ok=True)
+    if how not in ("no snapshot", "another snapshot"):
+        (folder / "snapshots" / "a" / "model.safetensors").unlink()
+    if how == "listed":
+        (folder / "trees").mkdir()
+        listed = {name: {} for name in ("config.json", "onnx/config.json", "model.safetensors", "model.onnx")}
+        (folder / "trees" / "a.json").write_text(json.dumps({"files": listed}))
+    if how == "begun":
+        (folder / "blobs" / "x.incomplete").touch()
+    if how == "link":
+        (folder / "snapshots" / "a" / "model.safetensors").symlink_to(folder / "blobs" / "nothing")
+    with pytest.raises(ModelLoadError, match=r"broke off: it lacks .*; download it again .*=org/good does"):
+        locate(monkeypatch, str(folder))
+
+
 @pytest.mark.parametrize(
     ("models", "said"), [("/no/such", "there is no folder /no/such"), (".", "neither modules.json")]
 )
