@@ -70,7 +70,7 @@ def ask(
 
 
 def _read(child: subprocess.Popen[bytes], program: str, level: int) -> tuple[list[str], list[str]]:
-    """What a program writes to stdout and to stderr, in lines; those to stderr are logged as they come."""
+    """What a program writes to stdout and to stderr, in lines; those to stderr are logged as they come, each once."""
     pipes: list[IO[bytes]] = [pipe for pipe in (child.stdout, child.stderr) if pipe is not None]
     lines: list[list[str]] = [[], []]
     rests = [b"", b""]
@@ -82,10 +82,11 @@ def _read(child: subprocess.Popen[bytes], program: str, level: int) -> tuple[lis
                 data = os.read(key.fd, 65_536)
                 *whole, rests[key.data] = (rests[key.data] + (data or b"\n")).split(b"\n")
                 told = [line for one in whole if (line := one.decode(errors="replace").strip())]
-                lines[key.data] += told
                 if pipes[key.data] is child.stderr:
-                    for line in told:
-                        logger.log(level, "%s: %s", program, line)
+                    for line in dict.fromkeys(told):
+                        if line not in lines[key.data]:
+                            logger.log(level, "%s: %s", program, line)
+                lines[key.data] += told
                 if not data:
                     selector.unregister(key.fileobj)
     return lines[0], lines[1]

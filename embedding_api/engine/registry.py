@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -147,8 +145,8 @@ def _revision(spec: ModelSpec, folder: Path) -> dict[str, str]:
 
 def _require_device(device: str) -> None:
     """Asks for a device in a process of its own: asking initialises it, and it would not survive the fork."""
-    program = f"import torch; raise SystemExit(not {_DEVICE_TESTS[device]})"
-    if subprocess.run([sys.executable, "-P", "-c", program], env=programs.environment(), check=False).returncode:
+    program = f"import json, torch; print(json.dumps({{'is_there': bool({_DEVICE_TESTS[device]})}}))"
+    if not programs.ask(["-c", program], environment=programs.environment()).get("is_there"):
         raise DeviceNotFoundError(
             f"DEVICE={device}: torch finds no such device on this machine; set DEVICE=cpu, or install its driver and "
             "the build of torch for it"
