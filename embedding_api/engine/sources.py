@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from embedding_api.config import Settings
-from embedding_api.engine import cache, programs, snapshots
+from embedding_api.engine import cache, programs
+from embedding_api.engine.models import snapshots
 from embedding_api.errors import ModelLoadError
 from embedding_api.model_spec import ModelSpec
 

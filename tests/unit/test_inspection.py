@@ -238,6 +238,13 @@ class TestWeights:
             write(snapshot.parents[1] / "trees" / f"{COMMIT}.json", {"files": in_repository})
         assert said in refusal(snapshot, monkeypatch)
 
+    def test_a_link_that_leads_nowhere_is_told(self, model, monkeypatch):
+        (model / "model.safetensors").unlink()
+        (model / "model.safetensors").symlink_to("elsewhere")
+        assert "model.safetensors is a link to elsewhere, which is not there" in refusal(model, monkeypatch)
+        snapshot = shutil.copytree(model, model.parent / "snapshots" / COMMIT, symlinks=True)
+        assert "its download broke off" in refusal(snapshot, monkeypatch)
+
     def test_an_adapter_is_told_with_its_base_model(self, model, monkeypatch):
         write(model / "adapter_config.json", {"base_model_name_or_path": "BAAI/bge-m3"})
         assert "it is an adapter of BAAI/bge-m3" in refusal(model, monkeypatch)

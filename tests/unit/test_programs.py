@@ -18,7 +18,7 @@ def test_the_answer_is_the_last_line_whatever_was_written_before():
 
 @pytest.mark.parametrize(("is_quiet", "level"), [(True, "DEBUG"), (False, "WARNING")])
 def test_what_it_writes_to_stderr_is_logged_a_line_at_a_time_and_once(caplog, is_quiet, level):
-    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", programs.__name__)
     # More than a pipe holds, to both.
     code = "import sys; [print('x' * 9999, file=f) for f in (sys.stdout, sys.stderr) for _ in range(9)]; print('{}')"
     assert ask(f"{code}; print('last\\n\\nline', end='', file=sys.stderr)", is_quiet=is_quiet) == {}

@@ -1,6 +1,5 @@
 """Whether the files hold the weights that the modules read: there, whole, and in a form that may be loaded."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
@@ -8,6 +7,7 @@ import safetensors
 
 from embedding_api.engine.findings import UnservableError, listed
 from embedding_api.engine.models import folder as folders
+from embedding_api.engine.models import snapshots
 from embedding_api.engine.models.folder import Module
 
 # Classes of sentence-transformers' own modules, beside Transformers, that read weights of their own.
@@ -49,6 +49,9 @@ def require_weights(folder: Path, modules: Sequence[Module], *, allow_pickle: bo
             _refuse_adapter(module)
         needs_weights = module.is_transformer or (module.is_of_library and module.name in _WEIGHTED)
         for file in _files(folder, module, allow_pickle=allow_pickle) if needs_weights else _safetensors(module):
+            if not file.exists():
+                where = _where(folder, module)
+                raise _broken_off(where) if snapshots.is_snapshot(folder) else _leads_nowhere(file)
             _require_whole(file)
 
 
@@ -70,7 +73,7 @@ def _safetensors(module: Module) -> list[Path]:
 
 
 def _is_there(file: Path) -> bool:
-    """Whether the file, or a link in its place, is there; a link that leads nowhere is told when it is opened."""
+    """Whether the file, or a link in its place, is there; a link may lead nowhere."""
     return file.is_file() or file.is_symlink()
 
 
@@ -133,9 +136,8 @@ def _pickled(name: str) -> UnservableError:
 
 def _without_weights(folder: Path, module: Module, *, allow_pickle: bool) -> UnservableError:
     """What is said where there are none: what lies there in their place, or why they are not there."""
-    place = module.folder.relative_to(folder)
-    where = "" if place == PurePath() else f" in {place}"
-    repository = _repository(folder)
+    place, where = module.folder.relative_to(folder), _where(folder, module)
+    repository = snapshots.repository(folder) if snapshots.is_snapshot(folder) else None
     if repository is not None:
         if str(place / _SAFETENSORS) in repository or str(place / f"{_SAFETENSORS}{_INDEX}") in repository:
             return _broken_off(where)
@@ -147,9 +149,20 @@ def _without_weights(folder: Path, module: Module, *, allow_pickle: bool) -> Uns
             f"it has no weights{where} that torch can read, only files for {formats}; get the model with its "
             f"{_SAFETENSORS}"
         )
-    if any(path.name.endswith(".incomplete") for path in folder.rglob("*")) or _is_snapshot(folder):
+    if any(path.name.endswith(".incomplete") for path in folder.rglob("*")) or snapshots.is_snapshot(folder):
         return _broken_off(where)
     return UnservableError(f"it has no weights{where}: there is no {_SAFETENSORS}; get the model's files again")
+
+
+def _where(folder: Path, module: Module) -> str:
+    place = module.folder.relative_to(folder)
+    return "" if place == PurePath() else f" in {place}"
+
+
+def _leads_nowhere(file: Path) -> UnservableError:
+    return UnservableError(
+        f"{file.name} is a link to {file.readlink()}, which is not there; get the model's files again"
+    )
 
 
 def _broken_off(where: str) -> UnservableError:
@@ -163,19 +176,3 @@ def _other_formats(names: Sequence[str]) -> str:
     """Which other formats of weights there are, each with a file, or nothing."""
     found = {format_: name for ending, format_ in _OTHER_FORMATS.items() for name in names if name.endswith(ending)}
     return ", ".join(f"{format_} ({name})" for format_, name in sorted(found.items()))
-
-
-def _is_snapshot(folder: Path) -> bool:
-    """Whether it lies in the hub's cache, as `models--org--name/snapshots/commit`."""
-    return folder.parent.name == "snapshots"
-
-
-def _repository(folder: Path) -> set[str] | None:
-    """The files of the repository that a snapshot in the hub's cache is of, as far as the cache knows them."""
-    if not _is_snapshot(folder):
-        return None
-    listing = folder.parents[1] / "trees" / f"{folder.name}.json"
-    try:
-        return set(json.loads(listing.read_bytes())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
