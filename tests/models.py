@@ -40,7 +40,7 @@ def _word_piece() -> Tokenizer:
     return tokenizer
 
 
-def _sentence_piece() -> Tokenizer:
+def sentence_piece() -> Tokenizer:
     """As XLM-RoBERTa and MPNet have it: <s> text </s>, with <pad> at 1."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -193,7 +193,7 @@ def xlm_roberta_cls(folder):
     config = transformers.XLMRobertaConfig(
         **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW + 2, pad_token_id=1, type_vocab_size=1
     )
-    transformer = _transformer(folder, config, _sentence_piece(), _ROBERTA)
+    transformer = _transformer(folder, config, sentence_piece(), _ROBERTA)
     return SentenceTransformer(modules=[transformer, Pooling(32, "cls"), Normalize()])
 
 
@@ -201,7 +201,7 @@ def mpnet_mean(folder):
     config = transformers.MPNetConfig(
         **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW + 2, pad_token_id=1
     )
-    transformer = _transformer(folder, config, _sentence_piece(), _ROBERTA)
+    transformer = _transformer(folder, config, sentence_piece(), _ROBERTA)
     return SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()])
 
 

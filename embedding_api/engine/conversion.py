@@ -14,6 +14,7 @@ from embedding_api.config import Settings
 from embedding_api.engine import cache, programs
 from embedding_api.engine.backends import UnfitError
 from embedding_api.engine.findings import UnservableError
+from embedding_api.engine.models import files
 from embedding_api.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,8 @@ logger = logging.getLogger(__name__)
 # What decides what comes out. Of this package's own files those whose results are kept: a change of one makes every
 # entry anew, so that nobody reads what an older one wrote.
 _OWN = (
-    "backends/convert.py", "backends/entrance.py", "backends/layout.py", "backends/torch.py", "backends/whole.py",
-    "text.py", "proof.py", "findings.py",
+    "backends/completeness.py", "backends/convert.py", "backends/entrance.py", "backends/layout.py",
+    "backends/torch.py", "text.py", "proof.py", "findings.py", "../log.py",
 )  # fmt: skip
 _OWN_CALIBRATION_TEXTS = "calibration.txt"
 
@@ -38,13 +39,14 @@ _IRRELEVANT = (".md", ".onnx", ".h5", ".msgpack", ".gguf", ".tflite", ".png", ".
 _REFUSAL, _UNSERVABLE = "refusal.json", "unservable.json"
 
 
-def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> Path:
+def converted(source: Path, settings: Settings, *, trust_remote_code: bool, name: str) -> Path:
     """The folder of a converted model.
 
     Args:
         source: The model as sentence-transformers has it.
         settings: Of which precision, cache_dir, calibration_texts and allow_pickle matter.
         trust_remote_code: Whether Python files that come with the model may run.
+        name: What the log calls the model.
 
     Raises:
         UnfitError: The model cannot be converted.
@@ -63,7 +65,7 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool) -> P
     def make(target: Path, lock: int) -> None:
         if is_int8:
             _require_nncf()
-        _run(source, target, options, lock)
+        _run(source, target, options, lock, name)
 
     try:
         entry = cache.obtain(settings.cache_dir / "openvino", key, make, n_bytes=_least_size(source, is_int8=is_int8))
@@ -105,28 +107,8 @@ def _least_size(source: Path, *, is_int8: bool) -> int:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """What may decide what a model gives; links are followed, to folders too, unless they lead back up.
-
-    Raises:
-        OSError: A folder cannot be read.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    # Path.rglob enters no linked folder before Python 3.13.
-    for folder, below, names in os.walk(source, followlinks=True, onerror=fail):
-        if any(Path(folder).samefile(above) for above in Path(folder).parents):
-            below.clear()
-            continue
-        below[:] = sorted(name for name in below if not _is_hidden(name))
-        for path in (Path(folder, name) for name in names if not _is_hidden(name)):
-            if path.suffix not in _IRRELEVANT and path.is_file():
-                yield path
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__pycache__"
+    """What may decide what a model gives. Raises OSError where a folder cannot be read."""
+    return (path for path in files.walk(source) if path.suffix not in _IRRELEVANT)
 
 
 def _version(package: str) -> str:
@@ -144,10 +126,10 @@ def _require_nncf() -> None:
         )
 
 
-def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int) -> None:
+def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int, name: str) -> None:
     """Fills `target` with the converted model, or with the reason why there cannot be one."""
     started = time.monotonic()
-    logger.info("converting the model in %s for OpenVINO; its next start will find it in %s", source, target.parent)
+    logger.info("converting model %s for OpenVINO; its next start will find it in %s", name, target.parent)
     job = {"source": str(source.absolute()), "target": str(target.absolute()), **options}
     answer = programs.ask(
         ["-m", "embedding_api.engine.backends.convert", json.dumps(job), str(os.getpid())],
@@ -163,11 +145,11 @@ def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int) 
         raise OSError(answer["errno"], os.strerror(answer["errno"]))
     if answer["problem"]:
         raise UnfitError(answer["problem"])
-    for name, why in ((_REFUSAL, answer["refusal"]), (_UNSERVABLE, answer["unservable"])):
+    for file, why in ((_REFUSAL, answer["refusal"]), (_UNSERVABLE, answer["unservable"])):
         if why:
-            (target / name).write_text(json.dumps(why))
+            (target / file).write_text(json.dumps(why))
     for line in answer["warnings"]:
-        logger.warning("while converting the model in %s: %s", source, line)
+        logger.warning("model %s, while it was converted: %s", name, line)
     logger.info("done in %.1f s", time.monotonic() - started)
 
 

@@ -34,7 +34,7 @@ def listed(names: Iterable[str], *, most: int = 5) -> str:
     return shown if len(ordered) <= most else f"{shown} and {len(ordered) - most} more"
 
 
-def told(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
     """What an exception of a library says, in one line of at most 500 characters, with its class before it."""
     # OpenVINO says where in its own code it failed first, and which operation it has no rule for last.
     text = str(error).rpartition("Summary:")[2]

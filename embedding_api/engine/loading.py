@@ -10,9 +10,9 @@ from embedding_api import cores
 from embedding_api.config import Settings
 from embedding_api.engine import conversion, proof
 from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError
-from embedding_api.engine.findings import Finding, UnservableError, told
+from embedding_api.engine.findings import Finding, UnservableError, in_a_line
 from embedding_api.engine.models import kind
-from embedding_api.engine.models.inspection import Inspected
+from embedding_api.engine.models.inspection import Inspected, unservable
 from embedding_api.engine.proof import Proof
 from embedding_api.errors import ModelLoadError, StartError
 
@@ -54,9 +54,9 @@ def load(model: Inspected, settings: Settings, loaders: Mapping[str, Loader] | N
     try:
         proven = _first_that_can(model, settings, loaders)
     except UnservableError as error:
-        raise ModelLoadError(f"model {model.spec.name} from {model.source} cannot be served: {error}") from error
+        raise unservable(model.spec, model.source, error) from error
     window = proven.routes[None].reader.window
-    for finding in (*kind.assumptions(model.source, model.modules, window), *proven.findings):
+    for finding in (*model.findings, *kind.assumptions(model.source, model.modules, window), *proven.findings):
         logger.log(finding.level, "model %s: %s", model.spec.name, finding.message)
     return proven
 
@@ -114,7 +114,7 @@ def _tried(model: Inspected, settings: Settings, loader: Loader) -> Proven:
         raise
     except Exception as error:
         logger.debug("model %s cannot be served", model.spec.name, exc_info=True)
-        raise UnfitError(told(error)) from error
+        raise UnfitError(in_a_line(error)) from error
 
 
 def _proven(loaded: Loaded) -> Proven:
@@ -137,7 +137,7 @@ def _proof(route: Route) -> Proof:
 def _openvino(model: Inspected, settings: Settings) -> Loaded:
     if importlib.util.find_spec("openvino") is None:
         raise UnfitError("openvino is not installed; pip install openvino")
-    converted = conversion.converted(model.folder, settings, trust_remote_code=model.may_run_code)
+    converted = conversion.converted(model.folder, settings, trust_remote_code=model.may_run_code, name=model.spec.name)
     # Here, since it takes a quarter of a second, and since not every service needs it.
     from embedding_api.engine.backends import openvino
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from embedding_api.config import Settings
 from embedding_api.engine import loading, preload, programs, proof, sources
 from embedding_api.engine.backends import Backend, Route, Routes
+from embedding_api.engine.models import snapshots
 from embedding_api.engine.models.inspection import Inspected, inspected, require_trust_used
 from embedding_api.engine.proof import Proof
 from embedding_api.errors import DeviceNotFoundError, ModelLoadError, ModelNotFoundError
@@ -139,7 +140,7 @@ def _load(model: Inspected, settings: Settings) -> Model:
 
 def _revision(spec: ModelSpec, folder: Path) -> dict[str, str]:
     """The commit, where the hub's cache says it, or else what was asked for, if that was said."""
-    revision = folder.name if folder.parent.name == "snapshots" else spec.revision
+    revision = folder.name if snapshots.is_snapshot(folder) else spec.revision
     return {} if revision is None else {"revision": revision}
 
 

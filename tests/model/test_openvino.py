@@ -131,16 +131,18 @@ def test_two_starts_at_once_convert_once_and_a_damaged_entry_is_made_again(folde
     source = models.save(models.bert_mean, folder)
     told = settings(monkeypatch, tmp_path, source)
     with ThreadPoolExecutor(2) as starts:
-        first, second = starts.map(lambda _: conversion.converted(source, told, trust_remote_code=False), range(2))
+        first, second = starts.map(
+            lambda _: conversion.converted(source, told, trust_remote_code=False, name="m"), range(2)
+        )
     assert first == second
-    assert caplog.text.count("converting the model") == 1
+    assert caplog.text.count("converting model") == 1
     weights = first / "model.bin"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    assert conversion.converted(source, told, trust_remote_code=False) == first
+    assert conversion.converted(source, told, trust_remote_code=False, name="m") == first
     assert "is damaged (model.bin is not what was written); making it again" in caplog.text
-    assert caplog.text.count("converting the model") == 2
+    assert caplog.text.count("converting model") == 2
 
 
 def test_int8_multiplies_in_8_bits(folder, tmp_path):
@@ -212,7 +214,7 @@ def test_a_conversion_opens_no_connection(folder, tmp_path, monkeypatch):
     assert "connect" in record.read_text()
     record.unlink()
     told = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder))
-    conversion.converted(Path(told.supported_models[0].source), told, trust_remote_code=False)
+    conversion.converted(Path(told.supported_models[0].source), told, trust_remote_code=False, name="m")
     assert not record.exists(), record.read_text()
 
 
@@ -239,7 +241,7 @@ def test_minilm_in_int8_with_the_texts_that_ship_is_within_the_bound_and_kept(tm
         assert (model.route.backend.name, model.route.backend.precision) == ("openvino", "int8")
         assert model.proof.value >= 0.98
         engine.close()
-    assert caplog.text.count("converting the model") == 1
+    assert caplog.text.count("converting model") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent is gone")

@@ -34,7 +34,7 @@ def key(monkeypatch):
         with monkeypatch.context() as context:
             for name, value in variables.items():
                 context.setenv(name, str(value))
-            conversion.converted(source, load_settings(), trust_remote_code=trust_remote_code)
+            conversion.converted(source, load_settings(), trust_remote_code=trust_remote_code, name="m")
         return asked.pop()
 
     return key
@@ -119,7 +119,7 @@ def test_a_cache_that_cannot_be_used_is_not_taken_for_the_models_fault(model, mo
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(ModelLoadError, match=r"CACHE_DIR=.*; set CACHE_DIR to .*, or BACKEND=torch"):
-        conversion.converted(model, load_settings(), trust_remote_code=False)
+        conversion.converted(model, load_settings(), trust_remote_code=False, name="m")
 
 
 @pytest.mark.parametrize(("precision", "part"), [("float32", 2), ("int8", 8)])
@@ -128,5 +128,5 @@ def test_a_conversion_that_cannot_fit_on_the_disk_is_not_begun(model, monkeypatc
     asked = []
     monkeypatch.setattr(cache, "obtain", lambda folder, key, make, *, n_bytes: asked.append(n_bytes) or folder)
     monkeypatch.setenv("PRECISION", precision)
-    conversion.converted(model, load_settings(), trust_remote_code=False)
+    conversion.converted(model, load_settings(), trust_remote_code=False, name="m")
     assert asked == [8000 // part]

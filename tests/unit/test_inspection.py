@@ -10,8 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from embedding_api.config import load_settings
-from embedding_api.engine.models import folder as folders
-from embedding_api.engine.models import kind
+from embedding_api.engine.models import files, kind
 from embedding_api.engine.models.inspection import inspected, require_trust_used
 from embedding_api.errors import ModelLoadError, SettingsError
 
@@ -48,12 +47,15 @@ def nobody(repository, commit):
     raise AssertionError(f"{repository} was asked for")
 
 
-def inspect(folder, monkeypatch, fetch=nobody, **variables):
-    """Inspects a folder as the only model; what was found, with the contents of what is loaded read in its context."""
-    monkeypatch.setenv("SUPPORTED_MODELS", f"m={folder}")
+def settings_of(monkeypatch, **variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    settings = load_settings()
+    return load_settings()
+
+
+def inspect(folder, monkeypatch, fetch=nobody, **variables):
+    """Inspects a folder as the only model; what was found, with the contents of what is loaded read in its context."""
+    settings = settings_of(monkeypatch, SUPPORTED_MODELS=f"m={folder}", **variables)
     with inspected(settings.supported_models[0], folder, settings, fetch) as found:
         require_trust_used([found], settings)
         files = {str(path.relative_to(found.folder)): path.read_bytes() for path in found.folder.rglob("*.*")}
@@ -70,7 +72,7 @@ def refusal(folder, monkeypatch, *args, **variables) -> str:
 
 
 def assumed(folder, window=None):
-    return [finding.message for finding in kind.assumptions(folder, folders.modules(folder), window)]
+    return [finding.message for finding in kind.assumptions(folder, files.modules(folder), window)]
 
 
 def without_modules(folder: Path) -> Path:
@@ -133,6 +135,7 @@ class TestKind:
             ("BertForTokenClassification", "another task"),
             ("T5ForConditionalGeneration", "another task"),
             ("CLIPModel", "reads pictures"),
+            ("ColQwen2ForRetrieval", "ColBERT"),
         ],
     )
     def test_modules_json_outranks_what_the_architecture_says(self, model, monkeypatch, architecture, said):
@@ -140,7 +143,7 @@ class TestKind:
         inspect(model, monkeypatch)
         assert said in refusal(without_modules(model), monkeypatch)
 
-    @pytest.mark.parametrize("architectures", [["BertModel"], ["T5EncoderModel"], None])
+    @pytest.mark.parametrize("architectures", [["BertModel"], ["T5EncoderModel"], ["LlamaForEmbedding"], None])
     def test_a_base_model_is_taken_and_told_what_is_assumed(self, model, monkeypatch, architectures):
         write(model / "config.json", {"architectures": architectures})
         inspect(without_modules(model), monkeypatch)
@@ -188,6 +191,11 @@ class TestFolder:
             ("modules.json", b"{"),
             ("modules.json", {"path": ""}),
             ("modules.json", [{"path": ""}]),
+            ("modules.json", []),
+            ("modules.json", [{"path": "/etc", "type": POOLING}]),
+            ("modules.json", [{"path": "../other", "type": POOLING}]),
+            ("modules.json", [{"path": 1, "type": POOLING}]),
+            ("modules.json", b"[" * 100_000),
             ("config.json", b"\xff"),
             ("config.json", [1]),
         ],
@@ -197,6 +205,37 @@ class TestFolder:
         said = refusal(model, monkeypatch)
         assert f"its {name} " in said
         assert said.endswith("get the model's files again")
+
+    def test_a_declaration_that_is_a_broken_link_is_not_taken_for_none(self, model, monkeypatch):
+        (model / "modules.json").unlink()
+        (model / "modules.json").symlink_to("nothing")
+        assert "its modules.json cannot be read (No such file or directory)" in refusal(model, monkeypatch)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            ("config_sentence_transformers.json", {"model_type": ["x"]}, "says that it is a ['x']"),
+            ("model.safetensors.index.json", {"weight_map": {"a": 1}}, "does not say which files hold its weights"),
+            ("sentence_bert_config.json", {"tokenizer_name_or_path": "org/other"}, "its tokenizer lies elsewhere"),
+        ],
+    )
+    def test_values_of_odd_types_and_places_are_told_in_a_line(self, model, monkeypatch, name, content, said):
+        if "index" in name:
+            (model / "model.safetensors").unlink()
+        write(model / name, content)
+        assert said in refusal(model, monkeypatch)
+
+    def test_odd_values_that_mean_nothing_are_passed_over(self, model, monkeypatch):
+        write(model / "sentence_bert_config.json", {"transformer_task": ["x"], "max_seq_length": 4})
+        write(model / "config.json", {"vision_config": None, "architectures": "BertModel", "auto_map": 3})
+        inspect(model, monkeypatch)
+
+    def test_a_folder_that_cannot_be_read_is_told(self, model, monkeypatch):
+        def fail(self, *_):
+            raise PermissionError(13, "Permission denied", str(self))
+
+        monkeypatch.setattr(Path, "glob", fail)
+        assert "1_Pooling: Permission denied; let this user read the model's folder" in refusal(model, monkeypatch)
 
 
 class TestWeights:
@@ -209,7 +248,7 @@ class TestWeights:
             ("flax_model.msgpack", "only files for Flax"),
             ("model-q8_0.gguf", "only files for GGUF"),
             ("openvino/openvino_model.xml", "only files for OpenVINO"),
-            (".cache/huggingface/download/x.incomplete", "its download broke off"),
+            (".cache/huggingface/download/x.incomplete", "its download broke off; download it again"),
             ("README.md", "there is no model.safetensors; get the model's files again"),
         ],
     )
@@ -230,7 +269,7 @@ class TestWeights:
         ],
     )
     def test_a_snapshot_is_told_by_what_its_repository_holds(self, model, monkeypatch, in_repository, said):
-        snapshot = model.parent / "models--acme--embed" / "snapshots" / COMMIT
+        snapshot = model.parent / "models--acme--embed/snapshots" / COMMIT
         snapshot.parent.mkdir(parents=True)
         shutil.copytree(model, snapshot)
         (snapshot / "model.safetensors").unlink()
@@ -241,9 +280,9 @@ class TestWeights:
     def test_a_link_that_leads_nowhere_is_told(self, model, monkeypatch):
         (model / "model.safetensors").unlink()
         (model / "model.safetensors").symlink_to("elsewhere")
-        assert "model.safetensors is a link to elsewhere, which is not there" in refusal(model, monkeypatch)
-        snapshot = shutil.copytree(model, model.parent / "snapshots" / COMMIT, symlinks=True)
-        assert "its download broke off" in refusal(snapshot, monkeypatch)
+        assert "it has no weights: model.safetensors is a link to elsewhere" in refusal(model, monkeypatch)
+        snapshot = shutil.copytree(model, model.parent / "models--a--b/snapshots" / COMMIT, symlinks=True)
+        assert "its download broke off; download it again" in refusal(snapshot, monkeypatch)
 
     def test_an_adapter_is_told_with_its_base_model(self, model, monkeypatch):
         write(model / "adapter_config.json", {"base_model_name_or_path": "BAAI/bge-m3"})
@@ -283,8 +322,25 @@ class TestWeights:
         assert re.search(f"model.safetensors.*{why}", refusal(model, monkeypatch))
 
     def test_quantised_weights_are_refused(self, model, monkeypatch):
+        write(model / "config.json", {"quantization_config": {"quant_method": "gptq"}})
+        assert "quantised, which is not served: config.json has a quantization_config, gptq" in refusal(
+            model, monkeypatch
+        )
+        write(model / "config.json", {})
         write(model / "model.safetensors", {"layer.weight": np.zeros(4, np.int8), "ids": np.zeros(4, np.int32)})
-        assert "quantised weights (layer.weight)" in refusal(model, monkeypatch)
+        assert "model.safetensors holds whole numbers in layer.weight" in refusal(model, monkeypatch)
+
+    def test_the_weights_that_a_configuration_names_are_the_ones_that_count(self, model, monkeypatch):
+        (model / "model.safetensors").rename(model / "own.safetensors")
+        write(model / "config.json", {"transformers_weights": "own.safetensors"})
+        inspect(model, monkeypatch)
+
+    def test_other_formats_are_looked_for_where_the_weights_should_be(self, model, monkeypatch):
+        modules = json.loads((model / "modules.json").read_text())
+        write(model / "modules.json", [*modules, {"path": "2_Dense", "type": f"{BASE}.dense.Dense"}])
+        write(model / "2_Dense/config.json", {"in_features": 4})
+        write(model / "onnx/model.onnx", b"")
+        assert "it has no weights in 2_Dense: there is no model.safetensors" in refusal(model, monkeypatch)
 
     def test_files_that_no_module_reads_do_not_matter(self, model, monkeypatch):
         write(model / "checkpoint-500/optimizer.safetensors", {"a": np.zeros(1, np.float32)})
@@ -365,12 +421,44 @@ class TestCode:
         assert (model / "config.json").read_bytes() == before
         assert not found.folder.exists()
 
-    def test_two_files_of_one_name_are_refused(self, model, monkeypatch, tmp_path):
-        write(tmp_path / "code/own.py", b"")
-        write(model / "own.py", b"")
+    def test_linked_folders_and_files_of_other_things_come_along_as_they_are(self, model, monkeypatch, tmp_path):
+        (model / "1_Pooling").rename(tmp_path / "pooling")
+        (model / "1_Pooling").symlink_to(tmp_path / "pooling")
+        write(model / "checkpoint-5/config.json", b"{")
         self.maps(model, "org/code--own.OwnModel")
-        said = refusal(model, monkeypatch, lambda *_: tmp_path / "code", TRUST_REMOTE_CODE=f"m,org/code@{COMMIT}")
-        assert "has a file own.py, as the model itself has" in said
+        (tmp_path / "code").mkdir()
+        trusted = f"m,org/code@{COMMIT}"
+        _, files_ = inspect(model, monkeypatch, lambda *_: tmp_path / "code", TRUST_REMOTE_CODE=trusted)
+        assert files_["checkpoint-5/config.json"] == b"{"
+        assert b"pooling_mode" in files_["1_Pooling/config.json"]
+
+    def test_code_that_names_the_models_own_repository_lies_beside_it(self, model, monkeypatch):
+        self.maps(model, "org/model--own.OwnModel")
+        write(model / "own.py", b"")
+        settings = settings_of(monkeypatch, SUPPORTED_MODELS="org/model", TRUST_REMOTE_CODE="org/model")
+        with inspected(settings.supported_models[0], model, settings, nobody) as found:
+            auto_map = json.loads((found.folder / "config.json").read_text())["auto_map"]
+            assert auto_map == {"AutoModel": "own.OwnModel"}
+            assert (found.folder / "own.py").exists()
+
+    def test_another_file_of_the_same_name_is_refused_and_the_same_file_is_not(self, model, monkeypatch, tmp_path):
+        write(tmp_path / "code/own.py", b"1")
+        write(model / "own.py", b"1")
+        self.maps(model, "org/code--own.OwnModel")
+        trusted = {"TRUST_REMOTE_CODE": f"m,org/code@{COMMIT}"}
+        inspect(model, monkeypatch, lambda *_: tmp_path / "code", **trusted)
+        write(model / "own.py", b"2")
+        said = refusal(model, monkeypatch, lambda *_: tmp_path / "code", **trusted)
+        assert "the code in org/code has another own.py than the model" in said
+
+    def test_code_that_transformers_has_taken_over_is_left_out_and_told_unless_trusted(self, model, monkeypatch):
+        write(model / "config.json", {"model_type": "nomic_bert"})
+        self.maps(model, "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel")
+        found, _ = inspect(model, monkeypatch)
+        assert not found.may_run_code
+        assert "modeling_hf_nomic_bert.NomicBertModel, is not used" in found.findings[0].message
+        self.maps(model, "org/code--own.Fork")
+        assert "(own.Fork)" in refusal(model, monkeypatch, lambda *_: Path(COMMIT))
 
     @pytest.mark.parametrize("entry", ["org/other", f"org/other@{COMMIT}"])
     def test_a_name_that_is_neither_a_model_nor_holds_code_is_refused(self, model, monkeypatch, entry):

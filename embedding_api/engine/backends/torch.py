@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from embedding_api import log
 from embedding_api.engine import preload
 from embedding_api.engine.arrays import Ids, Vectors
-from embedding_api.engine.backends import Loaded, Route, Routes, Task, whole
+from embedding_api.engine.backends import Loaded, Route, Routes, Task, completeness
 from embedding_api.engine.backends.entrance import Entrance, entrances, limit, named_prompts, own_prompt
 from embedding_api.engine.backends.layout import Padding
 from embedding_api.engine.findings import Finding, UnservableError, listed, warning
@@ -65,15 +65,16 @@ def load(
         UnservableError: The model cannot be served; the message says why.
         Exception: Whatever sentence-transformers and transformers raise on a broken model.
     """
-    with log.collected() as warnings, whole.reports() as reports:
+    with log.collected() as warnings, completeness.reports() as reports:
         model = _load(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         found, prompts = _entrances(model)
         readers = {entrance: entrance.reader() for entrance in found.values()}
         texts = {*prompts.values(), *(own_prompt(model, task) for task in found)}
-        findings = [finding for each, reader in readers.items() for finding in _rowless(each, reader, texts)]
+        findings = completeness.compute_buffers(reports)
+        findings += [finding for each, reader in readers.items() for finding in _rowless(each, reader, texts)]
         ways = _ways(model, found)
         references = _encode(model, ways.values())
-        findings += whole.require_whole(model, reports, lambda: _encode(model, ways.values()), references)
+        findings += completeness.require_whole(model, reports, lambda: _encode(model, ways.values()), references)
     backends = {
         entrance: TorchBackend(
             model,
@@ -87,20 +88,12 @@ def load(
         )
         for (entrance, _), reference in zip(ways.values(), references, strict=True)
     }
-    routes: Routes = {
-        task: Route(
-            readers[entrance],
-            backends[entrance],
-            prompt=entrance.prompt(own_prompt(model, task)),
-            prompts={name: entrance.prompt(text) for name, text in prompts.items()},
-            reference=reference,
-        )
-        for (task, (entrance, _)), reference in zip(ways.items(), references, strict=True)
-    }
     if precision == "bfloat16":
         for encoder in _encoders(found):
             _halve(encoder)
-    return Loaded(routes, [*map(warning, warnings), *findings])
+    # Where the model lies is no part of what a conversion of it keeps.
+    said = [warning(line.replace(str(folder), "its folder")) for line in warnings]
+    return Loaded(_routes(model, ways, references, readers, backends, prompts), [*said, *findings])
 
 
 def _load(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> sentence_transformers.SentenceTransformer:
@@ -135,27 +128,27 @@ def _encoders(found: Mapping[Task | None, Entrance]) -> set[Transformer]:
 
 
 def _rowless(entrance: Entrance, reader: Reader, prompts: Iterable[str]) -> Iterator[Finding]:
-    """Tells which tokens the embedding matrix has no row for, and refuses a model that could read no text for it."""
+    """Tells which tokens the embedding matrix has no row for.
+
+    Raises:
+        UnservableError: Any text holds one of them, a prompt does, or padding is one.
+    """
     if not (rowless := reader.tokens_without_row()):
         return
-    n_rows = reader.n_rows
-    shown = listed(f"{token!r} ({id_})" for id_, token in rowless.items())
-    try:
-        for prompt in prompts:
+    which = listed(f"{token!r} ({id_})" for id_, token in rowless.items())
+    matrix = f"its embedding matrix of {reader.n_rows} rows"
+    cure = "get tokenizer and weights of one model"
+    for prompt in ("", *prompts):
+        try:
             reader.read(PROBE_TEXTS, Prompt(prompt))
-    except UnsupportedTokenError as error:
-        raise UnservableError(
-            f"its tokenizer gives tokens, in any text, that its embedding matrix of {n_rows} rows has no row for: "
-            f"{shown}; get tokenizer and weights of one model"
-        ) from error
-    if isinstance(entrance.first, Transformer) and (entrance.first.tokenizer.pad_token_id or 0) in rowless:
-        raise UnservableError(
-            f"its embedding matrix of {n_rows} rows has no row for the token that fills up, "
-            f"{entrance.first.tokenizer.pad_token!r}; get tokenizer and weights of one model"
-        )
+        except UnsupportedTokenError as error:
+            where = f"its prompt {prompt!r}" if prompt else "any text"
+            raise UnservableError(f"{where} holds a token for which {matrix} has no row: {which}; {cure}") from error
+    if isinstance(entrance.first, Transformer) and (pad_id := _pad_id(entrance.first)) in rowless:
+        raise UnservableError(f"{matrix} has no row for its padding token, {rowless[pad_id]!r}; {cure}")
     yield warning(
-        f"its tokenizer has tokens that its embedding matrix of {n_rows} rows has no row for: {shown}; a text that "
-        "holds one is refused with unsupported_token"
+        f"{matrix} has none for tokens of its tokenizer: {which}; a text that holds one is refused with "
+        "unsupported_token"
     )
 
 
@@ -188,6 +181,26 @@ def _encode(
         raise UnservableError(
             "its modules give no vector of a text; modules.json lacks one that does, such as Pooling"
         ) from error
+
+
+def _routes(
+    model: sentence_transformers.SentenceTransformer,
+    ways: Mapping[Task | None, tuple[Entrance, str | None]],
+    references: Sequence[Vectors],
+    readers: Mapping[Entrance, Reader],
+    backends: "Mapping[Entrance, TorchBackend]",
+    prompts: Mapping[str, str],
+) -> Routes:
+    return {
+        task: Route(
+            readers[entrance],
+            backends[entrance],
+            prompt=entrance.prompt(own_prompt(model, task)),
+            prompts={name: entrance.prompt(text) for name, text in prompts.items()},
+            reference=reference,
+        )
+        for (task, (entrance, _)), reference in zip(ways.items(), references, strict=True)
+    }
 
 
 class TorchBackend:
@@ -282,7 +295,12 @@ def _feed(first: Transformer | StaticEmbedding) -> Padded | Concatenated:
     if isinstance(first, StaticEmbedding):
         return Concatenated()
     tokenizer: Any = first.tokenizer
-    return Padded(Padding(tokenizer.pad_token_id or 0, is_left=tokenizer.padding_side == "left"))
+    return Padded(Padding(_pad_id(first), is_left=tokenizer.padding_side == "left"))
+
+
+def _pad_id(first: Transformer) -> int:
+    tokenizer: Any = first.tokenizer
+    return tokenizer.pad_token_id or 0
 
 
 def _halve(transformer: Transformer) -> None:

@@ -1,4 +1,4 @@
-"""Python code that comes with a model: which there is, in which repository, and whether it may run."""
+"""The Python code that a model brings: found in its files, trusted or refused, and put beside the model."""
 
 import contextlib
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedding_api.engine.findings import UnservableError
-from embedding_api.engine.models import folder as folders
-from embedding_api.engine.models.folder import Module
+from embedding_api.engine.models import files
+from embedding_api.engine.models.files import Module
 from embedding_api.errors import ModelLoadError
 
 # The classes of transformers that sentence-transformers asks for, and so those whose entry in an auto_map counts.
@@ -21,11 +21,17 @@ _MAPS = ("config.json", "tokenizer_config.json", "processor_config.json")
 # And all that name code.
 _NAMING = (*_MAPS, "modules.json", "router_config.json")
 
+# Architectures that transformers has taken over from code on the hub, with a conversion of the hub's own weights, by
+# model_type: how the names of that code's classes begin. Its own documentation names the repositories:
+# nomic-ai/nomic-embed-text-v1.5 and EuroBERT/EuroBERT-210m.
+_TAKEN_OVER = {"nomic_bert": "NomicBert", "eurobert": "EuroBert"}
+
+_REPOSITORY = r"[\w.-]+/[\w.-]+"
 # An entry of TRUST_REMOTE_CODE that names a repository at a commit.
-_AT_COMMIT = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+_AT_COMMIT = re.compile(rf"({_REPOSITORY})@([0-9a-f]{{40}})")
 
 # Downloads the Python files of a repository at a commit, or at its newest one, and returns their folder, whose last
-# part is the commit.
+# part is the commit. Raises ModelLoadError.
 Fetch = Callable[[str, str | None], Path]
 
 
@@ -35,10 +41,12 @@ class Reference(NamedTuple):
     Attributes:
         repository: On the hub, if the code lies in another repository than the model.
         name: The class, as the file writes it, such as `modeling_own.OwnModel`.
+        is_taken_over: Whether transformers has the same architecture of its own.
     """
 
     repository: str | None
     name: str
+    is_taken_over: bool = False
 
 
 class Trust(NamedTuple):
@@ -72,28 +80,35 @@ def references(modules: Sequence[Module], folder: Path) -> list[Reference]:
     Args:
         modules: As its files describe them.
         folder: The model's.
+
+    Raises:
+        UnservableError: A file cannot be read.
     """
-    names = [module.type for module in modules if not module.is_of_library]
-    for place in dict.fromkeys((folder, *(module.folder for module in modules))):
+    found = [_reference(module.type) for module in modules if not module.is_of_library]
+    for place in _places(modules, folder):
+        prefix = _TAKEN_OVER.get(str(files.read(place / "config.json").get("model_type")))
         for file in _MAPS:
-            names += _in_auto_map(folders.read(place / file).get("auto_map"))
+            for name in _in_auto_map(files.read(place / file).get("auto_map")):
+                found.append(_reference(name, taken_over=prefix))  # noqa: PERF401 - three loops are read more easily
     # sentence-transformers takes Tanh in the place of an activation that it may not import.
     activations = (module.config().get("activation_function") for module in modules if module.name == "Dense")
-    names += [name for name in activations if isinstance(name, str) and not name.startswith("torch.")]
-    return [_reference(name) for name in dict.fromkeys(names)]
+    found += [_reference(name) for name in activations if isinstance(name, str) and not name.startswith("torch.")]
+    return list(dict.fromkeys(found))
 
 
 @contextlib.contextmanager
 def assembled(
-    folder: Path, found: Sequence[Reference], trusted: Trust, own_name: str | None, fetch: Fetch
-) -> Iterator[Path]:
+    folder: Path, modules: Sequence[Module], found: Sequence[Reference], trusted: Trust, own_name: str | None,
+    fetch: Fetch,
+) -> Iterator[Path]:  # fmt: skip
     """A folder in which the model and all of its code lie together, there until the context ends.
 
-    transformers looks for code in other repositories by name, at whatever commit the cache has; in this folder there
-    are no other repositories.
+    transformers looks for code in other repositories by name, at whatever commit the cache has. In this folder the
+    model's files name all code as lying beside them.
 
     Args:
         folder: The model's.
+        modules: As its files describe them.
         found: The code that it refers to.
         trusted: What may run.
         own_name: The model's own repository on the hub, if it came from there.
@@ -101,17 +116,19 @@ def assembled(
 
     Raises:
         UnservableError: Not all of the code may run; the message has the line that allows it.
+        ModelLoadError: The code cannot be had.
+        OSError: The folder cannot be made.
     """
-    others = sorted({each.repository for each in found if each.repository not in (None, own_name)} - {None}, key=str)
-    _require_trust(found, [str(name) for name in others], trusted, fetch)
+    others = sorted({each.repository for each in found if each.repository is not None} - {own_name})
+    _require_trust(found, others, trusted, fetch)
     if not any(each.repository for each in found):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="memementor-model-") as parent:
         target = Path(parent, folder.name)
-        _mirror(folder, target)
+        _mirror(folder, target, [place / name for place in _places(modules, folder) for name in _NAMING])
         for name in others:
-            _add_code(fetch(str(name), trusted.commits[str(name)]), target, str(name))
+            _add_code(fetch(name, trusted.commits[name]), target, name)
         yield target
 
 
@@ -135,6 +152,11 @@ def _newest(repository: str, fetch: Fetch) -> str:
         return "<its commit, 40 hexadecimal digits>"
 
 
+def _places(modules: Sequence[Module], folder: Path) -> list[Path]:
+    """The folders whose files may name code."""
+    return list(dict.fromkeys((folder, *(module.folder for module in modules))))
+
+
 def _in_auto_map(auto_map: Any) -> list[str]:
     """The names in an auto_map; for tokenizers it holds lists of a slow and a fast one, with null for none."""
     if isinstance(auto_map, dict):
@@ -144,29 +166,30 @@ def _in_auto_map(auto_map: Any) -> list[str]:
     return [auto_map] if isinstance(auto_map, str) else []
 
 
-def _reference(name: str) -> Reference:
+def _reference(name: str, *, taken_over: str | None = None) -> Reference:
     repository, dashes, class_name = name.rpartition("--")
-    return Reference(repository if dashes else None, class_name)
+    is_taken_over = taken_over is not None and class_name.rpartition(".")[2].startswith(taken_over)
+    return Reference(repository if dashes else None, class_name, is_taken_over)
 
 
-def _mirror(folder: Path, target: Path) -> None:
-    """The same files by link, but for those that name code, which name it here."""
-    for path in sorted(folder.rglob("*")):
+def _mirror(folder: Path, target: Path, naming: Sequence[Path]) -> None:
+    """Makes the same files by link, but for those that name code, which name it as beside them."""
+    for path in files.walk(folder):
         copy = target / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and path.name in _NAMING:
-            copy.write_text(json.dumps(_here(json.loads(path.read_bytes()))))
-        elif path.is_file():
+        if path in naming:
+            copy.write_text(json.dumps(_beside(json.loads(path.read_bytes()))))
+        else:
             copy.symlink_to(path.resolve())
 
 
-def _here(value: Any) -> Any:
-    """The value of a JSON file, in which each name of code in a repository became that of code beside the file."""
+def _beside(value: Any) -> Any:
+    """The value of a JSON file, with `module.Class` in the place of `organisation/name--module.Class`."""
     if isinstance(value, dict):
-        return {key: _here(each) for key, each in value.items()}
+        return {key: _beside(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_here(each) for each in value]
-    if isinstance(value, str) and re.fullmatch(r"[\w.-]+/[\w.-]+--[\w.]+", value):
+        return [_beside(each) for each in value]
+    if isinstance(value, str) and re.fullmatch(rf"{_REPOSITORY}--[\w.]+", value):
         return _reference(value).name
     return value
 
@@ -174,10 +197,11 @@ def _here(value: Any) -> Any:
 def _add_code(source: Path, target: Path, repository: str) -> None:
     for path in sorted(source.rglob("*.py")):
         copy = target / path.relative_to(source)
-        if copy.exists():
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        elif copy.read_bytes() != path.read_bytes():
             raise UnservableError(
-                f"the code in {repository} has a file {path.relative_to(source)}, as the model itself has; put the "
-                "model and its code into one folder, and serve that"
+                f"the code in {repository} has another {path.relative_to(source)} than the model, or its other code, "
+                "has; rename one of them in a copy of the model that has all of its code in its own folder"
             )
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)

@@ -1,16 +1,16 @@
 """What can be known of a model before it is loaded: refused if it cannot be served, and its code put beside it."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from embedding_api.config import Settings
-from embedding_api.engine.findings import UnservableError
-from embedding_api.engine.models import code, kind, weights
-from embedding_api.engine.models import folder as folders
+from embedding_api.engine.findings import Finding, UnservableError
+from embedding_api.engine.models import code, files, kind, weights
 from embedding_api.engine.models.code import Fetch, Reference
-from embedding_api.engine.models.folder import Module
+from embedding_api.engine.models.files import Module
 from embedding_api.errors import ModelLoadError, SettingsError
 from embedding_api.model_spec import ModelSpec
 
@@ -24,17 +24,19 @@ class Inspected(NamedTuple):
         folder: What to load: the same, or a folder with links to them and with its code.
         modules: As its files describe them.
         code: What it brings, all of which may run.
+        findings: What its operator should know.
     """
 
     spec: ModelSpec
     source: Path
     folder: Path
     modules: Sequence[Module]
-    code: Sequence[Reference]
+    code: Sequence[Reference] = ()
+    findings: Sequence[Finding] = ()
 
     @property
     def may_run_code(self) -> bool:
-        """Whether Python code that comes with it may run."""
+        """True if Python code that comes with it may run."""
         return bool(self.code)
 
 
@@ -51,18 +53,36 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
     Raises:
         ModelLoadError: It cannot be served as it is.
     """
+    own_name = None if spec.is_folder else spec.source
     with contextlib.ExitStack() as stack:
         try:
-            modules = folders.modules(source)
+            modules = files.modules(source)
             kind.require_embedding_model(source, modules)
-            found = code.references(modules, source)
             trusted = code.trust(settings.trust_remote_code, spec.names)
-            own_name = None if spec.is_folder else spec.source
-            folder = stack.enter_context(code.assembled(source, found, trusted, own_name, fetch))
-            weights.require_weights(source, modules, allow_pickle=settings.allow_pickle)
+            found = code.references(modules, source)
+            may_run = [each for each in found if trusted.is_given or not each.is_taken_over]
+            weights.require_weights(
+                source, modules, allow_pickle=settings.allow_pickle, is_downloaded=own_name is not None
+            )
+            folder = stack.enter_context(code.assembled(source, modules, may_run, trusted, own_name, fetch))
         except UnservableError as error:
-            raise ModelLoadError(f"model {spec.name} from {source} cannot be served: {error}") from error
-        yield Inspected(spec, source, folder, modules, found)
+            raise unservable(spec, source, error) from error
+        except OSError as error:
+            reason = f"{error.filename or source}: {error.strerror or error}; let this user read the model's folder"
+            raise unservable(spec, source, UnservableError(reason)) from error
+        findings = [_left_out(each) for each in found if each not in may_run]
+        yield Inspected(spec, source, folder, modules, may_run, findings)
+
+
+def unservable(spec: ModelSpec, source: Path, error: UnservableError) -> ModelLoadError:
+    """What ends the start for a model that no backend can serve."""
+    return ModelLoadError(f"model {spec.name} from {source} cannot be served: {error}")
+
+
+def _left_out(reference: Reference) -> Finding:
+    return Finding(
+        logging.INFO, f"its own code, {reference.name}, is not used: transformers has taken over that architecture"
+    )
 
 
 def require_trust_used(models: Sequence[Inspected], settings: Settings) -> None:

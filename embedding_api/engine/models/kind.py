@@ -1,12 +1,12 @@
-"""Whether a model makes one dense vector of a text, by what its files say of it, and what they leave to be assumed."""
+"""What kind of model the files describe, and what they leave open. Served are those of one dense vector a text."""
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from embedding_api.engine.findings import Finding, UnservableError, warning
-from embedding_api.engine.models import folder as folders
-from embedding_api.engine.models.folder import Module
+from embedding_api.engine.models import files
+from embedding_api.engine.models.files import Module
 
 _SPARSE, _RERANKER, _COLBERT = "a sparse encoder", "a reranker or a classifier", "a multi-vector model, such as ColBERT"
 _MEDIA = "a model that reads pictures or sound"
@@ -30,19 +30,18 @@ _BY_TASK = {"sequence-classification": _RERANKER, "fill-mask": _SPARSE, "retriev
 # What an architecture of transformers is called. It counts where no modules.json says more: jina-embeddings-v2 is a
 # ...ForMaskedLM, Qwen3-Embedding a ...ForCausalLM, and both are embedding models.
 _BY_ARCHITECTURE = (
-    (re.compile("ColBERT", re.IGNORECASE), _COLBERT),
+    (re.compile("ColBERT|ForRetrieval", re.IGNORECASE), _COLBERT),
     (re.compile("Splade", re.IGNORECASE), _SPARSE),
-    (re.compile("ForRetrieval"), _COLBERT),
     (re.compile("ForSequenceClassification"), _RERANKER),
     (re.compile("ForMaskedLM"), "a masked language model, as SPLADE and untrained base models are"),
     (re.compile("ForCausalLM|LMHead"), "a language model"),
     (re.compile("^CLIP|^Siglip|Vision"), _MEDIA),
     # All others that end in a task, but for those whose task is to embed.
-    (re.compile("For(?!TextEmbedding|TextEncoding|FeatureExtraction)[A-Z]"), "a model for another task"),
+    (re.compile(r"For(?!\w*(Embed|Encod|FeatureExtraction))[A-Z]"), "a model for another task"),
 )
 
 # Parts of config.json that only models of pictures and sound have.
-_OF_MEDIA = {"vision_config", "audio_config"}
+_OF_MEDIA = ("audio_config", "vision_config")
 
 # Folders of modules, as sentence-transformers names them.
 _MODULE_FOLDER = re.compile(r"\d+_[A-Z]\w*")
@@ -55,12 +54,12 @@ _NO_LIMIT = 10**9
 
 
 def require_embedding_model(folder: Path, modules: Sequence[Module]) -> None:
-    """Refuses a model whose files say that it is something else.
+    """Refuses a model whose files say that it is something else, or do not say what it takes.
 
     Raises:
-        UnservableError: They do, or modules lie there that nothing puts together.
+        UnservableError: They do so.
     """
-    said = folders.read(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    said = str(files.read(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer"))
     if said != "SentenceTransformer":
         kind = _BY_MODEL_TYPE.get(said, "another kind of model")
         raise _other(f"config_sentence_transformers.json says that it is a {said}", kind)
@@ -74,7 +73,7 @@ def require_embedding_model(folder: Path, modules: Sequence[Module]) -> None:
             _require_reading_text(module)
         if module.is_pooling and not module.config():
             raise UnservableError(f"its {module.folder.name} has no config.json; get all files of the model")
-    if not folders.is_declared(folder):
+    if not files.is_declared(folder):
         _require_base_model(folder)
 
 
@@ -85,9 +84,12 @@ def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> 
         folder: The model's.
         modules: As its files describe them.
         window: Tokens that it was found to read, None for no limit.
+
+    Raises:
+        UnservableError: A file can no longer be read.
     """
     limit = "no limit" if window is None else f"{window} tokens"
-    if not folders.is_declared(folder):
+    if not files.is_declared(folder):
         yield warning(
             "it has no modules.json, so that nobody declares pooling, normalization and window; assumed are the mean "
             f"of the tokens' vectors, no normalization, and a window of {limit}; get all files of the model, or save "
@@ -102,19 +104,26 @@ def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> 
             )
         if module.is_transformer and not _names_window(module):
             yield warning(
-                f"it declares no window, neither max_seq_length in sentence_bert_config.json nor model_max_length in "
+                "it declares no window, neither max_seq_length in sentence_bert_config.json nor model_max_length in "
                 f"tokenizer_config.json; {limit} is assumed, from what it has positions for"
             )
 
 
 def _require_reading_text(module: Module) -> None:
-    if not (module.folder / "config.json").is_file():
+    if not files.is_there(module.folder / "config.json"):
         raise UnservableError("it has no config.json for its Transformer; get the model's files again")
-    noted = module.transformer_config()
-    if (kind := _BY_TASK.get(noted.get("transformer_task", ""))) is not None:
-        raise _other(f"sentence_bert_config.json has the transformer_task {noted['transformer_task']}", kind)
-    for key in sorted(_OF_MEDIA & module.config().keys()):
-        raise _other(f"config.json has a {key}", _MEDIA)
+    notes = module.notes()
+    if (kind := _BY_TASK.get(str(notes.get("transformer_task")))) is not None:
+        raise _other(f"sentence_bert_config.json has the transformer_task {notes['transformer_task']}", kind)
+    if (elsewhere := notes.get("tokenizer_name_or_path")) is not None:
+        raise UnservableError(
+            f"its tokenizer lies elsewhere (sentence_bert_config.json: tokenizer_name_or_path {elsewhere!r}); put it "
+            "into the model's folder, and remove that line"
+        )
+    config = module.config()
+    for key in _OF_MEDIA:
+        if config.get(key) is not None:
+            raise _other(f"config.json has a {key}", _MEDIA)
 
 
 def _require_base_model(folder: Path) -> None:
@@ -125,10 +134,10 @@ def _require_base_model(folder: Path) -> None:
             f"it has {', '.join(left)}, but no modules.json, which says how its modules are put together; get all "
             "files of the model"
         )
-    architectures = folders.read(folder / "config.json").get("architectures") or ()
-    for architecture in map(str, architectures):
+    architectures = files.read(folder / "config.json").get("architectures") or []
+    for architecture in architectures if isinstance(architectures, list) else [architectures]:
         for pattern, kind in _BY_ARCHITECTURE:
-            if pattern.search(architecture):
+            if pattern.search(str(architecture)):
                 raise _other(f"it has no modules.json, and config.json says that it is a {architecture}", kind, _SAVE)
 
 
@@ -144,6 +153,7 @@ def _names_pooling(module: Module) -> bool:
 
 
 def _names_window(module: Module) -> bool:
-    declared = module.transformer_config().get("max_seq_length")
-    of_tokenizer = folders.read(module.folder / "tokenizer_config.json").get("model_max_length")
-    return bool(declared) or (isinstance(of_tokenizer, int | float) and of_tokenizer < _NO_LIMIT)
+    of_tokenizer = files.read(module.folder / "tokenizer_config.json").get("model_max_length")
+    return bool(module.notes().get("max_seq_length")) or (
+        isinstance(of_tokenizer, int | float) and of_tokenizer < _NO_LIMIT
+    )

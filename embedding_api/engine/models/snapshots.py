@@ -37,7 +37,7 @@ def chosen(spec: ModelSpec, folder: Path) -> Path:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a model's folder lies in the cache."""
-    return folder.parent.name == "snapshots"
+    return folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
 
 
 def repository(snapshot: Path) -> set[str] | None:

@@ -1,14 +1,14 @@
 """Whether the files hold the weights that the modules read: there, whole, and in a form that may be loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import safetensors
 
 from embedding_api.engine.findings import UnservableError, listed
-from embedding_api.engine.models import folder as folders
-from embedding_api.engine.models import snapshots
-from embedding_api.engine.models.folder import Module
+from embedding_api.engine.models import files, snapshots
+from embedding_api.engine.models.files import Module
 
 # Classes of sentence-transformers' own modules, beside Transformers, that read weights of their own.
 _WEIGHTED = frozenset({"Dense", "StaticEmbedding", "LayerNorm", "LSTM", "CNN", "WeightedLayerPooling"})
@@ -31,58 +31,61 @@ _OTHER_FORMATS = {
 _LFS_POINTER = b"version https://git-lfs"
 # Numbers in which weights are stored only by quantisation, whose scales nothing here reads.
 _QUANTISED = frozenset({"I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"})
+# How the names of weights end that are multiplied with, and so are no whole numbers unless they are quantised.
+_WEIGHTS = ("weight", "embeddings")
 
 
-def require_weights(folder: Path, modules: Sequence[Module], *, allow_pickle: bool) -> None:
+def require_weights(
+    folder: Path, modules: Sequence[Module], *, allow_pickle: bool, is_downloaded: bool = False
+) -> None:
     """Refuses a model some of whose weights cannot be read. Reads no more than headers, in milliseconds.
 
     Args:
         folder: The model's.
         modules: As its files describe them.
         allow_pickle: Whether weights may come from pickle files, which can run code when they are read.
+        is_downloaded: Whether each start fetches from the hub what the folder lacks.
 
     Raises:
         UnservableError: Weights are missing, damaged, pickled without leave, or in another form.
+        OSError: A folder cannot be read.
     """
     for module in modules:
         if module.is_transformer:
             _refuse_adapter(module)
+            _refuse_quantisation(module.config())
         needs_weights = module.is_transformer or (module.is_of_library and module.name in _WEIGHTED)
-        for file in _files(folder, module, allow_pickle=allow_pickle) if needs_weights else _safetensors(module):
-            if not file.exists():
-                where = _where(folder, module)
-                raise _broken_off(where) if snapshots.is_snapshot(folder) else _leads_nowhere(file)
+        if needs_weights:
+            found = _files(folder, module, allow_pickle=allow_pickle)
+        else:
+            # Nobody knows what it reads; but what lies there should be whole.
+            found = sorted(module.folder.glob("*.safetensors"))
+        if (needs_weights and not found) or not all(file.exists() for file in found):
+            raise _without_weights(folder, module, allow_pickle=allow_pickle, is_downloaded=is_downloaded)
+        for file in found:
             _require_whole(file)
 
 
 def _files(folder: Path, module: Module, *, allow_pickle: bool) -> list[Path]:
-    """The files that the weights of a module are read from."""
-    for name in (_SAFETENSORS, _PICKLE):
+    """The files that the weights of a module are read from; none if there are none."""
+    # transformers lets config.json name another file.
+    named = module.config().get("transformers_weights") if module.is_transformer else None
+    for name in (str(named),) if named else (_SAFETENSORS, _PICKLE):
         for file in (module.folder / name, module.folder / f"{name}{_INDEX}"):
-            if not _is_there(file):
+            if not files.is_there(file):
                 continue
-            if name == _PICKLE and not allow_pickle:
+            if ".safetensors" not in name and not allow_pickle:
                 raise _pickled(str(file.relative_to(folder)))
             return _shards(file) if file.name.endswith(_INDEX) else [file]
-    raise _without_weights(folder, module, allow_pickle=allow_pickle)
-
-
-def _safetensors(module: Module) -> list[Path]:
-    """Those of a module of which nothing is known but its folder."""
-    return sorted(module.folder.glob("*.safetensors"))
-
-
-def _is_there(file: Path) -> bool:
-    """Whether the file, or a link in its place, is there; a link may lead nowhere."""
-    return file.is_file() or file.is_symlink()
+    return []
 
 
 def _shards(index: Path) -> list[Path]:
-    names = folders.read(index).get("weight_map")
-    if not isinstance(names, dict):
-        raise UnservableError(f"its {index.name} has no weight_map; get the model's files again")
-    shards = [index.parent / name for name in sorted(set(names.values()))]
-    if missing := [shard.name for shard in shards if not _is_there(shard)]:
+    parts = files.read(index).get("weight_map")
+    if not isinstance(parts, dict) or not parts or not all(isinstance(name, str) for name in parts.values()):
+        raise UnservableError(f"its {index.name} does not say which files hold its weights; get the files again")
+    shards = [index.parent / name for name in sorted(set(parts.values()))]
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise UnservableError(
             f"{len(missing)} of the {len(shards)} files of its weights are missing: {listed(missing)} "
             f"({index.name} names them); get the model's files again"
@@ -91,12 +94,17 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _refuse_adapter(module: Module) -> None:
-    if _is_there(module.folder / "adapter_config.json"):
-        base = folders.read(module.folder / "adapter_config.json").get("base_model_name_or_path") or "another model"
+    if files.is_there(module.folder / "adapter_config.json"):
+        base = files.read(module.folder / "adapter_config.json").get("base_model_name_or_path") or "another model"
         raise UnservableError(
             f"it is an adapter of {base}, which is not served by itself (adapter_config.json); merge it into that "
             "with peft's merge_and_unload, and serve what you save then"
         )
+
+
+def _refuse_quantisation(config: dict[str, Any]) -> None:
+    if isinstance(settings := config.get("quantization_config"), dict):
+        raise _quantised(f"config.json has a quantization_config, {settings.get('quant_method', 'of some kind')}")
 
 
 def _require_whole(file: Path) -> None:
@@ -118,13 +126,17 @@ def _require_numbers(file: Path) -> None:
         quantised = [
             name
             for name in weights.keys()  # noqa: SIM118 - it is no dictionary
-            if name.endswith("weight") and weights.get_slice(name).get_dtype() in _QUANTISED
+            if name.endswith(_WEIGHTS) and weights.get_slice(name).get_dtype() in _QUANTISED
         ]
     if quantised:
-        raise UnservableError(
-            f"{file.name} holds quantised weights ({listed(quantised, most=2)}), which are not served; get the model "
-            "in float32, float16 or bfloat16, and set PRECISION=int8 if it shall compute so"
-        )
+        raise _quantised(f"{file.name} holds whole numbers in {listed(quantised, most=2)}")
+
+
+def _quantised(cause: str) -> UnservableError:
+    return UnservableError(
+        f"its weights are quantised, which is not served: {cause}; get the model in float32, float16 or bfloat16, and "
+        "set PRECISION=int8 if it should compute in int8"
+    )
 
 
 def _pickled(name: str) -> UnservableError:
@@ -134,45 +146,43 @@ def _pickled(name: str) -> UnservableError:
     )
 
 
-def _without_weights(folder: Path, module: Module, *, allow_pickle: bool) -> UnservableError:
-    """What is said where there are none: what lies there in their place, or why they are not there."""
-    place, where = module.folder.relative_to(folder), _where(folder, module)
+def _without_weights(folder: Path, module: Module, *, allow_pickle: bool, is_downloaded: bool) -> UnservableError:
+    """What to tell of a module without weights: what lies there in their place, or why they are not there."""
+    place = module.folder.relative_to(folder)
+    where = "" if place == PurePath() else f" in {place}"
     repository = snapshots.repository(folder) if snapshots.is_snapshot(folder) else None
     if repository is not None:
-        if str(place / _SAFETENSORS) in repository or str(place / f"{_SAFETENSORS}{_INDEX}") in repository:
-            return _broken_off(where)
-        if pickle := {str(place / _PICKLE), str(place / f"{_PICKLE}{_INDEX}")} & repository:
-            return _broken_off(where) if allow_pickle else _pickled(min(pickle))
-    names = sorted(repository or {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()})
-    if formats := _other_formats(names):
+        wanted = [_SAFETENSORS, f"{_SAFETENSORS}{_INDEX}"]
+        pickles = [_PICKLE, f"{_PICKLE}{_INDEX}"]
+        if any(str(place / name) in repository for name in wanted):
+            return _broken_off(where, is_downloaded=is_downloaded)
+        if pickle := [name for name in pickles if str(place / name) in repository]:
+            return _broken_off(where, is_downloaded=is_downloaded) if allow_pickle else _pickled(str(place / pickle[0]))
+    names = repository or {str(path.relative_to(folder)) for path in folder.rglob("*") if files.is_there(path)}
+    if formats := _other_formats(name for name in names if PurePath(name).is_relative_to(place)):
         return UnservableError(
             f"it has no weights{where} that torch can read, only files for {formats}; get the model with its "
             f"{_SAFETENSORS}"
         )
-    if any(path.name.endswith(".incomplete") for path in folder.rglob("*")) or snapshots.is_snapshot(folder):
-        return _broken_off(where)
-    return UnservableError(f"it has no weights{where}: there is no {_SAFETENSORS}; get the model's files again")
+    if snapshots.is_snapshot(folder) or any(folder.rglob("*.incomplete")):
+        return _broken_off(where, is_downloaded=is_downloaded)
+    link = module.folder / _SAFETENSORS
+    there_is = f"{link.name} is a link to {link.readlink()}" if link.is_symlink() else f"there is no {_SAFETENSORS}"
+    return UnservableError(f"it has no weights{where}: {there_is}; get the model's files again")
 
 
-def _where(folder: Path, module: Module) -> str:
-    place = module.folder.relative_to(folder)
-    return "" if place == PurePath() else f" in {place}"
-
-
-def _leads_nowhere(file: Path) -> UnservableError:
-    return UnservableError(
-        f"{file.name} is a link to {file.readlink()}, which is not there; get the model's files again"
+def _broken_off(where: str, *, is_downloaded: bool) -> UnservableError:
+    cure = (
+        "start once with a connection to the hub and without HF_HUB_OFFLINE, which fetches the rest"
+        if is_downloaded
+        else "download it again"
     )
+    return UnservableError(f"it has no weights{where}: its download broke off; {cure}")
 
 
-def _broken_off(where: str) -> UnservableError:
-    return UnservableError(
-        f"it has no weights{where}: its download broke off; start once with a connection to the hub and without "
-        "HF_HUB_OFFLINE, which fetches the rest"
-    )
-
-
-def _other_formats(names: Sequence[str]) -> str:
+def _other_formats(names: Iterable[str]) -> str:
     """Which other formats of weights there are, each with a file, or nothing."""
-    found = {format_: name for ending, format_ in _OTHER_FORMATS.items() for name in names if name.endswith(ending)}
+    found = {
+        format_: name for name in sorted(names) for ending, format_ in _OTHER_FORMATS.items() if name.endswith(ending)
+    }
     return ", ".join(f"{format_} ({name})" for format_, name in sorted(found.items()))

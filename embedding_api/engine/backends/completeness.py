@@ -1,4 +1,4 @@
-"""Whether the model that was loaded is the one in its files: nothing invented, and nothing but numbers."""
+"""The model that was loaded, held against its files: nothing invented, nothing lost, and nothing but numbers."""
 
 import contextlib
 import logging
@@ -41,8 +41,11 @@ class Report(NamedTuple):
 def reports() -> Iterator[list[Report]]:
     """Collects what transformers finds about the weights of each model that is loaded in the block.
 
-    It says so in a table in its log, and returns it only to who calls `from_pretrained`, which sentence-transformers
-    does. So the function that prints the table is another one in the block.
+    transformers returns that only from `from_pretrained`, which sentence-transformers calls, and logs it as a table. In
+    the block another function stands in the place of the one that logs it.
+
+    Raises:
+        UnservableError: Weights of a model have another shape than its architecture gives them.
     """
     found: list[Report] = []
     silent = logging.Logger("silent", logging.CRITICAL)
@@ -61,6 +64,32 @@ def reports() -> Iterator[list[Report]]:
         modeling_utils.log_state_dict_report = log_report
 
 
+def compute_buffers(found: Sequence[Report]) -> list[Finding]:
+    """Computes again what a model's own code computes when it is made, and transformers leaves empty when it loads it.
+
+    transformers makes a model without memory for its weights, and then gives each buffer that is not saved with them,
+    such as a table of rotary positions, whatever was in memory. Its own architectures know how to fill theirs.
+
+    Args:
+        found: What transformers reported of each model; their buffers change.
+    """
+    findings = []
+    for model in (report.model for report in found if not type(report.model).__module__.startswith("transformers.")):
+        computed = dict(type(model)(model.config).named_non_persistent_buffers()) if _has_buffers(model) else {}
+        changed = [name for name, buffer in computed.items() if not _is_same(model, name, buffer)]
+        for name in changed:
+            parent, _, own_name = name.rpartition(".")
+            model.get_submodule(parent).register_buffer(own_name, computed[name], persistent=False)
+        if changed:
+            findings.append(
+                warning(
+                    f"its own code computes {listed(changed)} when a model is made, which transformers leaves out when "
+                    "it loads one; computed here, so that vectors differ from those of sentence-transformers by itself"
+                )
+            )
+    return findings
+
+
 def require_whole(
     model: SentenceTransformer, found: Sequence[Report], encode: Encode, vectors: Sequence[Vectors]
 ) -> list[Finding]:
@@ -69,8 +98,8 @@ def require_whole(
     Args:
         model: As it was loaded.
         found: What transformers reported while it was.
-        encode: Gives vectors of the probe texts, which do not change where a weight without effect does.
-        vectors: What it gives.
+        encode: Gives vectors of the probe texts.
+        vectors: What it gives, float32, (n_probe_texts, dim) for each way through the model.
 
     Returns:
         What else its operator should know.
@@ -78,7 +107,8 @@ def require_whole(
     Raises:
         UnservableError: Weights are missing, or are no numbers.
     """
-    findings = [finding for report in found for finding in _unused(report)]
+    findings = _broken(model, vectors)
+    findings += [finding for report in found for finding in _unused(report)]
     reported = {id(report.model) for report in found}
     if any(isinstance(each, Transformer) and id(each.model) not in reported for each in model.modules()):
         findings.append(warning("its own code loads its weights; nobody checks that all of them are in its files"))
@@ -86,11 +116,16 @@ def require_whole(
         missing = report.info.missing_keys
         if missing and (needed := _with_effect(report.model, missing, encode, vectors)):
             raise _missing(report, needed)
-        if missing:
+        if heads := {name for name in missing if _is_head(name)}:
+            findings.append(Finding(logging.INFO, f"weights that no vector depends on are missing: {listed(heads)}"))
+        if others := set(missing) - heads:
             findings.append(
-                Finding(logging.INFO, f"weights without effect on any vector are missing: {listed(missing)}")
+                warning(
+                    f"weights are missing, and so are random numbers, that had no effect on the vectors of a few "
+                    f"texts: {listed(others)}; get the model's files again"
+                )
             )
-    return findings + _broken(model, vectors)
+    return findings
 
 
 def _refuse_mismatched(model: PreTrainedModel, info: LoadStateDictInfo) -> None:
@@ -105,10 +140,13 @@ def _refuse_mismatched(model: PreTrainedModel, info: LoadStateDictInfo) -> None:
 
 def _unused(report: Report) -> Iterator[Finding]:
     """What the files hold and the architecture has no place for."""
-    heads = {name for name in report.info.unexpected_keys if _is_head(name)}
+    # A name that the architecture itself has is a part of what it computes, whatever others call so.
+    parts = {name for name, _ in report.model.named_children()}
+    unused = report.info.unexpected_keys
+    heads = {name for name in unused if _is_head(name) and name.partition(".")[0] not in parts - {"pooler"}}
     if heads:
         yield Finding(logging.INFO, f"weights of a head are left out: {listed(heads)}")
-    if others := set(report.info.unexpected_keys) - heads:
+    if others := set(unused) - heads:
         yield warning(
             f"its files hold weights that {type(report.model).__name__} has no place for, and that are left out: "
             f"{listed(others)}; check that config.json belongs to these weights"
@@ -141,7 +179,7 @@ def _with_effect(model: PreTrainedModel, names: Iterable[str], encode: Encode, v
 
 
 def _has_effect(model: PreTrainedModel, names: Sequence[str], encode: Encode, vectors: Sequence[Vectors]) -> bool:
-    """Whether vectors are other ones once these weights are: NaN, or one more where they are whole numbers."""
+    """Finds out by making these weights NaN, or others where they are no fractions, and computing vectors again."""
     tensors = [model.get_parameter_or_buffer(name) for name in names]
     before = [tensor.detach().clone() for tensor in tensors]
     try:
@@ -149,10 +187,8 @@ def _has_effect(model: PreTrainedModel, names: Sequence[str], encode: Encode, ve
             for tensor in tensors:
                 if tensor.is_floating_point():
                     tensor.fill_(float("nan"))
-                elif tensor.dtype == torch.bool:
-                    tensor.logical_not_()
                 else:
-                    tensor.add_(1)
+                    tensor.copy_(tensor == 0)
         try:
             now = encode()
         except (IndexError, RuntimeError):
@@ -162,6 +198,15 @@ def _has_effect(model: PreTrainedModel, names: Sequence[str], encode: Encode, ve
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
+
+
+def _has_buffers(model: PreTrainedModel) -> bool:
+    return any(True for _ in model.named_non_persistent_buffers())
+
+
+def _is_same(model: PreTrainedModel, name: str, buffer: torch.Tensor) -> bool:
+    now = model.get_buffer(name)
+    return now.shape == buffer.shape and now.dtype == buffer.dtype and torch.equal(now, buffer)
 
 
 def _broken(model: SentenceTransformer, vectors: Sequence[Vectors]) -> list[Finding]:

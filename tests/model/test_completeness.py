@@ -29,7 +29,7 @@ def t5_mean(folder):
     transformers.T5EncoderModel(config).save_pretrained(folder / "base")
     tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=models._sentence_piece(), model_max_length=models.WINDOW, **tokens
+        tokenizer_object=models.sentence_piece(), model_max_length=models.WINDOW, **tokens
     ).save_pretrained(folder / "base")
     return SentenceTransformer(modules=[Transformer(str(folder / "base")), Pooling(32, "mean"), Normalize()])
 
@@ -100,6 +100,7 @@ def drop(*endings):
 def with_value(name, value, place=0):
     def change(tensors):
         tensors[name].view(-1)[place] = value
+        return tensors
 
     return change
 
@@ -109,13 +110,16 @@ LAYER = "encoder.layer.1.attention.self.query."
 
 class TestMissing:
     @pytest.mark.parametrize("backend", ["torch", "auto"])
-    def test_weights_that_vectors_depend_on_are_named(self, changed, monkeypatch, backend):
+    def test_weights_that_vectors_depend_on_are_named(self, changed, monkeypatch, caplog, backend):
         said = refusal(monkeypatch, changed(drop(f"{LAYER}weight", f"{LAYER}bias")), BACKEND=backend)
         assert (
             f"lack weights that vectors depend on in BertModel, and that would be random numbers: {LAYER}bias" in said
         )
-        # Conversions that cannot be are kept, too, so that the next start says it at once.
+        # What a conversion found out is kept, too, so that the next start says it at once.
+        caplog.clear()
+        caplog.set_level(logging.INFO)
         assert said == refusal(monkeypatch, load_settings().supported_models[0].source, BACKEND=backend)
+        assert "converting" not in caplog.text
 
     def test_a_wrappers_prefix_is_shown_beside_them(self, changed, monkeypatch):
         source = changed(lambda tensors: {f"module.{name}": value for name, value in tensors.items()})
@@ -128,7 +132,7 @@ class TestMissing:
         source = changed(drop("pooler.dense.weight", "pooler.dense.bias"))
         got = vectors(monkeypatch, source, ["a cat"])
         assert found(caplog, logging.INFO) == [
-            "weights without effect on any vector are missing: pooler.dense.bias, pooler.dense.weight"
+            "weights that no vector depends on are missing: pooler.dense.bias, pooler.dense.weight"
         ]
         assert found(caplog) == []
         np.testing.assert_allclose(got, vectors(monkeypatch, saved(models.bert_mean), ["a cat"]), atol=1e-6)
@@ -205,6 +209,12 @@ class TestNumbers:
         assert "the model itself gives NaN or infinity" in said
         assert f"{LAYER}bias" in said
 
+    def test_they_are_told_rather_than_what_does_not_matter_beside_them(self, changed, monkeypatch):
+        def change(tensors):
+            return drop("pooler.dense.weight", "pooler.dense.bias")(with_value(f"{LAYER}bias", float("nan"))(tensors))
+
+        assert "gives NaN or infinity" in refusal(monkeypatch, changed(change))
+
     def test_weights_too_large_for_float32_are_named(self, changed, monkeypatch):
         def widen(tensors):
             name = f"{LAYER}bias"
@@ -263,8 +273,37 @@ class TestRows:
             return tensors | {name: tensors[name][:100].clone()}
 
         said = refusal(monkeypatch, changed(cut, vocab_size=100))
-        assert "tokens, in any text, that its embedding matrix of 100 rows has no row for" in said
+        assert "any text holds a token for which its embedding matrix of 100 rows has no row" in said
         assert "get tokenizer and weights of one model" in said
+
+
+def test_what_own_code_computes_when_it_is_made_is_there(changed, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    source = changed(auto_map={"AutoModel": "own.OwnModel"})
+    (source / "own.py").write_text(
+        "import torch\n"
+        "from transformers import BertModel\n"
+        "class OwnModel(BertModel):\n"
+        "    def __init__(self, config, **options):\n"
+        "        super().__init__(config, **options)\n"
+        "        self.register_buffer('table', torch.full((60_000, config.hidden_size), 7.0), persistent=False)\n"
+        "    def forward(self, *args, **kwargs):\n"
+        "        result = super().forward(*args, **kwargs)\n"
+        "        result.last_hidden_state = result.last_hidden_state * self.table[0]\n"
+        "        return result\n"
+    )
+    engine = load(monkeypatch, source, TRUST_REMOTE_CODE="m")
+    engine.close()
+    assert "its own code computes table when a model is made" in found(caplog)[0]
+    backend = engine.models.models[0].route.backend
+    assert (backend.model[0].model.table == 7).all()
+
+
+def test_the_librarys_own_report_is_back_after_a_load_that_fails(changed, monkeypatch):
+    before = transformers.modeling_utils.log_state_dict_report
+    refusal(monkeypatch, changed(intermediate_size=48))
+    assert transformers.modeling_utils.log_state_dict_report is before
 
 
 def test_a_model_without_pooling_is_refused(changed, monkeypatch):

@@ -1,0 +1,161 @@
+"""A model's files, read as sentence-transformers reads them: its modules, and what JSON says of each."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from embedding_api.engine.findings import UnservableError
+
+_LIBRARY = "sentence_transformers."
+
+# A Transformer, as sentence-transformers makes it of a folder without modules.json.
+TRANSFORMER = f"{_LIBRARY}base.modules.transformer.Transformer"
+
+# What sentence-transformers has called its notes on a Transformer, newest first; the first that is there counts.
+_TRANSFORMER_NOTES = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+
+
+class Module(NamedTuple):
+    """One module of a sentence-transformers model.
+
+    Attributes:
+        type: Its class, as modules.json writes it.
+        folder: Where its files lie.
+    """
+
+    type: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The name of its class, such as `Pooling`."""
+        return self.type.rpartition(".")[2]
+
+    @property
+    def is_of_library(self) -> bool:
+        """True for sentence-transformers' own classes."""
+        return self.type.startswith(_LIBRARY)
+
+    @property
+    def is_transformer(self) -> bool:
+        """True if transformers loads it."""
+        return self.is_of_library and self.name == "Transformer"
+
+    @property
+    def is_pooling(self) -> bool:
+        """True if it makes one vector of the vectors of a text's tokens."""
+        return self.is_of_library and self.name == "Pooling"
+
+    def config(self) -> dict[str, Any]:
+        """Its config.json; empty if there is none. Raises what `read` raises."""
+        return read(self.folder / "config.json")
+
+    def notes(self) -> dict[str, Any]:
+        """What sentence-transformers itself notes of a Transformer, such as its window. Raises what `read` raises."""
+        return next(filter(None, (read(self.folder / name) for name in _TRANSFORMER_NOTES)), {})
+
+
+def modules(folder: Path) -> list[Module]:
+    """The modules of a model, those of its routes included, in the order of its files.
+
+    Raises:
+        UnservableError: A file that should tell them does not.
+    """
+    if not is_declared(folder):
+        return [Module(TRANSFORMER, folder)]
+    entries = _parse(folder / "modules.json")
+    if not isinstance(entries, list) or not entries or not all(map(_is_module, entries)):
+        raise UnservableError(
+            "its modules.json is no list of modules, each with a type and a path inside of the model's folder; get the "
+            "model's files again"
+        )
+    found = [Module(entry["type"], folder / entry["path"]) for entry in entries]
+    return [each for module in found for each in (module, *_routes(module))]
+
+
+def is_declared(folder: Path) -> bool:
+    """True if sentence-transformers' own file says which modules the model consists of."""
+    return is_there(folder / "modules.json")
+
+
+def is_there(file: Path) -> bool:
+    """True for a file, and for a link that leads nowhere, which stands for a file that should be there."""
+    return file.is_symlink() or file.is_file()
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file.
+
+    Raises:
+        UnservableError: It cannot be read, or holds something else.
+    """
+    if not is_there(file):
+        return {}
+    content = _parse(file)
+    if not isinstance(content, dict):
+        raise UnservableError(f"its {file.name} holds no JSON object; get the model's files again")
+    return content
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones. Links are followed, to folders too, unless they lead back up.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    # Path.rglob enters no linked folder before Python 3.13.
+    for place, below, names in os.walk(folder, followlinks=True, onerror=fail):
+        if any(Path(place).samefile(above) for above in Path(place).parents):
+            below.clear()
+            continue
+        below[:] = sorted(name for name in below if not _is_hidden(name))
+        yield from (path for name in names if not _is_hidden(name) and (path := Path(place, name)).is_file())
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
+
+
+def _is_module(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or not isinstance(entry.get("path"), str):
+        return False
+    return _is_inside(entry["path"])
+
+
+def _is_inside(path: str) -> bool:
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+
+
+def _routes(module: Module) -> Iterator[Module]:
+    """The modules that a Router leads to."""
+    if module.is_of_library and module.name in ("Router", "Asym"):
+        config = read(module.folder / "router_config.json") or module.config()
+        types = config.get("types")
+        for path, type_ in types.items() if isinstance(types, dict) else ():
+            if not isinstance(type_, str) or not _is_inside(path):
+                raise UnservableError(f"its router_config.json has no type for {path!r}; get the model's files again")
+            yield Module(type_, module.folder / path)
+
+
+def _parse(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UnservableError(f"its {file.name} is not a valid JSON file; get the model's files again") from error
+    except OSError as error:
+        cure = "let this user read it" if isinstance(error, PermissionError) else "get the model's files again"
+        raise UnservableError(f"its {file.name} cannot be read ({error.strerror}); {cure}") from error
