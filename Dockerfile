@@ -8,7 +8,8 @@
 # GRACEFUL_TIMEOUT_S.
 
 FROM python:3.11-slim AS packages
-# `--build-arg EXTRA_PACKAGES=nncf==3.4.0` for PRECISION=int8: the image has no pip to bring it later.
+# For traces, since the image has no pip to bring packages later:
+# `--build-arg EXTRA_PACKAGES="opentelemetry-sdk==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2"`
 ARG EXTRA_PACKAGES=
 # Of all the bytecode that pip would compile, 300 MB, the service uses a quarter, which the import below writes.
 ENV PIP_NO_CACHE_DIR=1 PIP_COMPILE=0
@@ -17,14 +18,15 @@ WORKDIR /build
 COPY requirements.txt ./
 COPY scripts/install.sh scripts/
 # torch's headers and tests are 145 MB, and other packages' tests some more. The import writes bytecode, which the
-# service's user may not: without it a start takes 13 s instead of 5.
+# service's user may not: without it a start takes 13 s instead of 5. `import openvino` would report itself to an analytics
+# host unless openvino_telemetry cannot be imported.
 RUN python -m venv /opt/venv \
     && scripts/install.sh /opt/venv/bin/python requirements.txt \
     && { [ -z "$EXTRA_PACKAGES" ] || /opt/venv/bin/python -m pip install --quiet -c requirements.txt $EXTRA_PACKAGES; } \
     && /opt/venv/bin/python -m pip uninstall --quiet --yes pip \
     && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
     && find /opt/venv/lib -type d -name tests -prune -exec rm -rf {} + \
-    && /opt/venv/bin/python -c "import sentence_transformers, openvino"
+    && /opt/venv/bin/python -c "import sys; sys.modules['openvino_telemetry'] = None; import sentence_transformers, openvino"
 
 FROM python:3.11-slim
 # A fixed number, since it owns the files in the volume, and since Kubernetes' runAsNonRoot believes no name.

@@ -193,8 +193,7 @@ class Settings:
         _choice("float32", "bfloat16", "int8"),
         "What the models compute in. float32 gives sentence-transformers' own vectors. bfloat16 is about 1.7 times\n"
         "faster on a CPU that has it, its vectors at a cosine of 0.9995 or more to them; int8, with OpenVINO alone,\n"
-        "about 2.5 times, at 0.98 or more. Index and queries need not share bfloat16: one of them may be in float32.\n"
-        "int8 needs nncf for a first start.",
+        "about 2.5 times, at 0.98 or more. Index and queries need not share bfloat16: one of them may be in float32.",
     )
     cache_dir: Path = setting(
         "",

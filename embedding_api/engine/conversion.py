@@ -28,7 +28,7 @@ _OWN = (
 _OWN_CALIBRATION_TEXTS = "calibration.txt"
 
 # And of others'. nncf is not among them: an int8 model in the cache needs none, so its version is the one
-# that pyproject.toml pins, and no other makes one.
+# that requirements.txt pins, and no other makes one.
 _PACKAGES = ("openvino", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
 NNCF_VERSION = "3.4.0"
 
@@ -122,7 +122,7 @@ def _require_nncf() -> None:
     if (found := _version("nncf")) != NNCF_VERSION:
         raise ModelLoadError(
             f"PRECISION=int8 needs nncf {NNCF_VERSION} once, to quantise the model, and there is {found or 'none'}: "
-            f"pip install nncf=={NNCF_VERSION}, or set PRECISION to float32 or bfloat16"
+            f"install requirements.txt again, or nncf=={NNCF_VERSION} alone, or set PRECISION to float32 or bfloat16"
         )
 
 

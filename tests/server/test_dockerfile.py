@@ -20,12 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import pytest
 
-from embedding_api.engine.conversion import NNCF_VERSION
 from tests.server.conftest import MINILM, ROOT, free_port, request
 
 # A slash that begins a word, as those after `http:` and `python3*` do not.
@@ -235,11 +235,12 @@ def test_a_change_of_code_reuses_the_layers_that_install():
     assert [step for step in later if step.word == "RUN" or "from" in step.flags] == []
 
 
-def test_what_int8_needs_can_be_built_in():
+def test_what_traces_need_can_be_built_in():
     (argument,) = [step.rest for step in read_steps() if step.word == "ARG"]
     assert argument == "EXTRA_PACKAGES="
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for file in ("Dockerfile", "README.md"):
-        assert f"--build-arg EXTRA_PACKAGES=nncf=={NNCF_VERSION}`" in (ROOT / file).read_text()
+        assert f'`--build-arg EXTRA_PACKAGES="{" ".join(extras["tracing"])}"`' in (ROOT / file).read_text()
 
 
 def test_both_stages_have_the_same_public_python():
