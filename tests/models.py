@@ -3,9 +3,11 @@
 import inspect
 import json
 import os
+import shutil
 import textwrap
 from pathlib import Path
 
+import sentencepiece
 import torch
 import tqdm
 import transformers
@@ -75,20 +77,25 @@ _DECODER = {"pad_token": "<pad>", "eos_token": "<eos>"}
 def _transformer(
     folder: Path, config, tokenizer: Tokenizer, tokens: dict, *, window: int = WINDOW, **options
 ) -> Transformer:
-    """A Transformer module of that configuration, its weights random but always the same."""
-    torch.manual_seed(7)
-    model = transformers.AutoModel.from_config(config)
-    # Random weights are small, and then every text gives almost the same vector.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5)
-    model.save_pretrained(folder / "base")
+    """A Transformer module of that configuration."""
+    _save_weights(folder / "base", config)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=window, **tokens, **options
     )
     fast.save_pretrained(folder / "base")
     return Transformer(str(folder / "base"))
+
+
+def _save_weights(folder: Path, config, kind=transformers.AutoModel) -> None:
+    """Saves a model of that configuration, its weights random but always the same."""
+    torch.manual_seed(7)
+    model = kind.from_config(config)
+    # Random weights are small, and then every text gives almost the same vector.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    model.save_pretrained(folder)
 
 
 def _bert(folder: Path, **options) -> Transformer:
@@ -284,13 +291,46 @@ def router_without_default(folder):
     return SentenceTransformer(modules=[router])
 
 
+def _of_pieces(file: Path, config, tokenizer_class: str, **ids) -> SentenceTransformer:
+    """A model whose tokenizer is a file that the sentencepiece package's trainer writes."""
+    _save_weights(file.parent, config, transformers.AutoModelForTextEncoding)
+    with file.open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(_corpus()), model_writer=model, vocab_size=500, num_threads=1, minloglevel=2, **ids
+        )
+    told = {"tokenizer_class": tokenizer_class, "model_max_length": WINDOW}
+    file.with_name("tokenizer_config.json").write_text(json.dumps(told))
+    return SentenceTransformer(modules=[Transformer(str(file.parent)), Pooling(32, "mean"), Normalize()])
+
+
+def xlm_roberta_pieces(folder):
+    """XLM-RoBERTa with sentencepiece.bpe.model and without tokenizer.json."""
+    config = transformers.XLMRobertaConfig(
+        **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW + 2, pad_token_id=1, type_vocab_size=1
+    )
+    return _of_pieces(folder / _PIECES[xlm_roberta_pieces], config, "XLMRobertaTokenizer")
+
+
+def t5_pieces(folder):
+    """T5's encoder with spiece.model and without tokenizer.json."""
+    # Its attention is not scaled: five times its usual weights would make rounding errors large.
+    config = transformers.T5Config(
+        vocab_size=N_VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=0.2
+    )
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    return _of_pieces(folder / _PIECES[t5_pieces], config, "T5Tokenizer", **ids)
+
+
+# The file below the folder that the function gets, and the only one of the tokenizer in the model that `save` makes.
+_PIECES = {xlm_roberta_pieces: "xlm-roberta/sentencepiece.bpe.model", t5_pieces: "t5/spiece.model"}
+
 SERVED = (
     bert_mean, bert_long_window, bert_unnormalized, bert_several_poolings, bert_weighted_mean, bert_dense,
     bert_left_truncated, bert_default_prompt, bert_prompt_not_pooled, bert_truncated_dimensions, xlm_roberta_cls,
     mpnet_mean, modernbert_cls, modernbert_long_window, decoder_last_token, decoder_last_token_padded_right,
     static_embedding, router_with_default, bert_prompts, bert_prompts_not_pooled, bert_passage_prompt,
     bert_nameless_prompt, bert_short_queries, router_prompts, router_mappings, router_of_other_tasks,
-    routers_that_disagree,
+    routers_that_disagree, xlm_roberta_pieces, t5_pieces,
 )  # fmt: skip
 
 
@@ -302,4 +342,8 @@ def save(make, folder: Path) -> Path:
     """The folder of a model that one of the functions above makes, as a user would have it on disk."""
     saved = folder / make.__name__
     make(folder).save(str(saved), create_model_card=False)
+    if make in _PIECES:
+        # Saving turns the one into the other.
+        shutil.copy(folder / _PIECES[make], saved)
+        (saved / "tokenizer.json").unlink()
     return saved
