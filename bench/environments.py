@@ -34,14 +34,9 @@ def infinity(engine: str) -> Path:
     """
     requirements = ROOT / "bench" / f"requirements-infinity-{engine}.txt"
     folder = ENVIRONMENTS / f"infinity-{engine}"
-    mark = folder / ".installed"
-    if mark.exists() and mark.read_text() == requirements.read_text():
-        return folder
-    print(f"making {folder.relative_to(ROOT)} ...", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    _do([sys.executable, "-m", "venv", str(folder)])
-    _do([str(ROOT / "scripts/install.sh"), str(folder / "bin/python"), str(requirements)])
-    mark.write_text(requirements.read_text())
+    if not folder.exists():
+        print(f"making {folder.relative_to(ROOT)} ...", flush=True)
+    _do([str(ROOT / "scripts/environment.sh"), sys.executable, str(folder), str(requirements)])
     return folder
 
 

@@ -224,7 +224,8 @@ def test_nncf_is_the_one_that_the_requirements_pin():
 def test_int8_without_nncf_is_one_line_with_the_cure(folder, tmp_path, monkeypatch):
     told = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder), PRECISION="int8")
     monkeypatch.setattr(conversion, "NNCF_VERSION", "0.0.0")
-    with pytest.raises(ModelLoadError, match=r"PRECISION=int8 needs nncf 0\.0\.0.*install requirements\.txt again, or nncf==0\.0\.0 alone"):
+    cure = r"PRECISION=int8 needs nncf 0\.0\.0.*install requirements\.txt again, or nncf==0\.0\.0 alone"
+    with pytest.raises(ModelLoadError, match=cure):
         load_engine(told)
 
 
