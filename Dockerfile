@@ -1,8 +1,8 @@
 # The service without root, with torch's CPU build and the model all-MiniLM-L6-v2 inside.
 #
 #   docker build -t memementor-embedding-service .
-#   docker run -p 8000:8000 -v embeddings-cache:/var/cache/huggingface \
-#     -v converted-cache:/var/cache/memementor-embeddings --env-file .env memementor-embedding-service
+#   docker run -p 8000:8000 --env-file .env -v embeddings-cache:/var/cache/huggingface \
+#     -v converted-cache:/var/cache/memementor-embeddings memementor-embedding-service
 #
 # Keys and tokens come in when it runs; none belongs in here. `docker stop` kills after 10 s: -t 35 gives requests their
 # GRACEFUL_TIMEOUT_S.

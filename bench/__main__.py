@@ -29,8 +29,8 @@ CONTESTANTS = (
 PROBE = ("short", "passage", "long", "long", "short")
 
 
-def main() -> None:
-    """Reads the command line and measures."""
+def command_line() -> argparse.ArgumentParser:
+    """What the command line may say."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "what",
@@ -46,7 +46,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="contestants that begin with one of these words, comma-separated")
     parser.add_argument("--workload", default="", help="workloads whose names hold this; 'beside' is the interference")
     parser.add_argument("--memory", action="store_true", help="only memory after 1,000 requests a worker; takes long")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Reads the command line and measures."""
+    options = command_line().parse_args()
     # Whoever ends the bench ends what it started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.what == "large":

@@ -50,7 +50,10 @@ def request(port, method, path, body=None, headers=None, *, timeout=60):
 
 
 class Server:
-    """A master and its workers, in the checkout or another folder; `before` are words before their command."""
+    """A master and its workers, in the checkout or another folder.
+
+    `before` are words before their command; `command` is another command.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Server:
         module: str = "gunicorn",
         cwd: Path = ROOT,
         before: Sequence[str] = (),
+        command: Sequence[str] = (),
         **settings: str,
     ) -> None:
         self.port = int(settings.setdefault("PORT", str(free_port())))
@@ -67,7 +71,7 @@ class Server:
         self._n_workers = int(settings.get("WORKERS", 0))
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*before, sys.executable, "-m", module, *(arguments or ["wsgi:app"])],
+                command or [*before, sys.executable, "-m", module, *(arguments or ["wsgi:app"])],
                 cwd=cwd,
                 env=environment(**settings),
                 stdout=output,

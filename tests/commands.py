@@ -1,0 +1,57 @@
+"""The commands that documents and comments show, so that a test can run each of them."""
+
+import re
+from pathlib import Path
+
+from tests.readme import curl_examples
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md", *(ROOT / "docs").rglob("*.md")]
+COMMENTED = [
+    *(ROOT / name for name in ("Dockerfile", "Makefile", "k6_test.js", "requirements.txt", "requirements-dev.txt")),
+    *(file for name in ("deploy", "scripts") for file in (ROOT / name).rglob("*.*") if file.suffix != ".json"),
+]
+# What a block holds that is no command. A block without a language holds commands.
+OTHER_LANGUAGES = {"json", "python", "text", "dotenv"}
+# What makes a command of words in a sentence, beside the programs that blocks call.
+PROGRAMS = {
+    "apt-get", "cp", "curl", "docker", "git", "gunicorn", "k6", "kill", "make", "nginx", "pip", "promtool", "pytest",
+    "python", "python3", "sudo", "systemctl",
+}  # fmt: skip
+
+
+def shown() -> dict[str, str]:
+    """Each command with the place that shows it; `a && b` is two commands."""
+    blocks, spans = {}, {}
+    for file in DOCUMENTS:
+        _collect(file.read_text(), re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL), file, blocks, spans)
+    for file in COMMENTED:
+        comments = re.findall(r"^ *(?:#|//)(?!!)( .*|)$", file.read_text(), re.MULTILINE)
+        _collect("\n".join(comments), re.compile(r"()((?:^ {3,}.*\n?)+)", re.MULTILINE), file, blocks, spans)
+    programs = PROGRAMS | {program(command) for command in blocks}
+    sentences = {span: place for span, place in spans.items() if program(span) in programs or "/bin/" in program(span)}
+    return blocks | sentences
+
+
+def program(command: str) -> str:
+    """The program that a command calls, without the variables before it."""
+    words = [word for word in command.split() if not re.match(r"\w+=", word)]
+    return words[0] if words else ""
+
+
+def _collect(text: str, block: re.Pattern[str], file: Path, blocks: dict[str, str], spans: dict[str, str]) -> None:
+    place = str(file.relative_to(ROOT))
+    for language, content in block.findall(text):
+        if language not in OTHER_LANGUAGES:
+            blocks.update(dict.fromkeys(_commands(content), place))
+    for span in re.findall(r"`([^`]+)`", block.sub("", text)):
+        spans[" ".join(span.split())] = place
+
+
+def _commands(block: str) -> list[str]:
+    """The commands of a block, each in one line and without its comment."""
+    # A test of its own runs these, whose quotes hold line feeds.
+    for command, _ in curl_examples():
+        block = block.replace(command, "")
+    lines = re.sub(r"\\\n *", "", block).splitlines()
+    return [part.strip() for line in lines for part in re.sub(r"(^| )#.*", "", line).split(" && ") if part.strip()]
