@@ -38,7 +38,7 @@ sys.exit(not is_own or not os.path.isdir(sysconfig.get_path("purelib")))' "$fold
 
 is_recent() { "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-if [ -e "$stamp" ] && [ "$(state 2>/dev/null)" = "$(cat "$stamp")" ]; then
+if [ -e "$stamp" ] && found=$(state 2>/dev/null) && [ "$found" = "$(cat "$stamp")" ]; then
     exit
 fi
 

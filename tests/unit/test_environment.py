@@ -170,6 +170,8 @@ def test_an_environment_whose_python_is_gone_is_made_anew(whole):
     python = whole.environment / "bin" / "python"
     python.unlink()
     python.symlink_to("/usr/bin/python3.99")
+    # So it was before it told anything.
+    (whole.environment / "bin" / ".installed").write_text("")
     assert whole.assert_serves().startswith(".venv: its Python is gone or of another version; making")
 
 
