@@ -1,11 +1,13 @@
 """Isolation for every test: no setting from outside, no .env, no thread left behind."""
 
 import dataclasses
+import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,21 @@ def clean_settings(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CACHE_DIR", str(CACHE_DIR))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def clean_logging():
+    """No test logs as another one configured it."""
+    loggers = [logging.getLogger(name) for name in ("", "embedding_api", "gunicorn.error", "gunicorn.access")]
+    before = [(each.level, each.propagate, each.handlers[:], each.filters[:]) for each in loggers]
+    call_handlers, show_warning = logging.Logger.callHandlers, warnings.showwarning
+    yield
+    logging.Logger.callHandlers, warnings.showwarning = call_handlers, show_warning
+    for each, (level, propagate, handlers, filters) in zip(loggers, before, strict=True):
+        each.level, each.propagate, each.filters = level, propagate, filters
+        # pytest adds and removes handlers of its own around each phase of a test.
+        each.handlers = [one for one in each.handlers if one in handlers or type(one).__module__.startswith("_pytest")]
+    logging.root.manager._clear_cache()
 
 
 @pytest.fixture(autouse=True)
