@@ -2,19 +2,28 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
-from embedding_api import listen, log, slots
+# Who names this file from elsewhere serves what lies beside it; behind the working folder, which Gunicorn puts first.
+if (folder := str(Path(__file__).resolve().parent)) not in sys.path:
+    sys.path.insert(1, folder)
+
+from embedding_api import gunicorn_arguments, interrupts, listen, log, reloading, scratch, slots
 from embedding_api.config import load_settings
 from embedding_api.errors import StartError
 
 try:
-    settings = load_settings()
+    interrupts.end_start_in_a_line()
+    # As wsgi.py reads them, which is imported there.
+    with contextlib.chdir(gunicorn_arguments.working_folder()):
+        settings = load_settings()
     log.take_over(settings)
     listen.refuse_used_addresses(settings)
+    worker_tmp_dir = scratch.heartbeat_folder()
     slots.share(settings.max_workers)
 except StartError as error:
-    log.refuse(error)
+    reloading.refuse(error)
 
 # What it counts is shared from `slots.share` on.
 from embedding_api import metrics
@@ -38,8 +47,6 @@ graceful_timeout = settings.graceful_timeout_s
 timeout = settings.inference_timeout_s + 15
 # Requests waiting here are seen by nobody; a short queue makes overload show.
 backlog = 256
-# The heartbeat file must never wait for a disk.
-worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 # No client may say where the application is mounted; by default one on this machine may.
 forwarder_headers = ""
 # One thread less in a master that forks, and no second way to command it.
@@ -47,12 +54,19 @@ control_socket_disable = True
 
 
 def when_ready(server):
-    """Says where the service is, and how to try it; and how workers know that the server stops."""
+    """Says where the service is, and how to try it; and prepares for signals that Gunicorn alone would take amiss."""
     # Its imports are most of the service, and the port is tried before they are waited for.
     from embedding_api import gunicorn_worker
 
     gunicorn_worker.tell_workers_of_sigterm(server)
-    listen.announce(server.LISTENERS[0].sock.getsockname(), settings)
+    reloading.guard(server, _running(server))
+    listen.announce(server, _running(server))
+
+
+def on_reload(server):
+    """Says what is new: where the service is, and what of the settings it is not."""
+    listen.announce(server, _running(server))
+    reloading.say_what_waits(_running(server), settings)
 
 
 def nworkers_changed(server, new_value, old_value):
@@ -106,6 +120,10 @@ def worker_exit(server, worker):
 
 def _parts(worker):
     return worker.app.wsgi().extensions["embedding_api"]
+
+
+def _running(server):
+    return _parts(server).settings
 
 
 def _engine(worker):

@@ -15,3 +15,5 @@ try:
     app = create_app(settings)
 except StartError as error:
     log.refuse(error)
+except KeyboardInterrupt:
+    log.refuse(StartError("it was interrupted"))

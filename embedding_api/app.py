@@ -30,7 +30,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     # Before the models are loaded: it ends the start if it cannot be, and is shared by all workers.
     tracing = _tracing(settings)
     engine = engine or load_engine(settings)
-    _say_who_may_ask(settings)
+    # Whether others can reach it without one is known only to whoever opens the sockets.
+    if settings.require_auth:
+        logger.info("a key is needed", extra={"fields": {"keys": len(settings.api_key_secret)}})
     metrics.BUILD_INFO.labels(__version__).set(1)
     app = Flask("embedding_api", static_folder=None)
     web.init_app(app, settings, engine, tracing)
@@ -56,14 +58,3 @@ def _tracing(settings: Settings) -> "Tracing | None":
         ) from error
     logger.info("traces are sent", extra={"fields": {"endpoint": settings.otel_exporter_otlp_endpoint}})
     return tracing
-
-
-def _say_who_may_ask(settings: Settings) -> None:
-    if settings.require_auth:
-        logger.info("a key is needed", extra={"fields": {"keys": len(settings.api_key_secret)}})
-    elif settings.is_open_to_others:
-        logger.warning(
-            "anyone who reaches %s can use this service: set API_KEY_SECRET, or HOST to 127.0.0.1", settings.bind
-        )
-    else:
-        logger.info("no key is needed, and only this machine can ask")

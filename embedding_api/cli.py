@@ -22,6 +22,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except ServiceError as error:
             raise click.ClickException(error.message) from error
+        except KeyboardInterrupt as error:
+            raise click.ClickException("interrupted") from error
 
 
 @click.group(cls=_Group)

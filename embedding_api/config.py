@@ -5,7 +5,6 @@ Each setting is a field of `Settings` with its meaning, unit and default beside 
 """
 
 import dataclasses
-import difflib
 import functools
 import ipaddress
 import os
@@ -19,10 +18,13 @@ from typing import Any, TypeVar
 
 import decouple
 
-from embedding_api import cores, model_spec
+from embedding_api import cores, env_file, model_spec
 from embedding_api.errors import SettingsError
 
 T = TypeVar("T")
+
+# What `.env.example` shows in the place of secrets; everybody knows them.
+_KEY_PLACEHOLDER, _TOKEN_PLACEHOLDER = "your_secret_key_here", "your_huggingface_token_here"
 
 
 def setting(default: str, parse: Callable[[str], Any], doc: str, *, example: str = "", secret: bool = False) -> Any:
@@ -114,8 +116,15 @@ def _is_repository(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", name) is not None
 
 
+def _secret(text: str) -> str:
+    """A secret of the operator's own, which the one that `.env.example` shows is not."""
+    if text.lower() in (_KEY_PLACEHOLDER, _TOKEN_PLACEHOLDER):
+        raise ValueError("is what .env.example shows in its place; set your own, or unset it")
+    return text
+
+
 def _keys(text: str) -> tuple[str, ...]:
-    keys = _words(text)
+    keys = tuple(map(_secret, _words(text)))
     if text and not keys:
         raise ValueError("must hold at least one key")
     if any(any(character.isspace() or character in "\"'" for character in key) for key in keys):
@@ -170,9 +179,9 @@ class Settings:
     log_format: str = setting("text", _choice("text", "json"), "Log lines as text or as json, one object a line.")
     hf_token: str = setting(
         "",
-        str,
+        _secret,
         "The Hugging Face token with which private and gated models are downloaded.",
-        example="your_huggingface_token_here",
+        example=_TOKEN_PLACEHOLDER,
         secret=True,
     )
     device: str = setting(
@@ -214,7 +223,7 @@ class Settings:
         "",
         _keys,
         "The keys that clients may send as `Authorization: Bearer <key>`; comma-separated, so that they can rotate.",
-        example="your_secret_key_here",
+        example=_KEY_PLACEHOLDER,
         secret=True,
     )
     require_auth: bool = setting(
@@ -405,35 +414,27 @@ class Settings:
         """The most at one time that have a place among the others; those that are replaced overlap with the new."""
         return 4 * self.workers + 4
 
-    @property
-    def is_open_to_others(self) -> bool:
-        """Whether anyone who can reach the address may use the service, from beyond this machine."""
-        if self.require_auth or self.host == "localhost":
-            return False
-        try:
-            return not ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return True
 
-
-def load_settings(env_file: Path = Path(".env")) -> Settings:
+def load_settings(file: Path = Path(".env")) -> Settings:
     """Reads the settings from the environment and, for what it does not hold, from a file.
 
     Args:
-        env_file: A file of `KEY=value` lines, by default `.env` in the working folder; it need not exist.
+        file: A file of `KEY=value` lines, by default `.env` in the working folder; it need not exist.
 
     Raises:
-        SettingsError: A value breaks its rule, or two contradict each other; names key, value and rule.
+        SettingsError: A value breaks its rule, two contradict each other, or a line of the file sets nothing; names
+            key, value and rule.
     """
     try:
-        repository = _read_file(env_file) if env_file.exists() else decouple.RepositoryEmpty()
+        told = env_file.read(file, [field.name.upper() for field in dataclasses.fields(Settings)])
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(
-            f"{env_file.absolute()} cannot be read as UTF-8 text of KEY=value lines ({reason}); mend it, let this user "
+            f"{file.absolute()} cannot be read as UTF-8 text of KEY=value lines ({reason}); mend it, let this user "
             "read it, or remove it"
         ) from error
-    read = decouple.Config(repository)
+    # Its own reader of files knows no comments behind values, and passes over lines that set nothing.
+    read = decouple.Config(told)
     values = {}
     for field in dataclasses.fields(Settings):
         key = field.name.upper()
@@ -446,29 +447,10 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     return Settings(**values)
 
 
-def log_format(env_file: Path = Path(".env")) -> str:
+def log_format(file: Path = Path(".env")) -> str:
     """LOG_FORMAT, or `text` where that cannot be told: for who must log that the settings are wrong."""
-    try:
-        repository = decouple.RepositoryEnv(str(env_file), encoding="utf-8-sig") if env_file.exists() else None
-    except (OSError, ValueError):
-        repository = None
-    text = decouple.Config(repository or decouple.RepositoryEmpty())("LOG_FORMAT", default="")
+    text = os.environ.get("LOG_FORMAT") or env_file.value(file, "LOG_FORMAT")
     return "json" if _unquoted(text.strip()).lower() == "json" else "text"
-
-
-def _read_file(env_file: Path) -> decouple.RepositoryEnv:
-    """The file's lines, after a byte order mark if need be; one that was meant for a setting and misses is refused."""
-    repository = decouple.RepositoryEnv(str(env_file), encoding="utf-8-sig")
-    names = [field.name.upper() for field in dataclasses.fields(Settings)]
-    for key in repository.data:
-        if key.startswith("OTEL_") and key not in names:
-            raise SettingsError(
-                f"{env_file} sets {key[:100]!r}, which OpenTelemetry reads from the environment alone; set it there"
-            )
-        meant = difflib.get_close_matches(key.removeprefix("export "), names, n=1, cutoff=0.75)
-        if meant and key not in names:
-            raise SettingsError(f"{env_file} sets {key[:100]!r}, which is no setting; write {meant[0]}=...")
-    return repository
 
 
 def _unquoted(text: str) -> str:

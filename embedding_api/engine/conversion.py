@@ -132,7 +132,7 @@ def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int, 
     logger.info("converting model %s for OpenVINO; its next start will find it in %s", name, target.parent)
     job = {"source": str(source.absolute()), "target": str(target.absolute()), **options}
     answer = programs.ask(
-        ["-m", "embedding_api.engine.backends.convert", json.dumps(job), str(os.getpid())],
+        ["-m", "embedding_api.engine.backends.convert", json.dumps(job)],
         environment=_environment(),
         # What libraries write beside their results goes with the entry, and not to where the service runs.
         folder=target,

@@ -4,6 +4,8 @@ import ctypes
 import gc
 import os
 
+from embedding_api import scratch
+
 # Overwritten, not defaulted. Any OpenMP or tokenizer thread in the master makes forked workers hang for ever, and
 # OpenMP threads that spin while they wait made two workers with two threads each on two cores 14 times slower.
 # MKL keeps its buffers, a few MB, in a pool of its own unless it is told not to.
@@ -28,6 +30,7 @@ _malloc_trim = getattr(_libc, "malloc_trim", lambda *_: None)
 def prepare() -> None:
     """Makes this process safe to load models in and to fork from; call it before anything imports torch."""
     os.environ.update(_ENVIRONMENT)
+    scratch.prepare()
     _mallopt(_M_ARENA_MAX, _ARENAS)
 
 

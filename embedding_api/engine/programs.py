@@ -1,5 +1,6 @@
 """Programs that do what the master must not, since it would start threads or a device: run, and their answer read."""
 
+import ctypes
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +18,9 @@ from embedding_api.config import Settings
 
 logger = logging.getLogger(__name__)
 
+# From Linux's prctl.h; other systems have none.
+_PR_SET_PDEATHSIG = 1
+_prctl = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)
 
 # Of others' settings; OpenTelemetry's headers hold the key of a collector.
 _SECRETS = {"HUGGING_FACE_HUB_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
@@ -35,7 +40,7 @@ def ask(
     keep: Sequence[int] = (),
     is_quiet: bool = False,
 ) -> dict[str, Any]:
-    """Runs a Python program whose last line of output is a JSON object.
+    """Runs a Python program whose last line of output is a JSON object. It ends at the latest with this process.
 
     Args:
         arguments: The program and what it is given, as Python's own command line has it.
@@ -48,25 +53,38 @@ def ask(
         What it said, or `end`: how it ended without saying anything, a predicate without its subject.
     """
     program = Path(arguments[arguments[0] == "-m"]).name
-    # -P: the program's own folder stays off the module path.
     with subprocess.Popen(
+        # -P: the program's own folder stays off the module path.
         [sys.executable, "-P", *arguments],
         env=environment,
         cwd=folder,
+        # In a process group of its own, which a terminal's Ctrl-C does not reach, it may not read from a terminal.
+        process_group=0,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=keep,
+        # A process that loads models has one thread, so that nothing is locked in its fork.
+        preexec_fn=partial(_end_with_parent, os.getpid()),
     ) as child:
         try:
             output, errors = _read(child, program, logging.DEBUG if is_quiet else logging.WARNING)
         except BaseException:
-            child.kill()
+            # With all that it started.
+            os.killpg(child.pid, signal.SIGKILL)
             raise
     try:
         answer = json.loads(output[-1])
     except (IndexError, ValueError):
         answer = None
     return answer if isinstance(answer, dict) else {"end": _end(child.returncode, errors)}
+
+
+def _end_with_parent(pid: int) -> None:
+    """Ends this process when the one that started it ends: nobody would take what it makes, and it may hold a lock."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != pid:
+        os._exit(1)
 
 
 def _read(child: subprocess.Popen[bytes], program: str, level: int) -> tuple[list[str], list[str]]:

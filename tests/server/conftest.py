@@ -21,6 +21,9 @@ from tests.conftest import CACHE_DIR, SETTINGS, until
 ROOT = Path(__file__).parents[2]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
+# Before a server's command: lets it read all settings but the cache's folder from its .env.
+FROM_FILE = ["env", *(f"--unset={name}" for name in SETTINGS if name != "CACHE_DIR")]
+
 
 def free_port() -> int:
     with socket.socket() as probe:

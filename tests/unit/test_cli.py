@@ -84,3 +84,11 @@ def test_what_is_wrong_is_one_line_and_code_1(run):
 
     assert run("check", engine=fail).output == "Error: model m: no\n"
     assert "is not served here" in run("embed", "-", "--model", "nope", input="a").output
+
+
+def test_ctrl_c_ends_a_command_in_one_line(run):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    done = run("check", engine=interrupt)
+    assert (done.exit_code, done.output) == (1, "Error: interrupted\n")

@@ -1,16 +1,12 @@
 """Makes of a sentence-transformers model what the OpenVINO backend reads. Run as a program, in a process of its own.
 
-Its arguments are a `Job` as JSON and the number of the process that started it; the last line of its output is an
-`Answer` as JSON. The libraries that it needs start threads, which a master that forks must not have. It needs no
-network, no key and no token.
+Its argument is a `Job` as JSON; the last line of its output is an `Answer` as JSON. The libraries that it needs start
+threads, which a master that forks must not have. It needs no network, no key and no token.
 """
 
-import ctypes
 import errno
 import json
 import logging
-import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -34,9 +30,6 @@ from embedding_api.engine.findings import UnservableError, in_a_line
 
 # What the calibration reads when no texts are named.
 _CALIBRATION_TEXTS = Path(__file__).parents[1] / "calibration.txt"
-
-# From Linux's prctl.h.
-_PR_SET_PDEATHSIG = 1
 
 # Fills most windows, and is longer than the reach of local attention that models are known to have.
 _LONG_TEXT = " ".join(map(str, range(400)))
@@ -305,14 +298,5 @@ def quantise(model: openvino.Model, batches: Sequence[Sequence[Ids]]) -> openvin
     return quantised
 
 
-def _end_with_parent(pid: int) -> None:
-    """Ends this process when the one that started it ends: nobody would take what it makes, and it holds a lock."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != pid:
-        sys.exit("who started this is gone")
-
-
 if __name__ == "__main__":
-    _end_with_parent(int(sys.argv[2]))
     print(json.dumps(asdict(main(Job(**json.loads(sys.argv[1]))))))  # noqa: T201 - its answer to whoever ran it

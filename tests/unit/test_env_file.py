@@ -1,0 +1,128 @@
+"""The lines of .env: each sets something, or is refused with what to do."""
+
+import pytest
+
+from embedding_api import env_file
+from embedding_api.config import load_settings
+from embedding_api.errors import SettingsError
+
+
+@pytest.fixture
+def load(tmp_path):
+    """The settings of a .env with these lines."""
+
+    def load(*lines):
+        (tmp_path / ".env").write_text("\n".join(lines))
+        return load_settings()
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("CACHE_DIR=/srv/cache # the fast disk", "/srv/cache"),
+        ("CACHE_DIR=/srv/cache\t#fast", "/srv/cache"),
+        ("CACHE_DIR=/srv/a#b", "/srv/a#b"),
+        ("CACHE_DIR=#b", "#b"),
+        ("CACHE_DIR= # not yet", ""),
+        ("CACHE_DIR=", ""),
+        ("CACHE_DIR = /srv/cache ", "/srv/cache"),
+        ('CACHE_DIR="/srv/cache # the fast disk"', "/srv/cache # the fast disk"),
+        ("CACHE_DIR='/srv/cache' # the fast disk", "/srv/cache"),
+        ('CACHE_DIR="/srv/cache" # the "fast" disk', "/srv/cache"),
+        ('CACHE_DIR="/srv/"cache"', '/srv/"cache'),
+        ("CACHE_DIR=a=b", "a=b"),
+    ],
+)
+def test_a_value_ends_where_a_comment_begins_and_quotes_hold_one(tmp_path, line, value):
+    (tmp_path / ".env").write_text(f"\n  # a comment\n{line}\n")
+    assert env_file.read(tmp_path / ".env", ["CACHE_DIR"]) == {"CACHE_DIR": value}
+
+
+@pytest.mark.parametrize(
+    ("line", "setting"),
+    [
+        ("export PORT=9000", "PORT"),
+        ("PROT=9000", "PORT"),
+        ("port=9000", "PORT"),
+        ("Port = 9000", "PORT"),
+        ("INFINITY_PORT=9000", "PORT"),
+        ("HF_TOKENS=k", "HF_TOKEN"),
+        ("hf_token=k", "HF_TOKEN"),
+        ("HUGGING_FACE_HUB_TOKEN=k", "HF_TOKEN"),
+        ("API_KEY_SECRETS=k", "API_KEY_SECRET"),
+        ("API_KEY=k", "API_KEY_SECRET"),
+        ("VLLM_API_KEY=k", "API_KEY_SECRET"),
+        ("OPENAI_API_KEY=k", "API_KEY_SECRET"),
+        ("MODEL=BAAI/bge-m3", "SUPPORTED_MODELS"),
+        ("MODEL_ID=BAAI/bge-m3", "SUPPORTED_MODELS"),
+        ("INFINITY_MODEL_ID=BAAI/bge-m3", "SUPPORTED_MODELS"),
+        ("HOSTNAME=0.0.0.0", "HOST"),
+        ("WEB_CONCURRENCY=2", "WORKERS"),
+        ("DTYPE=float16", "PRECISION"),
+        ("REQUEST_TIMEOUT=5", "REQUEST_TIMEOUT_S"),
+    ],
+)
+def test_a_name_that_misses_its_setting_is_refused_and_told_which_was_meant(load, line, setting):
+    name = line.partition("=")[0].strip()
+    with pytest.raises(SettingsError, match=rf"\.env sets '{name}', which is no setting; write {setting}=\.\.\.$"):
+        load(line)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_HOME", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE", "HUGGING_FACE_X", "TRANSFORMERS_CACHE",
+        "TOKENIZERS_PARALLELISM", "TORCH_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OTEL_SERVICE_NAME",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "GUNICORN_CMD_ARGS", "XDG_CACHE_HOME", "HTTPS_PROXY", "no_proxy",
+        "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "TMPDIR", "export HF_HOME",
+    ],
+)  # fmt: skip
+def test_what_is_read_from_the_environment_alone_is_sent_there(load, name):
+    with pytest.raises(SettingsError, match=rf"\.env sets '{name}', .* environment alone; set it there$"):
+        load(f"{name}=x")
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "FOO", "x.y-z"])
+def test_any_other_name_is_refused_and_told_where_all_settings_are(load, name):
+    with pytest.raises(SettingsError, match=rf"\.env sets '{name}', .*no setting; \.env\.example lists them all$"):
+        load(f"{name}=x")
+
+
+@pytest.mark.parametrize(
+    ("line", "cure"),
+    [
+        ("PORT: 9000", "PORT"),
+        ("PORT", "PORT"),
+        ("- PORT=9000", "PORT"),
+        ("export PORT 9000", "PORT"),
+        ("api_key_secret: s3c=ret", "API_KEY_SECRET"),
+        ("s3cret", "NAME"),
+        ("=s3cret", "NAME"),
+    ],
+)
+def test_a_line_that_sets_nothing_is_told_by_its_number_and_not_shown(load, line, cure):
+    with pytest.raises(SettingsError, match=rf"^line 2 of \.env is not NAME=value; write {cure}=\.\.\.$"):
+        load("PORT=9000", line)
+
+
+def test_a_quote_that_does_not_end_is_refused_and_its_value_not_shown(load):
+    with pytest.raises(SettingsError, match=r"^line 1 of \.env sets 'API_KEY_SECRET' to .* quote .* close it$"):
+        load('API_KEY_SECRET="s3cret', 'more"')
+
+
+def test_a_name_that_is_set_twice_is_refused(load):
+    with pytest.raises(SettingsError, match=r"^line 3 of \.env sets 'PORT' a second time; leave one of both"):
+        load("PORT=9000", "# PORT=1", "PORT=9001")
+
+
+def test_what_compose_files_keep_there_is_passed_over(load):
+    lines = ["COMPOSE_PROJECT_NAME=x", "DOCKER_HOST=x", "GF_SECURITY_ADMIN_USER=x", "TZ=Europe/Zurich", "LANG=C"]
+    assert load(*lines, "LANG=C", "COMPOSE_PROFILES='a", "TZ=b'") == load("")
+
+
+def test_a_link_to_nowhere_is_no_file_that_may_be_missing(tmp_path):
+    (tmp_path / ".env").symlink_to(tmp_path / "gone")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read .*No such file.*remove it"):
+        load_settings()
