@@ -75,6 +75,8 @@ def _reason(error: BaseException) -> str:
 
 def _refuse_what_cannot_run(cfg: Any, before: Any, running: Settings) -> None:
     """Refuses what contradicts the part of the settings that a reload does not change."""
+    if cfg.worker_class_str != before.worker_class_str:
+        raise SettingsError("gunicorn.conf.py is not where it was, and Gunicorn's own defaults would hold; put it back")
     # A worker and the one that replaces it have places of their own for a while.
     most = running.max_workers // 2
     if cfg.workers > max(before.workers, most):

@@ -42,7 +42,7 @@ def _word_piece() -> Tokenizer:
     return tokenizer
 
 
-def sentence_piece() -> Tokenizer:
+def _sentence_piece() -> Tokenizer:
     """As XLM-RoBERTa and MPNet have it: <s> text </s>, with <pad> at 1."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -118,6 +118,13 @@ def bert_long_window(folder):
     """Texts that are longer than a batch usually is."""
     config = transformers.BertConfig(**SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=LONG_WINDOW)
     transformer = _transformer(folder, config, _word_piece(), _BERT, window=LONG_WINDOW)
+    return SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()])
+
+
+def bert_small_window(folder):
+    """Reads less than what a batch is timed with at the start."""
+    config = transformers.BertConfig(**SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=32)
+    transformer = _transformer(folder, config, _word_piece(), _BERT, window=32)
     return SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()])
 
 
@@ -200,7 +207,7 @@ def xlm_roberta_cls(folder):
     config = transformers.XLMRobertaConfig(
         **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW + 2, pad_token_id=1, type_vocab_size=1
     )
-    transformer = _transformer(folder, config, sentence_piece(), _ROBERTA)
+    transformer = _transformer(folder, config, _sentence_piece(), _ROBERTA)
     return SentenceTransformer(modules=[transformer, Pooling(32, "cls"), Normalize()])
 
 
@@ -208,7 +215,7 @@ def mpnet_mean(folder):
     config = transformers.MPNetConfig(
         **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW + 2, pad_token_id=1
     )
-    transformer = _transformer(folder, config, sentence_piece(), _ROBERTA)
+    transformer = _transformer(folder, config, _sentence_piece(), _ROBERTA)
     return SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()])
 
 
@@ -237,6 +244,30 @@ def decoder_last_token(folder):
 
 def decoder_last_token_padded_right(folder):
     return SentenceTransformer(modules=[_decoder(folder, "right"), Pooling(32, "lasttoken"), Normalize()])
+
+
+def gpt2_declared_too_long(folder):
+    """Declares more tokens than it has positions for."""
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=N_VOCABULARY, n_positions=WINDOW, pad_token_id=0
+    )
+    transformer = _transformer(folder, config, _bytes(), _DECODER, window=LONG_WINDOW)
+    transformer.max_seq_length = LONG_WINDOW
+    return SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()])
+
+
+def t5_mean(folder):
+    """Whose encoder and decoder share an embedding matrix."""
+    config = transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=N_VOCABULARY, pad_token_id=1
+    )
+    torch.manual_seed(7)
+    transformers.T5EncoderModel(config).save_pretrained(folder / "base")
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_sentence_piece(), model_max_length=WINDOW, **tokens
+    ).save_pretrained(folder / "base")
+    return SentenceTransformer(modules=[Transformer(str(folder / "base")), Pooling(32, "mean"), Normalize()])
 
 
 def static_embedding(folder):
@@ -325,7 +356,8 @@ def t5_pieces(folder):
 _PIECES = {xlm_roberta_pieces: "xlm-roberta/sentencepiece.bpe.model", t5_pieces: "t5/spiece.model"}
 
 SERVED = (
-    bert_mean, bert_long_window, bert_unnormalized, bert_several_poolings, bert_weighted_mean, bert_dense,
+    bert_mean, bert_long_window, bert_small_window, bert_unnormalized, bert_several_poolings, bert_weighted_mean,
+    bert_dense,
     bert_left_truncated, bert_default_prompt, bert_prompt_not_pooled, bert_truncated_dimensions, xlm_roberta_cls,
     mpnet_mean, modernbert_cls, modernbert_long_window, decoder_last_token, decoder_last_token_padded_right,
     static_embedding, router_with_default, bert_prompts, bert_prompts_not_pooled, bert_passage_prompt,

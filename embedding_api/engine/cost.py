@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from embedding_api.engine.arrays import Ids
 from embedding_api.engine.backends import Backend
 
 # Rows and tokens of the batches that are timed: one short text, and what fills a core.
@@ -35,23 +36,35 @@ def tokens_per_s(cost: Cost, n_tokens: int) -> float:
     return n_tokens / (cost.start_s + cost.token_s * n_tokens)
 
 
-def measure(backend: Backend) -> Cost:
+def measure(backend: Backend, window: int | None) -> Cost:
     """Times a backend, in the thread that calls.
 
     The two sizes take turns, as batches in service do: a size that differs from the one before costs OpenVINO 1 to 2
     ms more, which belongs to the start of a batch.
+
+    Args:
+        backend: Which.
+        window: The most tokens that it reads of a text, if there is a limit.
     """
-    fastest_s = {_SMALL: float("inf"), _LARGE: float("inf")}
+    small, large = (_batch(n_rows, n_tokens, window) for n_rows, n_tokens in (_SMALL, _LARGE))
+    small_s = large_s = float("inf")
     for _ in range(5):
-        for n_rows, n_tokens in fastest_s:
-            batch = [np.ones(n_tokens, dtype=np.int64)] * n_rows
-            started = time.perf_counter()
-            backend.embed(batch, 0)
-            taken_s = time.perf_counter() - started
-            # The least of several runs, since whatever else the machine does only adds.
-            fastest_s[n_rows, n_tokens] = min(fastest_s[n_rows, n_tokens], taken_s)
+        # The least of several runs, since whatever else the machine does only adds.
+        small_s = min(small_s, _taken_s(backend, small))
+        large_s = min(large_s, taken_s := _taken_s(backend, large))
         if taken_s > _SLOW_S:
             break
-    n_small, n_large = (backend.n_computed(n_rows, n_tokens, n_rows * n_tokens) for n_rows, n_tokens in fastest_s)
-    token_s = max((fastest_s[_LARGE] - fastest_s[_SMALL]) / (n_large - n_small), 1e-9)
-    return Cost(start_s=max(fastest_s[_SMALL] - token_s * n_small, token_s), token_s=token_s)
+    n_small, n_large = (backend.n_computed(len(batch), len(batch[0]), sum(map(len, batch))) for batch in (small, large))
+    token_s = max((large_s - small_s) / max(n_large - n_small, 1), 1e-9)
+    return Cost(start_s=max(small_s - token_s * n_small, token_s), token_s=token_s)
+
+
+def _batch(n_rows: int, n_tokens: int, window: int | None) -> list[Ids]:
+    """Rows of so many tokens, or as many as the model reads."""
+    return [np.ones(n_tokens if window is None else min(n_tokens, window), dtype=np.int64)] * n_rows
+
+
+def _taken_s(backend: Backend, batch: list[Ids]) -> float:
+    started = time.perf_counter()
+    backend.embed(batch, 0)
+    return time.perf_counter() - started

@@ -259,7 +259,8 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     """
     on_cpu = settings.device == "cpu"
     # A device cannot be used before the fork.
-    costs = [cost.measure(backend) if on_cpu else cost.UNMEASURED for backend in models.backends]
+    windows = {route.backend: route.reader.window for model in models.models for route in model.routes.values()}
+    costs = [cost.measure(backend, windows[backend]) if on_cpu else cost.UNMEASURED for backend in models.backends]
     n_computing = min(settings.workers, cores.count()) if on_cpu else 1
     # The slowest backend's, so that no queue is longer than it should be.
     rates = [

@@ -10,28 +10,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedding_api.config import load_settings
 from embedding_api.engine.engine import load_engine
 from embedding_api.errors import ModelLoadError, UnsupportedTokenError
 from tests import models
-
-
-def t5_mean(folder):
-    """Whose encoder and decoder share an embedding matrix."""
-    config = transformers.T5Config(
-        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=models.N_VOCABULARY, pad_token_id=1
-    )
-    torch.manual_seed(7)
-    transformers.T5EncoderModel(config).save_pretrained(folder / "base")
-    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=models.sentence_piece(), model_max_length=models.WINDOW, **tokens
-    ).save_pretrained(folder / "base")
-    return SentenceTransformer(modules=[Transformer(str(folder / "base")), Pooling(32, "mean"), Normalize()])
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +124,8 @@ class TestMissing:
         assert "encoder.layer.2." in refusal(monkeypatch, changed(num_hidden_layers=3))
 
     def test_tied_weights_may_be_there_once_but_not_never(self, changed, saved, monkeypatch):
-        assert load(monkeypatch, saved(t5_mean))
-        source = changed(drop("shared.weight", "embed_tokens.weight"), make=t5_mean)
+        assert load(monkeypatch, saved(models.t5_mean))
+        source = changed(drop("shared.weight", "embed_tokens.weight"), make=models.t5_mean)
         assert "shared.weight" in refusal(monkeypatch, source)
 
     def test_weights_of_a_dense_module_are_named(self, changed, monkeypatch):
@@ -304,6 +287,38 @@ def test_the_librarys_own_report_is_back_after_a_load_that_fails(changed, monkey
     before = transformers.modeling_utils.log_state_dict_report
     refusal(monkeypatch, changed(intermediate_size=48))
     assert transformers.modeling_utils.log_state_dict_report is before
+
+
+def test_a_tokenizer_that_knows_few_of_the_models_tokens_is_told(changed, monkeypatch, caplog):
+    source = changed()
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    kept = {token: id_ for token, id_ in tokenizer["model"]["vocab"].items() if id_ < 200}
+    tokenizer["model"]["vocab"] = kept
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    load(monkeypatch, source)
+    assert "its tokenizer knows 200 tokens, and its embedding matrix has 600 rows" in found(caplog)[0]
+
+
+def test_static_embeddings_compute_in_float32_whatever_they_are_stored_in(changed, monkeypatch):
+    def halve(tensors):
+        return {name: value.bfloat16() for name, value in tensors.items()}
+
+    source = changed(halve, make=models.static_embedding)
+    weights = load_file(source / "model.safetensors")["embedding.weight"].float().numpy()
+    engine = load(monkeypatch, source)
+    engine.start()
+    try:
+        ids = [10, 20, 30]
+        route = engine.models.models[0].route
+        np.testing.assert_allclose(route.backend.embed([np.array(ids)], 0)[0], weights[ids].mean(axis=0), rtol=1e-6)
+    finally:
+        engine.close()
+
+
+def test_positions_are_the_limit_whatever_they_are_called(saved, monkeypatch):
+    engine = load(monkeypatch, saved(models.gpt2_declared_too_long))
+    assert engine.models.models[0].route.reader.window == models.WINDOW
+    engine.close()
 
 
 def test_a_model_without_pooling_is_refused(changed, monkeypatch):

@@ -40,6 +40,7 @@ def model(tmp_path):
     write(folder / "sentence_bert_config.json", {"max_seq_length": 64})
     write(folder / "1_Pooling/config.json", {"embedding_dimension": 4, "pooling_mode": "mean"})
     write(folder / "model.safetensors", {"weight": np.zeros(4, np.float32)})
+    write(folder / "tokenizer.json", {"model": {}})
     return folder
 
 
@@ -161,7 +162,9 @@ class TestAssumptions:
         write(model / "1_Pooling/config.json", config)
         assert "1_Pooling/config.json names no way of pooling; the mean" in assumed(model)[0]
 
-    @pytest.mark.parametrize("config", [{"pooling_mode_cls_token": True}, {"pooling_mode": ["cls", "max"]}])
+    @pytest.mark.parametrize(
+        "config", [{"pooling_mode_cls_token": True}, {"pooling_mode_lasttoken": 1}, {"pooling_mode": ["cls", "max"]}]
+    )
     def test_a_pooling_with_one_is_not(self, model, config):
         write(model / "1_Pooling/config.json", config)
         assert assumed(model) == []
@@ -182,6 +185,39 @@ class TestAssumptions:
     def test_a_pooling_without_its_configuration_is_refused(self, model, monkeypatch):
         (model / "1_Pooling/config.json").unlink()
         assert "1_Pooling has no config.json" in refusal(model, monkeypatch)
+
+    def test_a_dense_module_without_an_activation_is_told(self, model):
+        modules = json.loads((model / "modules.json").read_text())
+        write(model / "modules.json", [*modules, {"path": "2_Dense", "type": f"{BASE}.dense.Dense"}])
+        write(model / "2_Dense/config.json", {"in_features": 4, "out_features": 4})
+        assert "2_Dense/config.json names no activation function; Tanh is assumed" in assumed(model)[0]
+
+
+class TestTokenizer:
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            ("tokenizer.json", b"", "tokenizer.json is cut off"),
+            ("tokenizer.json", b'{"model": {"vocab": {"a"', "tokenizer.json is cut off"),
+            (
+                "tokenizer.json",
+                b"version https://git-lfs.github.com/spec/v1\n",
+                "tokenizer.json is a pointer of git lfs",
+            ),
+            ("vocab.txt", b"version https://git-lfs.github.com/spec/v1\n", "vocab.txt is a pointer of git lfs"),
+            ("special_tokens_map.json", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+            ("added_tokens.json", b"[]", "its added_tokens.json holds no JSON object"),
+        ],
+    )
+    def test_a_file_that_is_not_whole_is_named(self, model, monkeypatch, name, content, said):
+        write(model / name, content)
+        assert said in refusal(model, monkeypatch)
+
+    def test_a_model_without_one_is_refused_and_any_kind_of_vocabulary_will_do(self, model, monkeypatch):
+        (model / "tokenizer.json").unlink()
+        assert "it has no tokenizer" in refusal(model, monkeypatch)
+        write(model / "sentencepiece.bpe.model", b"x")
+        inspect(model, monkeypatch)
 
 
 class TestFolder:
@@ -215,7 +251,11 @@ class TestFolder:
         ("name", "content", "said"),
         [
             ("config_sentence_transformers.json", {"model_type": ["x"]}, "says that it is a ['x']"),
-            ("model.safetensors.index.json", {"weight_map": {"a": 1}}, "does not say which files hold its weights"),
+            (
+                "model.safetensors.index.json",
+                {"weight_map": {"a": 1}, "metadata": {}},
+                "does not say which files hold its weights",
+            ),
             ("sentence_bert_config.json", {"tokenizer_name_or_path": "org/other"}, "its tokenizer lies elsewhere"),
         ],
     )
@@ -284,13 +324,24 @@ class TestWeights:
         snapshot = shutil.copytree(model, model.parent / "models--a--b/snapshots" / COMMIT, symlinks=True)
         assert "its download broke off; download it again" in refusal(snapshot, monkeypatch)
 
+    @pytest.mark.parametrize("name", ["config_sentence_transformers.json", "modules.json", "1_Pooling/config.json"])
+    def test_a_snapshot_that_lacks_a_small_file_of_its_repository_is_refused(self, model, monkeypatch, name):
+        snapshot = model.parent / "models--acme--embed/snapshots" / COMMIT
+        shutil.copytree(model, snapshot)
+        write(snapshot.parents[1] / f"trees/{COMMIT}.json", {"files": {name: {}, "onnx/config.json": {}}})
+        (snapshot / name).unlink(missing_ok=True)
+        assert f"it lacks {name}: its download broke off; download it again" in refusal(snapshot, monkeypatch)
+
     def test_an_adapter_is_told_with_its_base_model(self, model, monkeypatch):
         write(model / "adapter_config.json", {"base_model_name_or_path": "BAAI/bge-m3"})
         assert "it is an adapter of BAAI/bge-m3" in refusal(model, monkeypatch)
 
     def test_a_shard_that_is_missing_is_named(self, model, monkeypatch):
         (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
-        index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+        index = {
+            "metadata": {},
+            "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"},
+        }
         write(model / "model.safetensors.index.json", index)
         assert "1 of the 2 files of its weights are missing: model-00002-of-00002" in refusal(model, monkeypatch)
         write(model / "model-00002-of-00002.safetensors", {"b": np.zeros(1, np.float32)})
@@ -300,6 +351,7 @@ class TestWeights:
     def test_pickled_weights_of_any_module_are_refused_unless_allowed(self, model, monkeypatch, place):
         modules = json.loads((model / "modules.json").read_text())
         write(model / "modules.json", [*modules, {"path": "2_Dense", "type": f"{BASE}.dense.Dense"}])
+        write(model / "2_Dense/config.json", {"activation_function": "torch.nn.modules.linear.Identity"})
         write(model / "2_Dense/model.safetensors", {"weight": np.zeros(4, np.float32)})
         (model / place / "model.safetensors").unlink()
         write(model / place / "pytorch_model.bin", b"")

@@ -163,6 +163,9 @@ def _window(first: Transformer, task: Task | None) -> int | None:
         positions = getattr(module, "position_embeddings", None)
         if isinstance(positions, torch.nn.Embedding):
             limits.append(positions.num_embeddings - _first_position(module))
+        # GPT-2 and OPT and their kin.
+        if any(isinstance(getattr(module, name, None), torch.nn.Embedding) for name in ("wpe", "embed_positions")):
+            limits.append(first.model.config.max_position_embeddings)
     window = min(limits, default=None)
     # transformers writes "no limit" as 1e30.
     return None if window is None or window > 2**31 else int(window)

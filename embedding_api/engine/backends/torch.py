@@ -4,6 +4,7 @@ It never calls `encode` to serve: that reads texts again, takes some of them for
 and changes its tokenizer as it goes.
 """
 
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ tqdm.tqdm.monitor_interval = 0
 # A GPU wants far more at once.
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 256, 16_384
 
+# Many a matrix has a few rows more than there are tokens, so that their number is round. A vocabulary that was cut off
+# lacks more: of fewer tokens than this share of the rows the operator is told.
+_LEAST_SHARE = 0.9
+
 # Batches after which free memory goes back to the system: every few seconds, so that it costs nothing to speak of.
 _TRIM_EVERY = 64
 
@@ -69,7 +74,7 @@ def load(
         model = _load(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         found, prompts = _entrances(model)
         readers = {entrance: entrance.reader() for entrance in found.values()}
-        texts = {*prompts.values(), *(own_prompt(model, task) for task in found)}
+        texts = {own_prompt(model, task) for task in found}
         findings = completeness.compute_buffers(reports)
         findings += [finding for each, reader in readers.items() for finding in _rowless(each, reader, texts)]
         ways = _ways(model, found)
@@ -101,13 +106,24 @@ def _load(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> sente
     model_kwargs: dict[str, Any] = {"dtype": torch.float32}
     if not allow_pickle:
         model_kwargs["use_safetensors"] = True
-    return sentence_transformers.SentenceTransformer(
-        str(folder),
-        device="cpu",
-        local_files_only=True,
-        trust_remote_code=trust_remote_code,
-        model_kwargs=model_kwargs,
-    ).eval()
+    try:
+        model = sentence_transformers.SentenceTransformer(
+            str(folder),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            model_kwargs=model_kwargs,
+        ).eval()
+    except (pickle.UnpicklingError, EOFError) as error:
+        # torch's own words advise to let it run code.
+        raise UnservableError(
+            "a pickle file of its weights is damaged, or holds something else than weights; get the model's files again"
+        ) from error
+    for module in model.modules():
+        # The only one that keeps the numbers as they are stored.
+        if isinstance(module, StaticEmbedding):
+            module.float()
+    return model
 
 
 def _entrances(
@@ -128,11 +144,16 @@ def _encoders(found: Mapping[Task | None, Entrance]) -> set[Transformer]:
 
 
 def _rowless(entrance: Entrance, reader: Reader, prompts: Iterable[str]) -> Iterator[Finding]:
-    """Tells which tokens the embedding matrix has no row for.
+    """Tells which tokens the embedding matrix has no row for, and of rows without a token if there are very many.
 
     Raises:
-        UnservableError: Any text holds one of them, a prompt does, or padding is one.
+        UnservableError: Any text holds a token without a row, a prompt that nobody asks for does, or padding is one.
     """
+    if reader.n_rows and reader.n_vocabulary < _LEAST_SHARE * reader.n_rows:
+        yield warning(
+            f"its tokenizer knows {reader.n_vocabulary} tokens, and its embedding matrix has {reader.n_rows} rows; "
+            "check that the tokenizer's files are whole"
+        )
     if not (rowless := reader.tokens_without_row()):
         return
     which = listed(f"{token!r} ({id_})" for id_, token in rowless.items())
@@ -171,7 +192,7 @@ def _encode(
 ) -> list[Vectors]:
     """What sentence-transformers gives for the probe texts on each way, float32, (n_probe_texts, dim)."""
     try:
-        return [
+        encoded = [
             np.asarray(model.encode(list(PROBE_TEXTS), prompt=prompt, show_progress_bar=False, **entrance.options))
             for entrance, prompt in ways
         ]
@@ -181,6 +202,10 @@ def _encode(
         raise UnservableError(
             "its modules give no vector of a text; modules.json lacks one that does, such as Pooling"
         ) from error
+    for vectors in encoded:
+        if vectors.ndim != 2:
+            raise UnservableError(f"its modules give arrays of {vectors.ndim - 1} dimensions of a text, and no vector")
+    return encoded
 
 
 def _routes(

@@ -10,6 +10,9 @@ from embedding_api.engine.findings import UnservableError
 
 _LIBRARY = "sentence_transformers."
 
+# How the first line of what git lfs leaves in the place of a file begins.
+LFS_POINTER = b"version https://git-lfs"
+
 # A Transformer, as sentence-transformers makes it of a folder without modules.json.
 TRANSFORMER = f"{_LIBRARY}base.modules.transformer.Transformer"
 
@@ -107,6 +110,11 @@ def read(file: Path) -> dict[str, Any]:
     return content
 
 
+def lfs_pointer(file: Path) -> UnservableError:
+    """What to tell of a file that git lfs has not fetched."""
+    return UnservableError(f"{file.name} is a pointer of git lfs, not the file itself; run git lfs pull in its folder")
+
+
 def walk(folder: Path) -> Iterator[Path]:
     """All files below a folder but hidden ones. Links are followed, to folders too, unless they lead back up.
 
@@ -153,7 +161,10 @@ def _routes(module: Module) -> Iterator[Module]:
 
 def _parse(file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes())
+        content = file.read_bytes()
+        if content.startswith(LFS_POINTER):
+            raise lfs_pointer(file)
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UnservableError(f"its {file.name} is not a valid JSON file; get the model's files again") from error
     except OSError as error:

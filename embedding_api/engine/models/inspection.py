@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from embedding_api.config import Settings
 from embedding_api.engine.findings import Finding, UnservableError
-from embedding_api.engine.models import code, files, kind, weights
+from embedding_api.engine.models import code, files, kind, snapshots, tokenizer, weights
 from embedding_api.engine.models.code import Fetch, Reference
 from embedding_api.engine.models.files import Module
 from embedding_api.errors import ModelLoadError, SettingsError
@@ -56,7 +56,9 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
     own_name = None if spec.is_folder else spec.source
     with contextlib.ExitStack() as stack:
         try:
+            snapshots.require_all(source, [source], is_downloaded=own_name is not None)
             modules = files.modules(source)
+            snapshots.require_all(source, [module.folder for module in modules], is_downloaded=own_name is not None)
             kind.require_embedding_model(source, modules)
             trusted = code.trust(settings.trust_remote_code, spec.names)
             found = code.references(modules, source)
@@ -64,6 +66,7 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
             weights.require_weights(
                 source, modules, allow_pickle=settings.allow_pickle, is_downloaded=own_name is not None
             )
+            tokenizer.require_tokenizer(modules)
             folder = stack.enter_context(code.assembled(source, modules, may_run, trusted, own_name, fetch))
         except UnservableError as error:
             raise unservable(spec, source, error) from error

@@ -71,7 +71,7 @@ def require_embedding_model(folder: Path, modules: Sequence[Module]) -> None:
             raise _other("modules.json has a CLIPModel", _MEDIA)
         if module.is_transformer:
             _require_reading_text(module)
-        if module.is_pooling and not module.config():
+        if module.is_of_library and module.name in ("Pooling", "Dense") and not module.config():
             raise UnservableError(f"its {module.folder.name} has no config.json; get all files of the model")
     if not files.is_declared(folder):
         _require_base_model(folder)
@@ -102,6 +102,8 @@ def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> 
                 f"its {module.folder.name}/config.json names no way of pooling; the mean of the tokens' vectors is "
                 "assumed"
             )
+        if module.is_of_library and module.name == "Dense" and "activation_function" not in module.config():
+            yield warning(f"its {module.folder.name}/config.json names no activation function; Tanh is assumed")
         if module.is_transformer and not _names_window(module):
             yield warning(
                 "it declares no window, neither max_seq_length in sentence_bert_config.json nor model_max_length in "
@@ -146,10 +148,8 @@ def _other(cause: str, kind: str, cure: str = "name an embedding model in SUPPOR
 
 
 def _names_pooling(module: Module) -> bool:
-    config = module.config()
-    return "pooling_mode" in config or any(
-        value is True for key, value in config.items() if key.startswith("pooling_mode_")
-    )
+    # What counts as true is for sentence-transformers to say: it takes any value that Python does.
+    return any(value for key, value in module.config().items() if key.startswith("pooling_mode"))
 
 
 def _names_window(module: Module) -> bool:

@@ -1,10 +1,15 @@
 """The hub's cache: `models--org--name/snapshots/commit` holds a model's files at a commit."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+from embedding_api.engine.findings import UnservableError, listed
 from embedding_api.errors import ModelLoadError
 from embedding_api.model_spec import ModelSpec
+
+# Files that say what a model is, and its vocabulary.
+_READ = (".json", ".txt", ".model")
 
 
 def chosen(spec: ModelSpec, folder: Path) -> Path:
@@ -33,6 +38,33 @@ def chosen(spec: ModelSpec, folder: Path) -> Path:
             f"{snapshots[-1]}"
         )
     return snapshots[0]
+
+
+def require_all(folder: Path, places: Iterable[Path], *, is_downloaded: bool) -> None:
+    """Refuses a snapshot that lacks a file which its repository has, and which a model of these folders is read from.
+
+    Args:
+        folder: The model's; any but a snapshot whose repository the cache knows is taken as it is.
+        places: Folders of its modules.
+        is_downloaded: Whether each start fetches from the hub what the folder lacks.
+
+    Raises:
+        UnservableError: It lacks one. Weights are looked for elsewhere.
+    """
+    listed_files = repository(folder) if is_snapshot(folder) else None
+    known = {folder / name for name in listed_files or () if name.endswith(_READ)}
+    if missing := [str(path.relative_to(folder)) for path in known if path.parent in places and not path.is_file()]:
+        raise broken_off(f"it lacks {listed(missing)}", is_downloaded=is_downloaded)
+
+
+def broken_off(cause: str, *, is_downloaded: bool) -> UnservableError:
+    """What to tell of a model whose download is not whole."""
+    cure = (
+        "start once with a connection to the hub and without HF_HUB_OFFLINE, which fetches the rest"
+        if is_downloaded
+        else "download it again"
+    )
+    return UnservableError(f"{cause}: its download broke off; {cure}")
 
 
 def is_snapshot(folder: Path) -> bool:

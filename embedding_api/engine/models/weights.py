@@ -27,8 +27,6 @@ _OTHER_FORMATS = {
     "openvino_model.xml": "OpenVINO",
     "openvino_model.bin": "OpenVINO",
 }
-# How the first line of what git lfs leaves in the place of a file begins.
-_LFS_POINTER = b"version https://git-lfs"
 # Numbers in which weights are stored only by quantisation, whose scales nothing here reads.
 _QUANTISED = frozenset({"I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"})
 # How the names of weights end that are multiplied with, and so are no whole numbers unless they are quantised.
@@ -81,10 +79,12 @@ def _files(folder: Path, module: Module, *, allow_pickle: bool) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    parts = files.read(index).get("weight_map")
-    if not isinstance(parts, dict) or not parts or not all(isinstance(name, str) for name in parts.values()):
+    content = files.read(index)
+    parts = content.get("weight_map")
+    names = set(parts.values()) if isinstance(parts, dict) and "metadata" in content else set()
+    if not names or not all(isinstance(name, str) for name in names):
         raise UnservableError(f"its {index.name} does not say which files hold its weights; get the files again")
-    shards = [index.parent / name for name in sorted(set(parts.values()))]
+    shards = [index.parent / name for name in sorted(names)]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise UnservableError(
             f"{len(missing)} of the {len(shards)} files of its weights are missing: {listed(missing)} "
@@ -111,9 +111,9 @@ def _require_whole(file: Path) -> None:
     """Refuses a file that is cut off, as downloads are, a pointer to another, or one that this user cannot read."""
     try:
         with file.open("rb") as opened:
-            is_pointer = opened.read(len(_LFS_POINTER)) == _LFS_POINTER
+            is_pointer = opened.read(len(files.LFS_POINTER)) == files.LFS_POINTER
         if is_pointer:
-            raise UnservableError(f"{file.name} is a pointer of git lfs, no weights; run git lfs pull in its folder")
+            raise files.lfs_pointer(file)
         if file.suffix == ".safetensors":
             _require_numbers(file)
     except (OSError, safetensors.SafetensorError) as error:
@@ -151,13 +151,13 @@ def _without_weights(folder: Path, module: Module, *, allow_pickle: bool, is_dow
     place = module.folder.relative_to(folder)
     where = "" if place == PurePath() else f" in {place}"
     repository = snapshots.repository(folder) if snapshots.is_snapshot(folder) else None
+    broken_off = snapshots.broken_off(f"it has no weights{where}", is_downloaded=is_downloaded)
     if repository is not None:
-        wanted = [_SAFETENSORS, f"{_SAFETENSORS}{_INDEX}"]
-        pickles = [_PICKLE, f"{_PICKLE}{_INDEX}"]
+        wanted, pickles = ([name, f"{name}{_INDEX}"] for name in (_SAFETENSORS, _PICKLE))
         if any(str(place / name) in repository for name in wanted):
-            return _broken_off(where, is_downloaded=is_downloaded)
+            return broken_off
         if pickle := [name for name in pickles if str(place / name) in repository]:
-            return _broken_off(where, is_downloaded=is_downloaded) if allow_pickle else _pickled(str(place / pickle[0]))
+            return broken_off if allow_pickle else _pickled(str(place / pickle[0]))
     names = repository or {str(path.relative_to(folder)) for path in folder.rglob("*") if files.is_there(path)}
     if formats := _other_formats(name for name in names if PurePath(name).is_relative_to(place)):
         return UnservableError(
@@ -165,19 +165,12 @@ def _without_weights(folder: Path, module: Module, *, allow_pickle: bool, is_dow
             f"{_SAFETENSORS}"
         )
     if snapshots.is_snapshot(folder) or any(folder.rglob("*.incomplete")):
-        return _broken_off(where, is_downloaded=is_downloaded)
+        return broken_off
     link = module.folder / _SAFETENSORS
     there_is = f"{link.name} is a link to {link.readlink()}" if link.is_symlink() else f"there is no {_SAFETENSORS}"
+    if others := [path.name for path in module.folder.glob("*.safetensors") if path != link]:
+        there_is += f" ({listed(others)} is not what it is read from)"
     return UnservableError(f"it has no weights{where}: {there_is}; get the model's files again")
-
-
-def _broken_off(where: str, *, is_downloaded: bool) -> UnservableError:
-    cure = (
-        "start once with a connection to the hub and without HF_HUB_OFFLINE, which fetches the rest"
-        if is_downloaded
-        else "download it again"
-    )
-    return UnservableError(f"it has no weights{where}: its download broke off; {cure}")
 
 
 def _other_formats(names: Iterable[str]) -> str:

@@ -1,0 +1,52 @@
+"""Whether the files of a model's tokenizers are there and whole, as far as a look at them tells."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedding_api.engine.findings import UnservableError
+from embedding_api.engine.models import files
+from embedding_api.engine.models.files import Module
+
+# How files are called of which one holds the vocabulary, whatever the kind of tokenizer.
+_VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "*.codes", "*.spm", "merges*", "tekken.json")
+# Small ones that go with it.
+_NOTES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Enough to see how a file begins and ends.
+_LOOK_BYTES = 64
+
+
+def require_tokenizer(modules: Sequence[Module]) -> None:
+    """Refuses a model whose tokenizer cannot be read; transformers says of that no more than that it knows none.
+
+    Raises:
+        UnservableError: A file of a tokenizer is missing, or is not what it should be.
+        OSError: A file cannot be read.
+    """
+    for module in modules:
+        if not module.is_transformer and not (module.is_of_library and module.name == "StaticEmbedding"):
+            continue
+        vocabularies = [file for name in _VOCABULARIES for file in module.folder.glob(name)]
+        if not vocabularies:
+            raise UnservableError(
+                "it has no tokenizer: there is neither tokenizer.json nor a vocabulary of another kind; get the "
+                "model's files again"
+            )
+        for file in vocabularies:
+            _require_whole(file)
+        for name in _NOTES:
+            files.read(module.folder / name)
+
+
+def _require_whole(file: Path) -> None:
+    """Looks at both ends of a file: tokenizer.json can have many megabytes, and a start need not wait for them."""
+    try:
+        with file.open("rb") as opened:
+            begin = opened.read(_LOOK_BYTES).lstrip()
+            opened.seek(max(0, opened.seek(0, 2) - _LOOK_BYTES))
+            end = opened.read().rstrip()
+    except FileNotFoundError as error:
+        raise UnservableError(f"{file.name} is a link that leads nowhere; get the model's files again") from error
+    if begin.startswith(files.LFS_POINTER):
+        raise files.lfs_pointer(file)
+    if not begin or (file.suffix == ".json" and not (begin.startswith(b"{") and end.endswith(b"}"))):
+        raise UnservableError(f"{file.name} is cut off, or holds something else; get the model's files again")

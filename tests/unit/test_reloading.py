@@ -1,0 +1,63 @@
+"""What a reload cannot change. tests/server/test_reload.py has the rest, with a real Gunicorn."""
+
+import logging
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from embedding_api import reloading
+from embedding_api.config import load_settings
+
+READ = {
+    "worker_class_str": "ours", "workers": 1, "reuse_port": False, "address": [("127.0.0.1", 80)],
+    "graceful_timeout": 30, "env": {},
+}  # fmt: skip
+
+
+def reload(monkeypatch, before, after):
+    """What Gunicorn has read after SIGHUP, if it read `before` at the start of a service with one worker."""
+    monkeypatch.setenv("WORKERS", "1")
+    before, after = (SimpleNamespace(**READ | {"chdir": Path.cwd()} | told) for told in (before, after))
+    app = SimpleNamespace(cfg=before)
+    app.reload = lambda: setattr(app, "cfg", after)
+    arbiter = SimpleNamespace(app=app)
+    # As Gunicorn's own begins.
+    arbiter.handle_hup = lambda: app.reload()
+    reloading.guard(arbiter, load_settings())
+    arbiter.handle_hup()
+    assert app.cfg in (before, after)
+    return app.cfg is after
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({}, {"worker_class_str": "sync"}, "gunicorn.conf.py is not where it was"),
+        ({}, {"workers": 5}, "WORKERS=5 is more than the 4 for which"),
+        ({}, {"graceful_timeout": 5}, "GRACEFUL_TIMEOUT_S=5 is no more than the DRAIN_S=5"),
+        ({"reuse_port": True}, {"reuse_port": True, "address": [("127.0.0.1", 81)]}, "with --reuse-port"),
+    ],
+)
+def test_what_the_running_service_cannot_take_changes_nothing(monkeypatch, caplog, before, after, said):
+    assert not reload(monkeypatch, before, after)
+    (line,) = (record for record in caplog.records if record.levelno == logging.ERROR)
+    assert said in line.getMessage()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{}, {"workers": 16}, {"graceful_timeout": 1}, {"reuse_port": True}],
+    ids=["nothing", "gunicorn -w 16", "gunicorn --graceful-timeout 1", "gunicorn --reuse-port"],
+)
+def test_what_it_was_started_with_it_takes_again(monkeypatch, caplog, told):
+    assert reload(monkeypatch, told, told)
+    assert not caplog.records
+
+
+def test_the_variables_that_gunicorn_sets_outlive_a_mistake(monkeypatch):
+    monkeypatch.setenv("FOO", "")
+    before = {"env": {"FOO": "told"}}
+    assert not reload(monkeypatch, before, before | {"workers": 99})
+    assert os.environ["FOO"] == "told"
