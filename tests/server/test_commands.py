@@ -87,6 +87,8 @@ RUN_BY = {
         "server/test_prometheus.py::test_promtool_finds_no_fault_in_the_rules_and_their_tests_hold",
     "promtool test rules alerts_test.yml":
         "server/test_prometheus.py::test_promtool_finds_no_fault_in_the_rules_and_their_tests_hold",
+    "gunicorn -c /path/to/checkout/gunicorn.conf.py wsgi:app":
+        "server/test_commands.py::test_gunicorn_starts_in_another_folder_where_it_is_given_the_configuration",
     "scripts/environment.sh PYTHON FOLDER REQUIREMENTS":
         "unit/test_environment.py::test_requirements_that_changed_are_installed_and_so_are_those_that_a_file_names",
     "scripts/install.sh PYTHON REQUIREMENTS": IMAGE,
