@@ -32,11 +32,11 @@ def free_port() -> int:
 
 
 def environment(**settings) -> dict[str, str]:
-    """The environment of whoever runs the tests, without thread counts and Gunicorn's arguments.
+    """The environment of whoever runs the tests, without thread counts, Gunicorn's arguments and make's own variables.
 
     An empty setting is the default one, whatever a .env in the checkout says.
     """
-    drop = {"OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "GUNICORN_CMD_ARGS"}
+    drop = {"OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "GUNICORN_CMD_ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
     kept = {name: value for name, value in os.environ.items() if name not in drop}
     # Most tests end their server, and would wait for it.
     ours = {**dict.fromkeys(SETTINGS, ""), "CACHE_DIR": str(CACHE_DIR), "DRAIN_S": "0"}
