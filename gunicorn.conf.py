@@ -10,15 +10,13 @@ if (folder := str(Path(__file__).resolve().parent)) not in sys.path:
     sys.path.insert(1, folder)
 
 from embedding_api import gunicorn_arguments, interrupts, listen, log, reloading, scratch, slots
-from embedding_api.config import load_settings
 from embedding_api.errors import StartError
 
 try:
     interrupts.end_start_in_a_line()
     # As wsgi.py reads them, which is imported there.
     with contextlib.chdir(gunicorn_arguments.working_folder()):
-        settings = load_settings()
-    log.take_over(settings)
+        settings = reloading.read_settings()
     listen.refuse_used_addresses(settings)
     worker_tmp_dir = scratch.heartbeat_folder()
     slots.share(settings.max_workers)

@@ -61,13 +61,16 @@ def _choice(*words: str) -> Callable[[str], str]:
 
 
 def _file(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError("begins with ~ and a user whose home nobody knows; write the whole path") from error
 
 
 def _cache_folder(text: str) -> Path:
     """A folder, by default one in the user's cache, where the XDG base directory specification has it."""
     if text:
-        return Path(text).expanduser().absolute()
+        return _file(text)
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     # It says that a relative path is to be ignored.
     base = Path(xdg) if xdg.startswith("/") else _home() / ".cache"
@@ -113,7 +116,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _is_repository(name: str) -> bool:
     """Whether it may name a repository on the hub, at a commit or without saying which."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", name) is not None
+    return re.fullmatch(rf"{model_spec.REPOSITORY}(@{model_spec.COMMIT})?", name) is not None
 
 
 def _secret(text: str) -> str:

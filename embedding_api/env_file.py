@@ -12,6 +12,9 @@ _ASSIGNMENT = re.compile(r"\s*(?P<name>(?:export\s+)?[\w.-]+)\s*=(?P<value>.*)",
 _QUOTED = re.compile(r"""(["'])(.*?)\1(?:\s+#.*)?""")
 _COMMENT = re.compile(r"\s#.*")
 
+# Longer than any that is known here.
+_LONGEST_NAME = 40
+
 # Docker Compose keeps such names in the same file, for itself and for the services beside this one.
 _OTHERS = re.compile(r"(COMPOSE|DOCKER|GF)_\w+|TZ|LANG")
 
@@ -78,11 +81,11 @@ def read(file: Path, settings: Collection[str]) -> dict[str, str]:
         where = f"line {number} of {file}"
         name, value = _split(line, where, settings)
         if name in values:
-            raise SettingsError(f"{where} sets {name!r} a second time; leave one of both")
+            raise SettingsError(f"{where} sets {name!r} a second time; keep one of the two")
         if name in settings:
             values[name] = _value(value, f"{where} sets {name!r}")
         elif not _OTHERS.fullmatch(name):
-            raise SettingsError(f"{file} sets {name[:100]!r}, which {_cure(name, settings)}")
+            raise SettingsError(_refusal(name, file, where, settings))
     return values
 
 
@@ -116,17 +119,20 @@ def _value(text: str, where: str) -> str:
     return _COMMENT.sub("", text).strip()
 
 
-def _cure(name: str, settings: Collection[str]) -> str:
-    """Where a name that is no setting belongs, or which setting was probably meant."""
+def _refusal(name: str, file: Path, where: str, settings: Collection[str]) -> str:
+    """Says where a name that is not a setting belongs, or which setting was probably meant."""
     upper = name.removeprefix("export").strip().upper()
     short = _PREFIX.sub("", upper, count=1)
     known = _MEANT | {setting: setting for setting in settings}
     meant = known.get(upper) or known.get(short) or _closest(upper, settings, cutoff=0.9)
     if meant is None and _ENVIRONMENT.fullmatch(upper):
-        return "is read from the environment alone; set it there"
-    if meant is None:
-        meant = _closest(upper, settings, cutoff=0.75)
-    return f"is no setting; write {meant}=..." if meant else "is no setting; .env.example lists them all"
+        return f"{file} sets {name!r}, which is read from the environment alone; set it there"
+    if meant := meant or _closest(upper, settings, cutoff=0.75):
+        return f"{file} sets {name!r}, which is no setting; write {meant}=..."
+    # A line that holds a secret alone, in base64, ends in the sign behind a name. Names have one case, and are short.
+    is_name = len(name) <= _LONGEST_NAME and (name.isupper() or name.islower())
+    shown = f"{file} sets {name!r}" if is_name else f"{where} sets a name"
+    return f"{shown}, which is no setting; .env.example lists them all"
 
 
 def _closest(name: str, settings: Collection[str], *, cutoff: float) -> str | None:

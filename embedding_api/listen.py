@@ -38,7 +38,7 @@ def refuse_used_addresses(settings: Settings) -> None:
     """
     if {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():
         return
-    if gunicorn_arguments.told("reuse_port") or gunicorn_arguments.told("check_config"):
+    if any(gunicorn_arguments.told(name) for name in ("reuse_port", "check_config", "print_config")):
         return
     addresses = _wanted(settings)
     if addresses == _announced:

@@ -3,7 +3,6 @@
 Libraries log from WARNING on whatever LOG_LEVEL says: what they print below that is not ours to vouch for.
 """
 
-import contextlib
 import json
 import logging
 import logging.config
@@ -11,7 +10,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar
 from functools import partial
 from types import MappingProxyType, TracebackType
@@ -20,15 +19,11 @@ from typing import Any, NoReturn
 from embedding_api import cgroup, config
 from embedding_api.config import Settings
 from embedding_api.errors import StartError
-
-ACCESS = "embedding_api.access"
-
-# The first parts of the names of loggers that are no library's.
-_OURS = ("embedding_api", "gunicorn")
-# What colours a terminal, or makes a link in it.
-_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))")
+from embedding_api.library_warnings import is_ours, log_warning, one_line
 
 logger = logging.getLogger(__name__)
+
+ACCESS = "embedding_api.access"
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _ids: ContextVar[Mapping[str, str]] = ContextVar("ids", default=_NOTHING)
@@ -74,7 +69,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "pid": record.process,
-            "message": _one_line(record.getMessage()),
+            "message": one_line(record.getMessage()),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -91,7 +86,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line of a record, without its exception."""
-        record.message = _one_line(record.message)
+        record.message = one_line(record.message)
         fields = getattr(record, "fields", {})
         return " ".join([super().formatMessage(record), *(f"{key}={_shown(value)}" for key, value in fields.items())])
 
@@ -172,7 +167,7 @@ def configure(settings: Settings) -> None:
     """Sets up logging for this process; what libraries log or warn of goes the same way."""
     logging.config.dictConfig(configuration(settings))
     logging.Logger.callHandlers = _call_handlers  # type: ignore[method-assign]
-    warnings.showwarning = _log_warning  # type: ignore[assignment] # the rest of its arguments is of no use
+    warnings.showwarning = log_warning  # type: ignore[assignment] # the rest of its arguments is of no use
 
 
 def take_over(settings: Settings) -> None:
@@ -201,7 +196,7 @@ _logging_call_handlers = logging.Logger.callHandlers
 
 def _call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
     """Gives what a library logs to the root's handlers alone: those of its own would print it in another format."""
-    if _is_ours(record):
+    if is_ours(record):
         _logging_call_handlers(self, record)
     elif record.levelno >= logging.root.level:
         _logging_call_handlers(logging.root, record)
@@ -242,7 +237,8 @@ class Lines:
         if line.strip() and not getattr(self._state, "is_logging", False):
             self._state.is_logging = True
             try:
-                logging.getLogger("stderr").warning("%s", line)
+                # As high as a line must be to pass: Gunicorn tells here why it ends.
+                logging.getLogger("stderr").log(max(logging.WARNING, logging.root.level), "%s", line)
             finally:
                 self._state.is_logging = False
 
@@ -270,48 +266,3 @@ def _log_unraisable(told: "sys.UnraisableHookArgs") -> None:
     error = told.exc_value or told.exc_type()
     message = f"{told.err_msg or 'an error that cannot be raised in'} {told.object!r}"
     logger.error("%s", message, exc_info=(told.exc_type, error, told.exc_traceback))
-
-
-def _log_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
-    """Logs a library's warning; Python would print two lines, in a format of its own."""
-    logging.getLogger("py.warnings").warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
-
-
-def _one_line(text: str) -> str:
-    """The text without line breaks and colours."""
-    return " ".join(_ANSI.sub("", text).split())
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    return record.name.partition(".")[0] in _OURS
-
-
-@contextlib.contextmanager
-def collected() -> Iterator[list[str]]:
-    """Collects what libraries warn of in the block, by logging or by Python's warnings, instead of logging it.
-
-    Works in any program, whether its logging is configured or not, and whatever handlers a library gives its loggers.
-
-    Yields:
-        A list that fills with the messages from level WARNING on: one line each, in their order, each once.
-    """
-    lines: list[str] = []
-    call_handlers, show_warning = logging.Logger.callHandlers, warnings.showwarning
-
-    def collect(self: logging.Logger, record: logging.LogRecord) -> None:
-        if _is_ours(record) or record.levelno < logging.WARNING:
-            call_handlers(self, record)
-        elif (line := _one_line(record.getMessage())) not in lines:
-            lines.append(line)
-
-    # Python shows a warning once for each place in the code; entering this lets it show them again.
-    with warnings.catch_warnings():
-        pass
-    # Not by a handler at the root: some libraries' loggers do not propagate, and print by handlers of their own.
-    logging.Logger.callHandlers = collect  # type: ignore[method-assign]
-    warnings.showwarning = _log_warning  # type: ignore[assignment] # the rest of its arguments is of no use
-    try:
-        yield lines
-    finally:
-        logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
-        warnings.showwarning = show_warning

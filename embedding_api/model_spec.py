@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+# A repository on the Hugging Face hub, and a commit of one, in regular expressions.
+REPOSITORY, COMMIT = r"[\w.-]+/[\w.-]+", "[0-9a-f]{40}"
 # What a Hugging Face name may look like: `organisation/name`, or `name` for one of sentence-transformers' own.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ALIAS = re.compile(r"[A-Za-z0-9][\w.:/-]*")

@@ -1,12 +1,13 @@
 """SIGHUP: a reload with a mistake changes nothing, where Gunicorn's own would end the master and so the service."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 from typing import Any, NoReturn
 
 from embedding_api import log
-from embedding_api.config import Settings
+from embedding_api.config import Settings, load_settings
 from embedding_api.errors import SettingsError, StartError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,21 @@ def refuse(error: StartError) -> NoReturn:
     log.refuse(error)
 
 
+def read_settings() -> Settings:
+    """The settings, for Gunicorn's configuration; a start logs as they say from here on.
+
+    After a reload Gunicorn itself sets up the log, once nothing is refused.
+    """
+    try:
+        settings = load_settings()
+    except StartError as error:
+        # Here, where the .env lies that says in which format.
+        refuse(error)
+    if not _is_reload:
+        log.take_over(settings)
+    return settings
+
+
 def guard(arbiter: Any, running: Settings) -> None:
     """Makes a reload that cannot be done one line of the log; to be called in the master, once it handles signals.
 
@@ -50,11 +66,15 @@ def guard(arbiter: Any, running: Settings) -> None:
         try:
             read()
             _refuse_what_cannot_run(app.cfg, before, running)
+            # The workers' own watchdog keeps the INFERENCE_TIMEOUT_S that this belongs to.
+            app.cfg.set("timeout", before.timeout)
         except (SystemExit, StartError, _UnchangedError) as error:
             app.cfg = before
-            os.chdir(before.chdir)
             # Gunicorn has undone what its --env set.
             os.environ.update(before.env)
+            # The folder may be gone; then nothing runs from there that was not loaded already.
+            with contextlib.suppress(OSError):
+                os.chdir(before.chdir)
             raise _UnchangedError(_reason(error)) from error
         finally:
             _is_reload = False

@@ -21,7 +21,7 @@ fail() {
 }
 
 # Prints the environment's folder of packages, whose name holds the version of Python.
-packages() { "$python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+packages() { "$python" -I -c 'import os, sysconfig; print(os.path.realpath(sysconfig.get_path("purelib")))'; }
 
 # Prints what a right stamp holds: that folder, the requirements file, and the files that it names with -r.
 state() {

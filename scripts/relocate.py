@@ -3,6 +3,7 @@
 A script names its Python by path. In the new folder it would find none, or run that of the folder it was copied from.
 """
 
+import os
 import re
 import sys
 import venv
@@ -11,20 +12,21 @@ from pathlib import Path
 # How a script begins. Where the path is long or holds a space, pip writes three lines, which a shell reads first.
 HEAD = re.compile(rb"#!(?:/bin/sh\n'''exec' )?\"?(/[^\n]*?)/bin/python[^\n]*\n(?:' '''\n)?")
 
-folder = sys.prefix.encode()
+prefix = os.path.realpath(sys.prefix)
+folder = prefix.encode()
 scripts = {
     path: head
-    for path in Path(sys.prefix, "bin").iterdir()
+    for path in Path(prefix, "bin").iterdir()
     if path.is_file() and not path.is_symlink() and (head := HEAD.match(path.read_bytes()))
 }
 # pip's own script tells where the environment was. One that names another folder is somebody's own, and stays.
-pip = scripts.get(Path(sys.prefix, "bin", "pip"))
+pip = scripts.get(Path(prefix, "bin", "pip"))
 if pip and pip[1] != folder:
-    print(f"{sys.prefix}: correcting its scripts, which are for {pip[1].decode()}", file=sys.stderr)
+    print(f"{prefix}: correcting its scripts, which are for {pip[1].decode()}", file=sys.stderr)
     for path, head in scripts.items():
         if head[1] == pip[1]:
             rest = path.read_bytes()[head.end() :]
             path.write_bytes(b"#!/bin/sh\n'''exec' \"%s/bin/python\" \"$0\" \"$@\"\n' '''\n%s" % (folder, rest))
     # bin/activate and its kin.
     builder = venv.EnvBuilder()
-    builder.setup_scripts(builder.ensure_directories(sys.prefix))
+    builder.setup_scripts(builder.ensure_directories(prefix))

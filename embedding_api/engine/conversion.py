@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # entry anew, so that nobody reads what an older one wrote.
 _OWN = (
     "backends/completeness.py", "backends/convert.py", "backends/entrance.py", "backends/layout.py",
-    "backends/torch.py", "text.py", "proof.py", "findings.py", "../log.py",
+    "backends/torch.py", "text.py", "proof.py", "findings.py", "../library_warnings.py",
 )  # fmt: skip
 _OWN_CALIBRATION_TEXTS = "calibration.txt"
 
@@ -71,9 +71,9 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool, name
         entry = cache.obtain(settings.cache_dir / "openvino", key, make, n_bytes=_least_size(source, is_int8=is_int8))
     except cache.CacheError as error:
         raise ModelLoadError(f"{error}, or BACKEND=torch, which is slower and needs none") from error
-    for name, refused in ((_REFUSAL, UnfitError), (_UNSERVABLE, UnservableError)):
-        if (entry / name).exists():
-            raise refused(json.loads((entry / name).read_bytes()))
+    for file, refused in ((_REFUSAL, UnfitError), (_UNSERVABLE, UnservableError)):
+        if (entry / file).exists():
+            raise refused(json.loads((entry / file).read_bytes()))
     return entry
 
 

@@ -1,13 +1,11 @@
 """What is found out about a model before and while it is loaded: what its operator is told, and what refuses it."""
 
 import logging
-import re
 import textwrap
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# What colours a terminal.
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+from embedding_api.library_warnings import one_line
 
 
 class Finding(NamedTuple):
@@ -41,7 +39,7 @@ def listed(names: Iterable[str], *, most: int = 5) -> str:
 def in_a_line(error: BaseException) -> str:
     """What an exception of a library says, in one line of at most 500 characters, with its class before it."""
     # OpenVINO says where in its own code it failed first, and which operation it has no rule for last.
-    text = _ANSI.sub("", str(error)).rpartition("Summary:")[2]
+    text = one_line(str(error)).rpartition("Summary:")[2]
     line = f"{type(error).__name__}: {textwrap.shorten(text, 500) or 'no message'}"
     is_memory = isinstance(error, MemoryError) or "allocate" in text
     return f"{line}; free some memory, or choose a smaller model" if is_memory else line

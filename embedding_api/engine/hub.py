@@ -155,13 +155,19 @@ def _problem(error: BaseException) -> str:
     # The library hides behind its own error what was seen, and httpx2 behind its own what a socket said.
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
-    explained = (explain(cause) for kinds, explain in _EXPLANATIONS for cause in chain if isinstance(cause, kinds))
+    # Of plain Python's errors those that were raised in the end count, and not what was caught on the way.
+    explained = (
+        explain(cause)
+        for kinds, explain in _EXPLANATIONS
+        for cause in (chain[:1] if explain is _no_hub else chain)
+        if isinstance(cause, kinds)
+    )
     return _line(next(filter(None, explained), None) or _unknown(error))
 
 
 def _line(text: str) -> str:
     """The text in one line, without the token, without passwords in addresses and without what signs them."""
-    text = re.sub(r"(?<=//)[^/\s@]+@|(?<=\S)\?\S+=\S*", "", " ".join(text.split()))
+    text = re.sub(r"(?<=//)[^/\s]+@|(?<=\S)\?\S+=\S*", "", " ".join(text.split()))
     return text.replace(token, "(hidden)") if (token := _token()) else text
 
 
@@ -226,7 +232,7 @@ def _offline(_: BaseException) -> str:
 
 
 def _no_url(_: BaseException) -> str:
-    endpoint = re.sub(r"[^/@]+@", "", constants.ENDPOINT)
+    endpoint = re.sub(r"[^/\s]+@", "", constants.ENDPOINT)
     return f"HF_ENDPOINT={endpoint!r} is no address of a hub; write https:// and the host, or unset it"
 
 
@@ -402,6 +408,7 @@ _EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]]
     (errors.HfHubHTTPError, _refused),
     (httpx2.ConnectError, _no_connection),
     ((httpx2.TransportError, ConnectionError), _lost),
+    (OSError, _unwritable),
     (
         (
             httpx2.TooManyRedirects,
@@ -415,7 +422,6 @@ _EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]]
         ),
         _no_hub,
     ),
-    (OSError, _unwritable),
 )
 
 

@@ -118,7 +118,8 @@ def _ask_hub(settings: Settings, *arguments: str) -> dict[str, Any]:
         _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
     except ValueError as error:
         return {"problem": f"HF_ENDPOINT is no address ({error}); write https:// and the host, or unset it"}
-    more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    # Without Xet, a library of its own that knows neither our limits of time nor a way to say what went wrong.
+    more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     # The one program that gets a token; the second name is the hub's own older one.
     if token := settings.hf_token or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         more["HF_TOKEN"] = token

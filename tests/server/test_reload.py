@@ -84,7 +84,8 @@ def test_a_mistake_costs_a_line_and_the_settings_are_taken_once_it_is_mended(ser
             "DRAIN_S=30": r"DRAIN_S=30 is no less than GRACEFUL_TIMEOUT_S=30.*lower DRAIN_S",
             "GRACEFUL_TIMEOUT_S=5": r"GRACEFUL_TIMEOUT_S=5 is no more than the DRAIN_S=5 with which.*restart",
             "API_KEY=s3cret": r"\.env sets 'API_KEY', which is no setting; write API_KEY_SECRET=",
-            f"PORT={taken}": rf"cannot listen on 127\.0\.0\.1 port {taken}: Address already in use; stop what listens",
+            # Nor does the log change, which LOG_FORMAT would.
+            f"PORT={taken}\nLOG_FORMAT=json": rf"cannot listen on 127\.0\.0\.1 port {taken}: Address already in use",
             "HOST=192.0.2.1": r"cannot listen on 192\.0\.2\.1 port \d+: Cannot assign .*; check HOST and PORT",
             "WORKERS=99": r"WORKERS=99 is more than the 4 for which a service that was started with WORKERS=1 has room",
         }

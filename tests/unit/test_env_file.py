@@ -113,7 +113,7 @@ def test_a_quote_that_does_not_end_is_refused_and_its_value_not_shown(load):
 
 
 def test_a_name_that_is_set_twice_is_refused(load):
-    with pytest.raises(SettingsError, match=r"^line 3 of \.env sets 'PORT' a second time; leave one of both"):
+    with pytest.raises(SettingsError, match=r"^line 3 of \.env sets 'PORT' a second time; keep one of the two"):
         load("PORT=9000", "# PORT=1", "PORT=9001")
 
 
@@ -126,3 +126,12 @@ def test_a_link_to_nowhere_is_no_file_that_may_be_missing(tmp_path):
     (tmp_path / ".env").symlink_to(tmp_path / "gone")
     with pytest.raises(SettingsError, match=r"\.env cannot be read .*No such file.*remove it"):
         load_settings()
+
+
+@pytest.mark.parametrize("line", ["q0ZqXk7SecretSecretSecret=", "c2VjcmV0T2ZBTG9uZ0xlbmd0aA==", "S" * 50 + "="])
+def test_a_line_that_may_be_a_secret_is_told_by_its_number_alone(tmp_path, line):
+    (tmp_path / ".env").write_text(f"PORT=1\n{line}\n")
+    with pytest.raises(SettingsError) as refused:
+        env_file.read(tmp_path / ".env", ["PORT"])
+    assert line[:8] not in str(refused.value)
+    assert "line 2 of " in str(refused.value)

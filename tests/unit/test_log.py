@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from embedding_api import log
+from embedding_api import library_warnings, log
 from embedding_api.config import load_settings
 from embedding_api.errors import SettingsError
 
@@ -226,7 +226,7 @@ def test_warnings_of_libraries_are_collected_and_not_logged(capsys, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         for _ in range(2):
-            with log.collected() as lines:
+            with library_warnings.collected() as lines:
                 warn()
                 library.info("so far")
                 for _ in range(2):
@@ -239,7 +239,7 @@ def test_warnings_of_libraries_are_collected_and_not_logged(capsys, caplog):
 
 
 def test_after_a_failure_warnings_are_logged_again(caplog):
-    with pytest.raises(ValueError, match="it"), log.collected() as lines:
+    with pytest.raises(ValueError, match="it"), library_warnings.collected() as lines:
         raise ValueError("it")
     logging.getLogger("a_library_that_propagates").warning("mind that")
     assert (lines, caplog.messages) == ([], ["mind that"])

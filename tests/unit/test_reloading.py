@@ -12,14 +12,21 @@ from embedding_api.config import load_settings
 
 READ = {
     "worker_class_str": "ours", "workers": 1, "reuse_port": False, "address": [("127.0.0.1", 80)],
-    "graceful_timeout": 30, "env": {},
+    "graceful_timeout": 30, "timeout": 45, "env": {},
 }  # fmt: skip
+
+
+class Config(SimpleNamespace):
+    """What Gunicorn has read."""
+
+    def set(self, name, value):
+        setattr(self, name, value)
 
 
 def reload(monkeypatch, before, after):
     """What Gunicorn has read after SIGHUP, if it read `before` at the start of a service with one worker."""
     monkeypatch.setenv("WORKERS", "1")
-    before, after = (SimpleNamespace(**READ | {"chdir": Path.cwd()} | told) for told in (before, after))
+    before, after = (Config(**READ | {"chdir": Path.cwd()} | told) for told in (before, after))
     app = SimpleNamespace(cfg=before)
     app.reload = lambda: setattr(app, "cfg", after)
     arbiter = SimpleNamespace(app=app)
@@ -54,6 +61,18 @@ def test_what_the_running_service_cannot_take_changes_nothing(monkeypatch, caplo
 def test_what_it_was_started_with_it_takes_again(monkeypatch, caplog, told):
     assert reload(monkeypatch, told, told)
     assert not caplog.records
+
+
+def test_a_mistake_changes_nothing_though_the_folder_of_the_start_is_gone(monkeypatch, caplog):
+    assert not reload(monkeypatch, {"chdir": "/no/such/folder"}, {"workers": 99})
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_the_watchdogs_time_stays_that_of_the_workers(monkeypatch):
+    told = {}
+    monkeypatch.setattr(Config, "set", lambda self, name, value: told.update({name: value}))
+    assert reload(monkeypatch, {"timeout": 45}, {"timeout": 20})
+    assert told == {"timeout": 45}
 
 
 def test_the_variables_that_gunicorn_sets_outlive_a_mistake(monkeypatch):

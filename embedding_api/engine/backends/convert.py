@@ -19,7 +19,7 @@ import openvino
 import torch
 from sentence_transformers.base.modules import Transformer
 
-from embedding_api import log
+from embedding_api import library_warnings
 from embedding_api.engine import proof
 from embedding_api.engine.arrays import Ids
 from embedding_api.engine.backends import Loaded, Route, entrance
@@ -84,7 +84,7 @@ class _RefusedError(Exception):
 
 def main(job: Job) -> Answer:
     """Converts a model; see `Answer`."""
-    with log.collected() as warnings:
+    with library_warnings.collected() as warnings:
         answer = _answer(job)
     return replace(answer, warnings=tuple(warnings))
 

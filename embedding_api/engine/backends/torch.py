@@ -17,7 +17,7 @@ import transformers
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from embedding_api import log
+from embedding_api import library_warnings
 from embedding_api.engine import preload
 from embedding_api.engine.arrays import Ids, Vectors
 from embedding_api.engine.backends import Loaded, Route, Routes, Task, completeness
@@ -70,7 +70,7 @@ def load(
         UnservableError: The model cannot be served; the message says why.
         Exception: Whatever sentence-transformers and transformers raise on a broken model.
     """
-    with log.collected() as warnings, completeness.reports() as reports:
+    with library_warnings.collected() as warnings, completeness.reports() as reports:
         model = _load(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         found, prompts = _entrances(model)
         readers = {entrance: entrance.reader() for entrance in found.values()}

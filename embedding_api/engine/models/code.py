@@ -13,6 +13,7 @@ from embedding_api.engine.findings import UnservableError
 from embedding_api.engine.models import files
 from embedding_api.engine.models.files import Module
 from embedding_api.errors import ModelLoadError
+from embedding_api.model_spec import COMMIT, REPOSITORY
 
 # The classes of transformers that sentence-transformers asks for, and so those whose entry in an auto_map counts.
 _ASKED_FOR = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor")
@@ -26,9 +27,8 @@ _NAMING = (*_MAPS, "modules.json", "router_config.json")
 # nomic-ai/nomic-embed-text-v1.5 and EuroBERT/EuroBERT-210m.
 _TAKEN_OVER = {"nomic_bert": "NomicBert", "eurobert": "EuroBert"}
 
-_REPOSITORY = r"[\w.-]+/[\w.-]+"
 # An entry of TRUST_REMOTE_CODE that names a repository at a commit.
-_AT_COMMIT = re.compile(rf"({_REPOSITORY})@([0-9a-f]{{40}})")
+_AT_COMMIT = re.compile(f"({REPOSITORY})@({COMMIT})")
 
 # Downloads the Python files of a repository at a commit, or at its newest one, and returns their folder, whose last
 # part is the commit. Raises ModelLoadError.
@@ -189,7 +189,7 @@ def _beside(value: Any) -> Any:
         return {key: _beside(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_beside(each) for each in value]
-    if isinstance(value, str) and re.fullmatch(rf"{_REPOSITORY}--[\w.]+", value):
+    if isinstance(value, str) and re.fullmatch(rf"{REPOSITORY}--[\w.]+", value):
         return _reference(value).name
     return value
 
