@@ -289,6 +289,16 @@ def test_the_librarys_own_report_is_back_after_a_load_that_fails(changed, monkey
     assert transformers.modeling_utils.log_state_dict_report is before
 
 
+@pytest.mark.parametrize("content", [b"<html>", b""])
+def test_a_pickle_that_holds_no_weights_is_told_without_advice_to_let_it_run_code(changed, monkeypatch, content):
+    source = changed()
+    (source / "model.safetensors").unlink()
+    (source / "pytorch_model.bin").write_bytes(content)
+    said = refusal(monkeypatch, source, ALLOW_PICKLE="true")
+    assert "a pickle file of its weights is damaged, or holds something else than weights" in said
+    assert "weights_only" not in said
+
+
 def test_a_tokenizer_that_knows_few_of_the_models_tokens_is_told(changed, monkeypatch, caplog):
     source = changed()
     tokenizer = json.loads((source / "tokenizer.json").read_text())
