@@ -114,6 +114,16 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def _require_text(text: str) -> None:
+    """Refuses what is no text in UTF-8, and the one character that no path or header can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must be text in UTF-8") from error
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character")
+
+
 def _is_repository(name: str) -> bool:
     """Whether it may name a repository on the hub, at a commit or without saying which."""
     return re.fullmatch(rf"{model_spec.REPOSITORY}(@{model_spec.COMMIT})?", name) is not None
@@ -443,10 +453,13 @@ def load_settings(file: Path = Path(".env")) -> Settings:
         key = field.name.upper()
         text = _unquoted(read(key, default="").strip()) or field.metadata["default"]
         try:
+            _require_text(text)
             values[field.name] = field.metadata["parse"](text)
         except ValueError as error:
             shown = "(hidden)" if field.metadata["secret"] else repr(text[:100])
-            raise SettingsError(f"{key}={shown} {error}") from error
+            # An address may hold a password, wherever it does not belong.
+            line = re.sub(r"(?<=//)[^/\s]+@", "(hidden)@", f"{key}={shown} {error}")
+            raise SettingsError(line) from error
     return Settings(**values)
 
 

@@ -15,6 +15,8 @@ _COMMENT = re.compile(r"\s#.*")
 # Longer than any that is known here.
 _LONGEST_NAME = 40
 
+_VARIABLE = re.compile(r"\$(\{|[A-Za-z_])")
+
 # Docker Compose keeps such names in the same file, for itself and for the services beside this one.
 _OTHERS = re.compile(r"(COMPOSE|DOCKER|GF)_\w+|TZ|LANG")
 
@@ -67,8 +69,7 @@ def read(file: Path, settings: Collection[str]) -> dict[str, str]:
         ValueError: It is not UTF-8.
     """
     try:
-        # Editors may begin it with a byte order mark.
-        text = file.read_text(encoding="utf-8-sig")
+        text = _text(file)
     except FileNotFoundError:
         # A link to nowhere is a file that cannot be read.
         if file.is_symlink():
@@ -89,10 +90,18 @@ def read(file: Path, settings: Collection[str]) -> dict[str, str]:
     return values
 
 
+def _text(file: Path) -> str:
+    if file.is_fifo():
+        # It would be waited for.
+        raise ValueError("it is a pipe")
+    # Editors may begin it with a byte order mark.
+    return file.read_text(encoding="utf-8-sig")
+
+
 def value(file: Path, name: str) -> str:
     """The value of one setting, whatever else is wrong with the file; empty if it cannot be told."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = _text(file).split("\n")
         found = [match["value"] for line in lines if (match := _ASSIGNMENT.fullmatch(line)) and match["name"] == name]
         return _value(found[-1], "") if found else ""
     except (OSError, ValueError, SettingsError):
@@ -113,10 +122,22 @@ def _value(text: str, where: str) -> str:
     """What stands behind a name, without quotes and comment."""
     quoted = _QUOTED.fullmatch(text.strip())
     if quoted is not None:
+        if quoted[1] == '"':
+            _require_no_variable(quoted[2], where)
         return quoted[2]
     if text.strip().startswith(("'", '"')):
         raise SettingsError(f"{where} to what begins with a quote and does not end with it; close it")
-    return _COMMENT.sub("", text).strip()
+    plain = _COMMENT.sub("", text).strip()
+    _require_no_variable(plain, where)
+    return plain
+
+
+def _require_no_variable(value: str, where: str) -> None:
+    """Refuses what Docker Compose would replace, which reads the same file: here it would be taken as it stands."""
+    if _VARIABLE.search(value):
+        raise SettingsError(
+            f"{where} to what holds $NAME, which is not replaced here; write the value, or put it in single quotes"
+        )
 
 
 def _refusal(name: str, file: Path, where: str, settings: Collection[str]) -> str:

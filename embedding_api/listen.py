@@ -2,8 +2,10 @@
 
 import errno
 import ipaddress
+import json
 import logging
 import os
+import shlex
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -66,9 +68,10 @@ def _try(address: tuple[Any, ...]) -> None:
             trial.bind(address)
         # Names and ports that can be none are no errors of the system.
         except (OSError, UnicodeError, OverflowError) as error:
-            cure = "check HOST and PORT"
+            bind = gunicorn_arguments.told("bind")
+            cure = "check Gunicorn's -b" if bind else "check HOST and PORT"
             if getattr(error, "errno", None) == errno.EADDRINUSE:
-                cure = "stop what listens there, or set another PORT"
+                cure = f"stop what listens there, or set another {'port with -b' if bind else 'PORT'}"
                 if port in (one[1] for one in _announced or () if isinstance(one, tuple)):
                     cure = "restart the service, whose workers listen there, to give its port another HOST"
             reason = getattr(error, "strerror", None) or error
@@ -91,8 +94,9 @@ def announce(arbiter: Any, settings: Settings) -> None:
     _say_who_may_ask(addresses, settings, cure=_cure(arbiter))
     where = _curl(addresses[0])
     key = ' -H "Authorization: Bearer $API_KEY_SECRET"' if settings.require_auth else ""
-    body = f'{{"model": "{settings.supported_models[0].name}", "input": "Hello"}}'
-    logger.info("ready at %s; try: curl%s %s/v1/embeddings -d '%s'", where[-1], key, " ".join(where), body)
+    body = json.dumps({"model": settings.supported_models[0].name, "input": "Hello"}, ensure_ascii=False)
+    words = shlex.join([*where[:-1], f"{where[-1]}/v1/embeddings", "-d", body])
+    logger.info("ready at %s; try: curl%s %s", where[-1], key, words)
 
 
 def _say_who_may_ask(addresses: Sequence[Address], settings: Settings, *, cure: str) -> None:

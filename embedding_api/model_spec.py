@@ -51,7 +51,7 @@ def parse(text: str) -> tuple[ModelSpec, ...]:
 
 def _parse_entry(entry: str) -> ModelSpec:
     alias, equals, source = (part.strip() for part in entry.partition("="))
-    if not equals or Path(entry).is_dir():
+    if not equals or _is_folder(entry):
         alias, source = "", entry
     elif not _ALIAS.fullmatch(alias):
         raise ValueError(
@@ -59,7 +59,7 @@ def _parse_entry(entry: str) -> ModelSpec:
         )
     if not source:
         raise ValueError(f"holds {entry!r}, an alias of nothing; write alias=source")
-    if source.startswith(("/", "./", "../", "~")) or source in (".", "..") or Path(source).is_dir():
+    if source.startswith(("/", "./", "../", "~")) or source in (".", "..") or _is_folder(source):
         return _folder(entry, alias, source)
     name, at, revision = source.partition("@")
     if not _HUB_NAME.fullmatch(name) or (at and not re.fullmatch(r"[\w./-]+", revision)):
@@ -68,6 +68,14 @@ def _parse_entry(entry: str) -> ModelSpec:
         )
     full_name = name if "/" in name else f"sentence-transformers/{name}"
     return ModelSpec(name=alias or name, source=full_name, revision=revision or None, is_folder=False)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except OSError:
+        # Too long for a name, or below a folder that this user cannot enter.
+        return False
 
 
 def _folder(entry: str, alias: str, source: str) -> ModelSpec:

@@ -394,10 +394,10 @@ _BY_STATUS: dict[int, Callable[[httpx2.Response], str]] = {
 _EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]], ...] = (
     (errors.OfflineModeIsEnabled, _offline),
     (errors.HFValidationError, _no_name),
-    ((httpx2.InvalidURL, httpx2.UnsupportedProtocol), _no_url),
-    ((httpx2.LocalProtocolError, UnicodeEncodeError), _token_unsendable),
     (_CertificatesError, _certificates_unreadable),
     (_ProxyAddressError, _no_proxy),
+    ((httpx2.InvalidURL, httpx2.UnsupportedProtocol), _no_url),
+    ((httpx2.LocalProtocolError, UnicodeEncodeError), _token_unsendable),
     (_BrokenOffError, _broken_off),
     (ssl.SSLCertVerificationError, _untrusted),
     (ssl.SSLError, _no_tls),

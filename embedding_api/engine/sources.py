@@ -116,8 +116,9 @@ def _ask_hub(settings: Settings, *arguments: str) -> dict[str, Any]:
     try:
         # The hub's library cannot even be imported with an address that is none.
         _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
-    except ValueError as error:
-        return {"problem": f"HF_ENDPOINT is no address ({error}); write https:// and the host, or unset it"}
+    except ValueError:
+        # Its own words can hold a part of a password.
+        return {"problem": "HF_ENDPOINT is no address; write https:// and the host, or unset it"}
     # Without Xet, a library of its own that knows neither our limits of time nor a way to say what went wrong.
     more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     # The one program that gets a token; the second name is the hub's own older one.

@@ -55,14 +55,16 @@ def test_nobody_is_there():
     assert company(16, [], PADDED, COST, 64) == []
 
 
-def test_a_cost_is_measured_from_the_backend(monkeypatch):
+@pytest.mark.parametrize("window", [None, 512, 16])
+def test_a_cost_is_measured_from_the_backend_within_its_window(monkeypatch, window):
     """Given a clock that a batch moves by 2 s and 0.01 s a padded token, then the cost says so."""
     clock = [0.0]
     monkeypatch.setattr("embedding_api.engine.cost.time.perf_counter", lambda: clock[0])
 
     class Timed(FakeBackend):
         def embed(self, batch, n_prompt_tokens):
+            assert max(map(len, batch)) <= (window or 64)
             clock[0] += 2.0 + 0.01 * len(batch) * max(map(len, batch))
             return super().embed(batch, n_prompt_tokens)
 
-    assert measure(Timed()) == pytest.approx((2.0, 0.01))
+    assert measure(Timed(), window) == pytest.approx((2.0, 0.01))

@@ -350,3 +350,20 @@ def test_every_setting_is_in_the_example_and_can_be_uncommented(monkeypatch, tmp
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_every_setting_is_in_the_readme(field):
     assert f"| `{field.name.upper()}` |" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("API_KEY_SECRET", "k\udcff", "API_KEY_SECRET=(hidden) must be text in UTF-8"),
+        ("CACHE_DIR", "~nobody-of-this-name/x", "begins with ~ and a user whose home nobody knows"),
+        ("SUPPORTED_MODELS", "a" * 300 + "/b/c", "each entry must be a Hugging Face name"),
+        ("SUPPORTED_MODELS", "https://me:s3cret@hub/a/b", "https://(hidden)@hub/a/b"),
+        ("HOST", "https://me:s3cret@host/", "https://(hidden)@host/"),
+    ],
+)
+def test_odd_values_are_refused_in_a_line_without_their_passwords(monkeypatch, name, value, said):
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, **{name: value})
+    assert said in str(refused.value)
+    assert "s3cret" not in str(refused.value)

@@ -1,5 +1,7 @@
 """The lines of .env: each sets something, or is refused with what to do."""
 
+import os
+
 import pytest
 
 from embedding_api import env_file
@@ -135,3 +137,19 @@ def test_a_line_that_may_be_a_secret_is_told_by_its_number_alone(tmp_path, line)
         env_file.read(tmp_path / ".env", ["PORT"])
     assert line[:8] not in str(refused.value)
     assert "line 2 of " in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["${SECRET}", "$SECRET", '"a$B"', "/x/${Y:-z}"])
+def test_a_variable_that_compose_would_replace_is_refused_unless_it_is_meant_as_it_stands(tmp_path, value):
+    (tmp_path / ".env").write_text(f"API_KEY_SECRET={value}\n")
+    with pytest.raises(SettingsError, match=r"holds \$NAME, which is not replaced here"):
+        env_file.read(tmp_path / ".env", ["API_KEY_SECRET"])
+    (tmp_path / ".env").write_text("API_KEY_SECRET='pa$Word'\n")
+    assert env_file.read(tmp_path / ".env", ["API_KEY_SECRET"]) == {"API_KEY_SECRET": "pa$Word"}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".env")
+    with pytest.raises(ValueError, match="it is a pipe"):
+        env_file.read(tmp_path / ".env", ["PORT"])
+    assert env_file.value(tmp_path / ".env", "LOG_FORMAT") == ""

@@ -69,8 +69,8 @@ def test_a_socket_that_is_handed_over_is_not_looked_for(taken, monkeypatch, name
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ("127.0.0.1:99999", r"cannot listen on 127\.0\.0\.1 port 99999: .*check HOST and PORT"),
-        ("a..b:80", r"cannot listen on a\.\.b port 80: .*check HOST and PORT"),
+        ("127.0.0.1:99999", r"cannot listen on 127\.0\.0\.1 port 99999: .*check Gunicorn's -b"),
+        ("a..b:80", r"cannot listen on a\.\.b port 80: .*check Gunicorn's -b"),
         ("127.0.0.1:http", r"Gunicorn cannot listen on what -b says: 'http' is not a valid port"),
     ],
 )
