@@ -53,10 +53,10 @@ def load(model: Inspected, settings: Settings, loaders: Mapping[str, Loader] | N
     loaders = loaders or {"openvino": _openvino, "torch": _torch}
     try:
         proven = _first_that_can(model, settings, loaders)
+        assumed = list(kind.assumptions(model.source, model.modules, proven.routes[None].reader.window))
     except UnservableError as error:
         raise unservable(model.spec, model.source, error) from error
-    window = proven.routes[None].reader.window
-    for finding in (*model.findings, *kind.assumptions(model.source, model.modules, window), *proven.findings):
+    for finding in (*model.findings, *assumed, *proven.findings):
         logger.log(finding.level, "model %s: %s", model.spec.name, finding.message)
     return proven
 

@@ -54,18 +54,17 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
         ModelLoadError: It cannot be served as it is.
     """
     own_name = None if spec.is_folder else spec.source
+    is_downloaded = not spec.is_folder
     with contextlib.ExitStack() as stack:
         try:
-            snapshots.require_all(source, [source], is_downloaded=own_name is not None)
+            snapshots.require_all(source, [source], is_downloaded=is_downloaded)
             modules = files.modules(source)
-            snapshots.require_all(source, [module.folder for module in modules], is_downloaded=own_name is not None)
+            snapshots.require_all(source, [module.folder for module in modules], is_downloaded=is_downloaded)
             kind.require_embedding_model(source, modules)
             trusted = code.trust(settings.trust_remote_code, spec.names)
             found = code.references(modules, source)
             may_run = [each for each in found if trusted.is_given or not each.is_taken_over]
-            weights.require_weights(
-                source, modules, allow_pickle=settings.allow_pickle, is_downloaded=own_name is not None
-            )
+            weights.require_weights(source, modules, allow_pickle=settings.allow_pickle, is_downloaded=is_downloaded)
             tokenizer.require_tokenizer(modules)
             folder = stack.enter_context(code.assembled(source, modules, may_run, trusted, own_name, fetch))
         except UnservableError as error:
