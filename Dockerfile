@@ -52,7 +52,7 @@ USER 10001
 # --env-file leaves quotes around it, and HTTP_PROXY is for downloads alone.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=300s CMD ["python", "-c", "\
 from urllib.request import ProxyHandler, build_opener; \
-from embedding_api.config import load_settings; \
+from embedding_api.settings import load_settings; \
 build_opener(ProxyHandler({})).open(f'http://127.0.0.1:{load_settings().port}/health/ready', timeout=8)"]
 # No shell in between: signals reach Gunicorn, which finds the rest in gunicorn.conf.py.
 CMD ["gunicorn"]

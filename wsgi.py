@@ -2,10 +2,10 @@
 
 import sys
 
-from embedding_api import log
 from embedding_api.app import create_app
-from embedding_api.config import load_settings
 from embedding_api.errors import StartError
+from embedding_api.settings import load_settings
+from embedding_api.telemetry import log
 
 try:
     settings = load_settings()

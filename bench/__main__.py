@@ -13,8 +13,8 @@ from bench.contestants import PEER, PEER_AT_ITS_BEST, PRECISIONS, Contestant, Fi
 from bench.report import Results
 from bench.servers import ROOT
 from bench.texts import Shelf
-from embedding_api.config import Settings, load_settings
-from embedding_api.engine import sources
+from embedding_api.engine.models import sources
+from embedding_api.settings import Settings, load_settings
 
 CONTESTANTS = (
     *(f"service {precision}" for precision in PRECISIONS),

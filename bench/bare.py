@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from bench.servers import ROOT
-from embedding_api import cores
-from embedding_api.config import load_settings
-from embedding_api.engine import registry
+from embedding_api.engine.models import registry
+from embedding_api.machine import cores
+from embedding_api.settings import load_settings
 
 Job = tuple[list[list[Any]], int]
 

@@ -22,7 +22,7 @@ from bench import environments, servers
 from bench.drive import Background, drive, post
 from bench.environments import UnavailableError
 from bench.servers import ROOT, Server
-from embedding_api import cores
+from embedding_api.machine import cores
 
 PATH = "/v1/embeddings"
 PRECISIONS = ("float32", "bfloat16", "int8")

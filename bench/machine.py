@@ -15,8 +15,8 @@ import psutil
 
 from bench.contestants import OURS
 from bench.servers import ROOT
-from embedding_api import cores
-from embedding_api.config import Settings
+from embedding_api.machine import cores
+from embedding_api.settings import Settings
 
 _PACKAGES = ("torch", "openvino", "sentence-transformers", "transformers", "tokenizers", "numpy", "gunicorn", "flask")
 

@@ -26,14 +26,14 @@ from bench.measure import percentile
 from bench.servers import ROOT, Server
 from bench.targets import Outcome
 from bench.texts import Shelf
-from embedding_api import gunicorn_worker
-from embedding_api.config import Settings, load_settings
-from embedding_api.engine import sources
+from embedding_api.engine.models import sources
+from embedding_api.server.worker import N_SPARE_THREADS
+from embedding_api.settings import Settings, load_settings
 
 # What fills all threads in the first flood, and the queue in the second.
 N_WORKERS, THREADS, MAX_QUEUED_TOKENS = 2, 32, 6000
 # Those, the spare ones, and the main, the inference and the courier thread.
-WORKER_THREADS = THREADS + gunicorn_worker.N_SPARE_THREADS + 3
+WORKER_THREADS = THREADS + N_SPARE_THREADS + 3
 _SERVICE = OURS | {
     "API_KEY_SECRET": crowd.KEY,
     "WORKERS": str(N_WORKERS),

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from bench.contestants import Texts
 from bench.texts import MIXED, Shelf
-from embedding_api.engine.text import Reader
+from embedding_api.engine.backends.text import Reader
 
 SERVED = ("service", "Flask", "infinity")
 

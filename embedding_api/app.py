@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from embedding_api import __version__, metrics, web
-from embedding_api.config import Settings, load_settings
+from embedding_api import __version__, web
 from embedding_api.engine.engine import Engine, load_engine
 from embedding_api.errors import SettingsError
+from embedding_api.settings import Settings, load_settings
+from embedding_api.telemetry import metrics
 
 if TYPE_CHECKING:
-    from embedding_api.tracing import Tracing
+    from embedding_api.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def _tracing(settings: Settings) -> "Tracing | None":
         return None
     try:
         # Here, since it is an optional part of the installation, and costs memory and time.
-        from embedding_api.tracing import Tracing
+        from embedding_api.telemetry.tracing import Tracing
 
         tracing = Tracing(settings)
     except ImportError as error:

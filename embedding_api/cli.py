@@ -8,10 +8,12 @@ from typing import Any
 import click
 import orjson
 
-from embedding_api import __version__, config, log, web
+from embedding_api import __version__, web
+from embedding_api import settings as config
 from embedding_api.engine.backends import Task
 from embedding_api.engine.engine import load_engine
 from embedding_api.errors import ServiceError
+from embedding_api.telemetry import log
 
 
 class _Group(click.Group):

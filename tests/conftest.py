@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_api.config import Settings
+from embedding_api.settings import Settings
 
 pytest_plugins = ["tests.server.reliability"]
 

@@ -7,11 +7,11 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from embedding_api.engine.backends import Route
-from embedding_api.engine.cost import Cost
+from embedding_api.engine.backends.proof import Proof
+from embedding_api.engine.backends.text import NO_PROMPT, Prompt, Reader
 from embedding_api.engine.engine import Engine
-from embedding_api.engine.proof import Proof
-from embedding_api.engine.registry import Model, Registry
-from embedding_api.engine.text import NO_PROMPT, Prompt, Reader
+from embedding_api.engine.models.registry import Model, Registry
+from embedding_api.engine.scheduling.cost import Cost
 
 DIM = 8
 WINDOW = 16

@@ -7,19 +7,17 @@ from time import monotonic
 
 import numpy as np
 
-from embedding_api import cores, metrics
-from embedding_api.caller import Caller
-from embedding_api.config import Settings
-from embedding_api.engine import cost, registry
-from embedding_api.engine.admission import UNLIMITED, Limits
-from embedding_api.engine.arrays import Vectors
 from embedding_api.engine.backends import Route, Task
-from embedding_api.engine.cost import Cost
-from embedding_api.engine.dispatch import Dispatcher
-from embedding_api.engine.exchange import WORKERS_CAN_SEND, Exchange, Seat
-from embedding_api.engine.registry import Model, Registry
-from embedding_api.engine.text import Prompt, Reading, Text, Tokens
-from embedding_api.engine.timing import Timing
+from embedding_api.engine.backends.text import Prompt, Reading, Text, Tokens
+from embedding_api.engine.models import registry
+from embedding_api.engine.models.registry import Model, Registry
+from embedding_api.engine.scheduling import cost
+from embedding_api.engine.scheduling.admission import UNLIMITED, Limits
+from embedding_api.engine.scheduling.cost import Cost
+from embedding_api.engine.scheduling.timing import Timing
+from embedding_api.engine.work import Vectors
+from embedding_api.engine.workers.dispatch import Dispatcher
+from embedding_api.engine.workers.exchange import WORKERS_CAN_SEND, Exchange, Seat
 from embedding_api.errors import (
     ContextLengthExceededError,
     DeadlineExceededError,
@@ -29,7 +27,11 @@ from embedding_api.errors import (
     UnknownPromptError,
     UnsupportedDimensionsError,
 )
-from embedding_api.framing import MAX_HEAD_BYTES
+from embedding_api.machine import cores
+from embedding_api.request import Caller
+from embedding_api.server.framing import MAX_HEAD_BYTES
+from embedding_api.settings import Settings
+from embedding_api.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from embedding_api.library_warnings import one_line
+from embedding_api.telemetry.library_warnings import one_line
 
 
 class Finding(NamedTuple):

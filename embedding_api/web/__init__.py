@@ -4,16 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from embedding_api.config import Settings
 from embedding_api.engine.engine import Engine
-from embedding_api.engine.registry import Registry
-from embedding_api.web import auth, docs, embeddings, envelope, health, metrics, models, observe, openapi
+from embedding_api.engine.models.registry import Registry
+from embedding_api.settings import Settings
+from embedding_api.web import auth, envelope, observe, openapi
 from embedding_api.web.parts import Parts
+from embedding_api.web.routes import docs, embeddings, health, metrics, models
 from embedding_api.web.schemas import EmbeddingRequest
 
 if TYPE_CHECKING:
     # It is imported where traces are wanted, and may not be installed.
-    from embedding_api.tracing import Tracing
+    from embedding_api.telemetry.tracing import Tracing
 
 
 def init_app(app: Flask, settings: Settings, engine: Engine, tracing: "Tracing | None" = None) -> None:

@@ -4,8 +4,8 @@ import hmac
 
 from flask import Flask, request
 
-from embedding_api.config import Settings
 from embedding_api.errors import InvalidKeyError
+from embedding_api.settings import Settings
 from embedding_api.web.parts import parts
 
 # Endpoints that answer without a key. What is not named here is protected; the metrics are, unless they are public.

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 
-from embedding_api import errors, metrics
+from embedding_api import errors
+from embedding_api.telemetry import metrics
 from embedding_api.web import answer
 
 logger = logging.getLogger(__name__)

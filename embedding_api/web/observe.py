@@ -8,10 +8,10 @@ from http import HTTPMethod
 
 from flask import Flask, Response, g, request
 
-from embedding_api import log, metrics
-from embedding_api.caller import CALLER
 from embedding_api.engine.engine import Embeddings
-from embedding_api.engine.timing import Timing
+from embedding_api.engine.scheduling.timing import Timing
+from embedding_api.request import CALLER
+from embedding_api.telemetry import log, metrics
 from embedding_api.web.parts import parts
 
 logger = logging.getLogger(log.ACCESS)

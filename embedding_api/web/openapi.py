@@ -14,9 +14,10 @@ from flask import Blueprint, Flask, Response, current_app
 from werkzeug.routing import Map, Rule
 
 from embedding_api import __version__, errors
-from embedding_api.config import Settings
-from embedding_api.web import answer, auth, components, docs, envelope, refusals, schemas
+from embedding_api.settings import Settings
+from embedding_api.web import answer, auth, components, envelope, refusals, schemas
 from embedding_api.web.operations import ANYWHERE, OPERATIONS, Operation
+from embedding_api.web.routes import docs
 
 bp = Blueprint("openapi", __name__)
 

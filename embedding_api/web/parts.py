@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from flask import current_app
 
-from embedding_api.config import Settings
 from embedding_api.engine.engine import Engine
+from embedding_api.settings import Settings
 from embedding_api.web.schemas import EmbeddingRequest
 
 if TYPE_CHECKING:
     # It is imported where traces are wanted, and may not be installed.
-    from embedding_api.tracing import Tracing
+    from embedding_api.telemetry.tracing import Tracing
 
 
 class Parts(NamedTuple):

@@ -10,7 +10,7 @@ import orjson
 from gunicorn.config import Config
 from gunicorn.http import errors
 
-from embedding_api import metrics
+from embedding_api.telemetry import metrics
 from embedding_api.web import answer
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import schemathesis
 from flask.testing import FlaskClient
 from werkzeug.exceptions import HTTPException
 
-from embedding_api import log
 from embedding_api.app import create_app
-from embedding_api.config import load_settings
+from embedding_api.settings import load_settings
+from embedding_api.telemetry import log
 from embedding_api.web.openapi import path_of
 from tests.fakes import fake_engine, fake_model, fake_route
 

@@ -5,7 +5,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from embedding_api.web.docs import FILES
+from embedding_api.web.routes.docs import FILES
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/"])

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from embedding_api.caller import CALLER, REFUSAL, Caller
 from embedding_api.errors import NotReadyError, OverloadedError, UnsupportedTokenError
+from embedding_api.request import CALLER, REFUSAL, Caller
 from tests.api.conftest import MODEL
 from tests.api.test_errors import told
 

@@ -8,9 +8,9 @@ import pytest
 
 from embedding_api import __version__
 from embedding_api.app import create_app
-from embedding_api.caller import CALLER, REFUSAL, Caller
-from embedding_api.config import load_settings
 from embedding_api.errors import NotReadyError
+from embedding_api.request import CALLER, REFUSAL, Caller
+from embedding_api.settings import load_settings
 from tests.fakes import fake_engine
 
 KEYS = pytest.mark.settings(API_KEY_SECRET="first, schlüssel, voilà")

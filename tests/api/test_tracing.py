@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from embedding_api import tracing
 from embedding_api.app import create_app
-from embedding_api.config import load_settings
 from embedding_api.errors import SettingsError
+from embedding_api.settings import load_settings
+from embedding_api.telemetry import tracing
 from tests.api.conftest import MODEL
 from tests.collector import collecting
 from tests.conftest import until
@@ -265,7 +265,7 @@ def test_a_collector_that_hangs_holds_no_process_that_ends(client, app, collecto
 
 
 def test_without_its_packages_the_start_is_refused_with_the_cure(monkeypatch):
-    monkeypatch.setitem(sys.modules, "embedding_api.tracing", None)
+    monkeypatch.setitem(sys.modules, "embedding_api.telemetry.tracing", None)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     with pytest.raises(SettingsError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT is set, but .*pip install opentelemetry-sdk"):
         create_app(load_settings(), fake_engine(fake_model()))

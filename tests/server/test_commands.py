@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import command_line
-from embedding_api import config
+from embedding_api import settings as config
 from tests import readme
 from tests.collector import collecting
 from tests.commands import program, shown

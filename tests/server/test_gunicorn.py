@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from embedding_api import cores
+from embedding_api.machine import cores
 from tests import models
 from tests.server.conftest import MINILM, ROOT, environment, free_port, until
 from tests.server.faulty import APP as FAULTY
@@ -86,7 +86,7 @@ def test_no_worker_hangs_after_the_fork(launch, workers):
 FORK_PROGRAM = """
 import os, signal, sys
 if sys.argv[1] == "as we load":
-    from embedding_api.config import load_settings
+    from embedding_api.settings import load_settings
     from embedding_api.engine.engine import load_engine
     engine = load_engine(load_settings())
 import torch

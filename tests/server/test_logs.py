@@ -63,9 +63,9 @@ def test_every_line_is_text_of_one_kind(launch):
 # What a library, a model's own code or a thread may do while the service loads, and in a worker.
 STRANGE = """
 import logging, sys, threading, traceback, warnings
-from embedding_api import log
+from embedding_api.telemetry import log
 from embedding_api.app import create_app
-from embedding_api.config import load_settings
+from embedding_api.settings import load_settings
 from tests.fakes import fake_engine
 
 class Unraisable:
@@ -111,8 +111,13 @@ def test_whatever_is_written_is_in_the_logs_format(launch, tmp_path, log_format)
     for level, name, message, exception in (
         ("WARNING", "a_library", "the table", ""),
         ("WARNING", "py.warnings", "UserWarning: mind that (", ""),
-        ("ERROR", "embedding_api.log", "an error that cannot be raised in <function", "ValueError: in __del__"),
-        ("ERROR", "embedding_api.log", "thread Thread-", "ZeroDivisionError"),
+        (
+            "ERROR",
+            "embedding_api.telemetry.log",
+            "an error that cannot be raised in <function",
+            "ValueError: in __del__",
+        ),
+        ("ERROR", "embedding_api.telemetry.log", "thread Thread-", "ZeroDivisionError"),
         ("WARNING", "stderr", "KeyError: 'printed'", ""),
         ("WARNING", "stderr", "half a line", ""),
     ):

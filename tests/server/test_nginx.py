@@ -22,8 +22,7 @@ import numpy as np
 import psutil
 import pytest
 
-from embedding_api import slots
-from embedding_api.config import load_settings
+from embedding_api.settings import load_settings
 from tests.server import wire
 from tests.server.conftest import MINILM, ROOT, free_port, request, until
 
@@ -193,7 +192,7 @@ def test_it_lets_go_of_idle_connections_before_gunicorn_does(monkeypatch):
     """And keeps no more of them than one worker of Gunicorn can hold while all of its threads work."""
     monkeypatch.setenv("PORT", str(free_port()))
     # It is for a process that has counted nothing yet, and forks.
-    monkeypatch.setattr(slots, "share", lambda _: None)
+    monkeypatch.setattr("embedding_api.telemetry.counters.share", lambda _: None)
     config = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
     assert seconds("keepalive_timeout") < config["keepalive"]
     idle = int(directive("worker_processes")) * int(directive("keepalive"))

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import Counter, Gauge, Histogram
 
-from embedding_api import metrics
-from embedding_api.config import Settings
+from embedding_api.settings import Settings
+from embedding_api.telemetry import metrics
 from tests.conftest import until
 from tests.readme import README
 from tests.server import wire

@@ -17,9 +17,9 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 # Models that need no time to load.
 FAKE = (
-    "from embedding_api import log\n"
+    "from embedding_api.telemetry import log\n"
     "from embedding_api.app import create_app\n"
-    "from embedding_api.config import load_settings\n"
+    "from embedding_api.settings import load_settings\n"
     "from tests.fakes import fake_engine\n"
     "log.configure(load_settings())\n"
     "app = create_app(engine=fake_engine(n_seats=8))\n"

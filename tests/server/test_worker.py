@@ -25,7 +25,7 @@ import logging
 from pathlib import Path
 import time
 from embedding_api.app import create_app
-from embedding_api.config import load_settings
+from embedding_api.settings import load_settings
 from tests.fakes import FakeBackend, fake_engine, fake_model
 
 class Backend(FakeBackend):
@@ -51,7 +51,7 @@ app = create_app(settings, engine)
 inner = app.wsgi_app
 
 def wsgi_app(environ, start_response):
-    environ["embedding_api.caller"].when_left(lambda: logger.info("left"))
+    environ["embedding_api.request"].when_left(lambda: logger.info("left"))
     return inner(environ, start_response)
 
 app.wsgi_app = wsgi_app

@@ -2,9 +2,9 @@
 
 import pytest
 
-from embedding_api.engine import admission
-from embedding_api.engine.admission import Admission, Limits
-from embedding_api.engine.exchange import Exchange
+from embedding_api.engine.scheduling import admission
+from embedding_api.engine.scheduling.admission import Admission, Limits
+from embedding_api.engine.workers.exchange import Exchange
 from embedding_api.errors import OverloadedError
 
 

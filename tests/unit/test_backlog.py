@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from embedding_api.engine.backlog import Backlog, Job
-from embedding_api.engine.cost import Cost
+from embedding_api.engine.scheduling.backlog import Backlog, Job
+from embedding_api.engine.scheduling.cost import Cost
 from tests.fakes import DIM, FakeBackend, vector
 
 # A batch's start costs as much as ten tokens.

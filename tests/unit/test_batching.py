@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from embedding_api.engine.backends.layout import Packing, Padding
-from embedding_api.engine.batching import company
-from embedding_api.engine.cost import Cost, measure
+from embedding_api.engine.scheduling.batching import company
+from embedding_api.engine.scheduling.cost import Cost, measure
 from tests.fakes import FakeBackend
 
 COST = Cost(start_s=3e-3, token_s=1e-4)
@@ -59,7 +59,7 @@ def test_nobody_is_there():
 def test_a_cost_is_measured_from_the_backend_within_its_window(monkeypatch, window):
     """Given a clock that a batch moves by 2 s and 0.01 s a padded token, then the cost says so."""
     clock = [0.0]
-    monkeypatch.setattr("embedding_api.engine.cost.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("embedding_api.engine.scheduling.cost.time.perf_counter", lambda: clock[0])
 
     class Timed(FakeBackend):
         def embed(self, batch, n_prompt_tokens):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from embedding_api.engine import cache
+from embedding_api.engine.models import cache
 
 
 def fill(folder, lock):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedding_api import cgroup
+from embedding_api.machine import cgroup
 
 NO_LIMIT_V1 = str(2**63 - 4096)
 V1 = "9:name=systemd:/\n4:memory:/kubepods/pod\n2:cpu,cpuacct:/kubepods/pod\n0::/\n"

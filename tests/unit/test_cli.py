@@ -5,7 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from embedding_api import cli, config
+from embedding_api import cli
+from embedding_api import settings as config
 from embedding_api.errors import ModelLoadError
 from tests.fakes import DIM, fake_engine, fake_model
 

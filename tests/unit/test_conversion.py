@@ -4,10 +4,10 @@ import errno
 
 import pytest
 
-from embedding_api.config import load_settings
-from embedding_api.engine import cache, conversion
 from embedding_api.engine.backends import UnfitError
+from embedding_api.engine.models import cache, conversion
 from embedding_api.errors import ModelLoadError
+from embedding_api.settings import load_settings
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_code_and_texts_of_our_own_decide(model, key, monkeypatch, name):
     hashed = conversion.cache.sha256
     before = key(model, PRECISION="int8")
     monkeypatch.setattr(
-        conversion.cache, "sha256", lambda path: "x" if str(path).endswith(f"engine/{name}") else hashed(path)
+        conversion.cache, "sha256", lambda path: "x" if str(path).endswith(f"embedding_api/{name}") else hashed(path)
     )
     assert key(model, PRECISION="int8") != before
 

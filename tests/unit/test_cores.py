@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from embedding_api import cores
+from embedding_api.machine import cores
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from embedding_api.caller import Caller
-from embedding_api.engine.admission import Limits
-from embedding_api.engine.dispatch import Dispatcher
-from embedding_api.engine.exchange import Exchange
+from embedding_api.engine.scheduling.admission import Limits
+from embedding_api.engine.workers.dispatch import Dispatcher
+from embedding_api.engine.workers.exchange import Exchange
 from embedding_api.errors import ClientGoneError, DeadlineExceededError, NotReadyError, OverloadedError
+from embedding_api.request import Caller
 from tests import conftest
 from tests.fakes import COST, DIM, FakeBackend, vector
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from embedding_api.engine.text import Prompt, Reader
-from embedding_api.engine.timing import Timing
+from embedding_api.engine.backends.text import Prompt, Reader
+from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.errors import EmptyTextError, ModelNotFoundError, NonFiniteVectorError, NotReadyError, RequestError
 from tests.fakes import DIM, QUERY, FakeBackend, fake_engine, fake_model, fake_route, vector, word_tokenizer
 

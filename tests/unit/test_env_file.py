@@ -4,9 +4,8 @@ import os
 
 import pytest
 
-from embedding_api import env_file
-from embedding_api.config import load_settings
 from embedding_api.errors import SettingsError
+from embedding_api.settings import env_file, load_settings
 
 
 @pytest.fixture

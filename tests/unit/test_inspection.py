@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from embedding_api.config import load_settings
 from embedding_api.engine.models import files, kind
 from embedding_api.engine.models.inspection import inspected, require_trust_used
 from embedding_api.errors import ModelLoadError, SettingsError
+from embedding_api.settings import load_settings
 
 BASE = "sentence_transformers.base.modules"
 POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from embedding_api import listen
-from embedding_api.config import load_settings
 from embedding_api.errors import AddressError
+from embedding_api.server import listen
+from embedding_api.settings import load_settings
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import warnings
 
 import pytest
 
-from embedding_api import library_warnings, log
-from embedding_api.config import load_settings
 from embedding_api.errors import SettingsError
+from embedding_api.settings import load_settings
+from embedding_api.telemetry import library_warnings, log
 
 
 def record(**extra):

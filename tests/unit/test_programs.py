@@ -4,11 +4,13 @@ import os
 
 import pytest
 
-from embedding_api.engine import conversion, programs
+from embedding_api.engine.models import conversion
+from embedding_api.machine import programs
+from embedding_api.settings import Settings
 
 
 def ask(code, **options):
-    return programs.ask(["-c", code], environment=programs.environment(), **options)
+    return programs.ask(["-c", code], environment=programs.environment(()), **options)
 
 
 def test_the_answer_is_the_last_line_whatever_was_written_before():
@@ -49,6 +51,6 @@ def test_no_program_is_given_a_secret(monkeypatch):
     secrets = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "API_KEY_SECRET", "OTEL_EXPORTER_OTLP_HEADERS"}
     for name in secrets:
         monkeypatch.setenv(name, "secret-1")
-    for environment in (programs.environment(), conversion._environment()):
+    for environment in (programs.environment(Settings.secret_names()), conversion._environment()):
         assert not secrets & environment.keys()
         assert environment["PATH"] == os.environ["PATH"]

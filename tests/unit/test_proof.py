@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embedding_api.engine import proof
+from embedding_api.engine.backends import proof
 
 REFERENCE = np.array([[3, 4], [0, 2]], dtype=np.float32)
 TURNED = np.array([[3, 4], [0.1, 2]], dtype=np.float32)

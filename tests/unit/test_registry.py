@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from embedding_api.config import load_settings
-from embedding_api.engine import preload, registry
+from embedding_api.engine.models import registry
 from embedding_api.errors import DeviceNotFoundError, ModelLoadError
+from embedding_api.machine import memory
+from embedding_api.settings import load_settings
 
 
 def test_thread_settings_are_overwritten_not_defaulted(monkeypatch):
     for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "8")
-    preload.prepare()
+    memory.prepare()
     assert os.environ["OMP_NUM_THREADS"] == "1"
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
 

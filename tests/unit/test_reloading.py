@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from embedding_api import reloading
-from embedding_api.config import load_settings
+from embedding_api.server import reloading
+from embedding_api.settings import load_settings
 
 READ = {
     "worker_class_str": "ours", "workers": 1, "reuse_port": False, "address": [("127.0.0.1", 80)],

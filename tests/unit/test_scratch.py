@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_api import scratch
+from embedding_api.machine import scratch
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ def test_where_only_memory_can_be_written_to_temporary_files_go_there():
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespace can be had here")
     close = "for folder in /tmp /var/tmp; do mount --bind $folder $folder && mount -o remount,bind,ro $folder; done"
-    program = f"import sys, tempfile; sys.path.append({str(ROOT)!r}); from embedding_api import scratch; "
+    program = f"import sys, tempfile; sys.path.append({str(ROOT)!r}); from embedding_api.machine import scratch; "
     told = [
         subprocess.run(
             [

@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import pytest
 
-from embedding_api.config import load_settings
-from embedding_api.engine import hub, sources
+from embedding_api.engine.models import hub, sources
 from embedding_api.errors import ModelLoadError
+from embedding_api.settings import load_settings
 
 COMMIT = "c" * 40
 FILES = {

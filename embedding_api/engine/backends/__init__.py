@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from embedding_api.engine import proof
-from embedding_api.engine.arrays import Ids, Vectors
+from embedding_api.engine.backends import proof
+from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import Finding
-from embedding_api.engine.text import Prompt, Reader
+from embedding_api.engine.work import Ids, Vectors
 
 # What a text may be to a search; sentence-transformers calls it a task.
 Task = Literal["query", "document"]

@@ -11,8 +11,8 @@ from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedModel, modeling_utils
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from embedding_api.engine.arrays import Vectors
 from embedding_api.engine.findings import Finding, UnservableError, listed, warning
+from embedding_api.engine.work import Vectors
 
 # Parts of a model that make something else of its tokens than their vectors, by what transformers' architectures call
 # them. Files of a model that was trained for another task first hold them, and nobody who embeds reads them.

@@ -19,17 +19,16 @@ import openvino
 import torch
 from sentence_transformers.base.modules import Transformer
 
-from embedding_api import library_warnings
-from embedding_api.engine import proof
-from embedding_api.engine.arrays import Ids
-from embedding_api.engine.backends import Loaded, Route, entrance
-from embedding_api.engine.backends import openvino as served
-from embedding_api.engine.backends import torch as source
+from embedding_api.engine.backends import Loaded, Route, modules, proof
+from embedding_api.engine.backends import openvino_backend as served
+from embedding_api.engine.backends import torch_backend as source
 from embedding_api.engine.backends.layout import Layout, Packing, Padding
 from embedding_api.engine.findings import UnservableError, in_a_line
+from embedding_api.engine.work import Ids
+from embedding_api.telemetry import library_warnings
 
 # What the calibration reads when no texts are named.
-_CALIBRATION_TEXTS = Path(__file__).parents[1] / "calibration.txt"
+_CALIBRATION_TEXTS = Path(__file__).with_name("calibration.txt")
 
 # Fills most windows, and is longer than the reach of local attention that models are known to have.
 _LONG_TEXT = " ".join(map(str, range(400)))
@@ -146,7 +145,7 @@ def _converted(route: Route, backend: source.TorchBackend, pad_id: int) -> tuple
     window = route.reader.window
     transformer = backend.model[0]
     if isinstance(transformer, Transformer) and _attends_to_all(transformer):
-        packing = Packing(pad_id, entrance.first_position(transformer))
+        packing = Packing(pad_id, modules.first_position(transformer))
         try:
             model = openvino.convert_model(_export(_Packed(backend), packing, window))
             if _equals(model, packing, route, backend):

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from embedding_api.engine.arrays import Ids
+from embedding_api.engine.work import Ids
 
 
 class Layout(Protocol):

@@ -13,7 +13,7 @@ from embedding_api.engine.findings import UnservableError
 from embedding_api.engine.models import files
 from embedding_api.engine.models.files import Module
 from embedding_api.errors import ModelLoadError
-from embedding_api.model_spec import COMMIT, REPOSITORY
+from embedding_api.settings.model_spec import COMMIT, REPOSITORY
 
 # The classes of transformers that sentence-transformers asks for, and so those whose entry in an auto_map counts.
 _ASKED_FOR = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor")

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from embedding_api.config import Settings
 from embedding_api.engine.findings import Finding, UnservableError
 from embedding_api.engine.models import code, files, kind, snapshots, tokenizer, weights
 from embedding_api.engine.models.code import Fetch, Reference
 from embedding_api.engine.models.files import Module
 from embedding_api.errors import ModelLoadError, SettingsError
-from embedding_api.model_spec import ModelSpec
+from embedding_api.settings import Settings
+from embedding_api.settings.model_spec import ModelSpec
 
 
 class Inspected(NamedTuple):

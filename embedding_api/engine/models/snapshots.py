@@ -6,7 +6,7 @@ from pathlib import Path
 
 from embedding_api.engine.findings import UnservableError, listed
 from embedding_api.errors import ModelLoadError
-from embedding_api.model_spec import ModelSpec
+from embedding_api.settings.model_spec import ModelSpec
 
 # Files that say what a model is, and its vocabulary.
 _READ = (".json", ".txt", ".model")

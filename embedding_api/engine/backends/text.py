@@ -1,0 +1,217 @@
+"""From texts to token ids: prompt, tokenizer, window. Imports tokenizers, not torch."""
+
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from embedding_api.engine.work import Ids
+from embedding_api.errors import EmptyTextError, TokenIdsNotAcceptedError, UnsupportedTokenError
+
+Text = str | Sequence[int]
+
+
+# Reading takes up to 600 bytes of memory for each token of a text, so that 33 MB of full stops took 19 GB. Therefore:
+# texts are read a few at a time;
+_AT_ONCE = 8
+# of a text with more characters than this for each token of the window (English has about 5) the beginning is read;
+_FAR = 16
+# that beginning counts if it gives so many tokens more than the window, so that its cut end cannot matter (a word of up
+# to 100 characters can be that many tokens, a longer one is a single unknown one to BERT);
+_MARGIN = 128
+# and where it does not, being white space or one enormous word, so many characters are read, of one text at a time.
+_MOST = 250_000
+
+
+class Prompt(NamedTuple):
+    """What stands before each text of a request.
+
+    Attributes:
+        text: Empty for none.
+        n_tokens: How many leading tokens of a prompted text pooling leaves out; 0 for most models.
+    """
+
+    text: str = ""
+    n_tokens: int = 0
+
+
+NO_PROMPT = Prompt()
+
+
+class Tokens(NamedTuple):
+    """One text as its model reads it.
+
+    Attributes:
+        ids: int64, (n_tokens,); special tokens and prompt included, cut to the window.
+        n_source_tokens: How many there were before the cut, at least: a very long text is not read to its end.
+    """
+
+    ids: Ids
+    n_source_tokens: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the model reads less than it was given."""
+        return self.n_source_tokens > len(self.ids)
+
+
+class Reading(NamedTuple):
+    """The texts of one request, read.
+
+    Attributes:
+        tokens: In the order of the texts.
+        n_prompt_tokens: How many leading tokens of each text pooling leaves out.
+    """
+
+    tokens: list[Tokens]
+    n_prompt_tokens: int
+
+
+class Reader:
+    """Reads texts for one model. Safe for several threads: the tokenizer's state never changes after the start.
+
+    Args:
+        tokenizer: Copied, since sentence-transformers changes the padding and truncation of its own at will.
+        window: Tokens that the model can read, special tokens included; None if there is no limit.
+        n_rows: Of the model's embedding matrix; ids from this number on are refused. None takes all.
+        add_special_tokens: Whether the tokenizer puts the model's own tokens around a text.
+        truncation_side: Which end of a text over the window is lost, `right` or `left`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        window: int | None,
+        n_rows: int | None = None,
+        add_special_tokens: bool = True,
+        truncation_side: str = "right",
+    ) -> None:
+        self._parameters = {
+            "window": window,
+            "n_rows": n_rows,
+            "add_special_tokens": add_special_tokens,
+            "truncation_side": truncation_side,
+        }
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if window is not None:
+            self._tokenizer.enable_truncation(window, direction=truncation_side)
+        self._n_special = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
+        self._add_special_tokens = add_special_tokens
+        self._cuts_left = truncation_side == "left"
+        self.window = window
+        self._near = _FAR * (window + _MARGIN) if window is not None and truncation_side == "right" else sys.maxsize
+        self._one_at_a_time = threading.Lock()
+        self.n_vocabulary = self._tokenizer.get_vocab_size()
+        self.n_rows = n_rows
+        # Nothing is looked for in the texts of a model whose tokenizer gives no such id.
+        self._may_lack_rows = bool(self.tokens_without_row())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The reader that `save` wrote into this folder."""
+        parameters = json.loads((folder / "reader.json").read_bytes())
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **parameters)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and reader.json, all that it takes to make this reader again."""
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "reader.json").write_text(json.dumps(self._parameters))
+
+    def tokens_without_row(self) -> dict[int, str]:
+        """The tokens that the tokenizer knows and the embedding matrix has no row for, by id."""
+        if self.n_rows is None:
+            return {}
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return {id_: token for token, id_ in vocabulary.items() if id_ >= self.n_rows}
+
+    def read(self, texts: Sequence[Text], prompt: Prompt = NO_PROMPT) -> Reading:
+        """Reads texts, or the model's own token ids.
+
+        Args:
+            texts: All strings, or all sequences of ids; ids are taken as they are, without prompt or special tokens.
+            prompt: What stands before each text.
+
+        Raises:
+            EmptyTextError: Nothing is left of a text.
+            TokenIdsNotAcceptedError: An id is not in the vocabulary.
+            UnsupportedTokenError: A text holds a token that the model has no row for.
+        """
+        if isinstance(texts[0], str):
+            reading = Reading(self._read_strings(texts, prompt), prompt.n_tokens)
+        else:
+            reading = Reading(self._read_ids(texts), 0)
+        for index, tokens in enumerate(reading.tokens):
+            if not len(tokens.ids):
+                param = f"input[{index}]"
+                raise EmptyTextError(
+                    f"{param} holds nothing that this model's tokenizer reads; leave it out", param=param
+                )
+            if self._may_lack_rows:
+                self._require_rows(tokens.ids, f"input[{index}]")
+        return reading
+
+    def _require_rows(self, ids: Ids, param: str) -> None:
+        """Refuses a token without a row: PyTorch would raise, and OpenVINO would take zeros in its place."""
+        if self.n_rows is None or (highest := int(ids.max())) < self.n_rows:
+            return
+        # Names of added tokens are the model's own words. Others can be parts of somebody's text.
+        added = self._tokenizer.get_added_tokens_decoder().get(highest)
+        name = "" if added is None else f" ({added.content})"
+        raise UnsupportedTokenError(
+            f"{param} holds the token {highest}{name}, which the model's tokenizer knows and the model itself does "
+            f"not: its tokens go from 0 to {self.n_rows - 1}; take out what stands for that token",
+            param=param,
+        )
+
+    def _read_strings(self, texts: Sequence[Text], prompt: Prompt) -> list[Tokens]:
+        prompted = [prompt.text + text for text in texts if isinstance(text, str)]
+        tokens: list[Tokens] = []
+        for start in range(0, len(prompted), _AT_ONCE):
+            tokens += self._encode([text[: self._near] for text in prompted[start : start + _AT_ONCE]])
+        for index, text in enumerate(prompted):
+            if len(text) > self._near:
+                tokens[index] = self._read_far(text, tokens[index])
+        return tokens
+
+    def _read_far(self, text: str, beginning: Tokens) -> Tokens:
+        """A text far over the window; `beginning` is what its first characters gave."""
+        n_sure_tokens = beginning.n_source_tokens - _MARGIN
+        if self.window is None or n_sure_tokens > self.window:
+            return Tokens(beginning.ids, n_sure_tokens)
+        with self._one_at_a_time:
+            (tokens,) = self._encode([text[:_MOST]])
+        if len(text) <= _MOST:
+            return tokens
+        return Tokens(tokens.ids, max(tokens.n_source_tokens, len(tokens.ids) + 1))
+
+    def _encode(self, texts: list[str]) -> list[Tokens]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._add_special_tokens)
+        return [
+            Tokens(
+                np.array(encoding.ids, dtype=np.int64),
+                len(encoding) + sum(len(rest) - self._n_special for rest in encoding.overflowing),
+            )
+            for encoding in encodings
+        ]
+
+    def _read_ids(self, texts: Sequence[Text]) -> list[Tokens]:
+        tokens = []
+        for index, ids in enumerate(texts):
+            for id_ in ids:
+                if not isinstance(id_, int) or not 0 <= id_ < self.n_vocabulary:
+                    raise TokenIdsNotAcceptedError(
+                        f"input[{index}] holds the token id {str(id_)[:40]}; this model's go from 0 to "
+                        f"{self.n_vocabulary - 1}",
+                        param=f"input[{index}]",
+                    )
+            kept = ids[-self.window :] if self.window is not None and self._cuts_left else ids[: self.window]
+            tokens.append(Tokens(np.array(kept, dtype=np.int64), len(ids)))
+        return tokens

@@ -1,0 +1,1 @@
+"""The processes and threads that compute, and how they exchange batches."""

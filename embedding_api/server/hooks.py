@@ -1,0 +1,91 @@
+"""What happens when Gunicorn starts, reloads, forks and loses a worker; `gunicorn.conf.py` names these functions."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+
+from embedding_api.engine.engine import Engine
+from embedding_api.server import listen, reloading, worker
+from embedding_api.server.worker import Worker
+from embedding_api.settings import Settings
+from embedding_api.telemetry import counters, metrics
+from embedding_api.web.parts import Parts
+
+
+def when_ready(server: Arbiter) -> None:
+    """Says where the service is, and how to try it; and prepares for signals that Gunicorn alone would take amiss."""
+    worker.tell_workers_of_sigterm(server)
+    reloading.guard(server, _running(server))
+    listen.announce(server, _running(server))
+
+
+def on_reload(server: Arbiter) -> None:
+    """Says what is new: where the service is, and what of the settings it is not."""
+    listen.announce(server, _running(server))
+    reloading.say_what_waits(_running(server))
+
+
+def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> None:  # noqa: ARG001 - Gunicorn's
+    """Counts how many workers there should be, at the start and after SIGTTIN and SIGTTOU."""
+    metrics.WORKERS_WANTED.set(new_value)
+
+
+def pre_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
+    """Gives the worker its place among those that exchange batches, and among those that count."""
+    worker.seat, worker.slot = _engine(worker).take_seat(), counters.take()
+    metrics.WORKERS.set(counters.n_taken())
+
+
+def post_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
+    """Counts in the worker's own place from now on.
+
+    Lets the kernel, short of memory, kill a worker rather than the master, whose end would be the service's.
+
+    The master maps the models' files and so looks larger. The number is added to what a process uses, in thousandths of
+    the memory there is; anybody may raise their own.
+    """
+    counters.become(worker.slot)
+    with contextlib.suppress(OSError):
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(min(1000, int(score.read_text()) + 500)))
+
+
+def post_worker_init(worker: Worker) -> None:
+    """Starts the engine and traces after the fork; a worker that cannot do so stops the service."""
+    _engine(worker).start(worker.seat)
+    if (tracing := _parts(worker).tracing) is not None:
+        tracing.start()
+
+
+def child_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
+    """Lets the other workers know that one is gone, so that they compute again what it had of theirs; and counts it."""
+    if worker.seat is not None:
+        worker.seat.leave()
+    counters.leave(worker.slot)
+    metrics.WORKERS.set(counters.n_taken())
+    metrics.RESTARTS.inc()
+
+
+def worker_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
+    """Ends the engine with its worker; Gunicorn's master may call this too, and its engine is the next workers'."""
+    if worker.pid == os.getpid():
+        _engine(worker).close()
+        if (tracing := _parts(worker).tracing) is not None:
+            tracing.close()
+
+
+def _parts(owner: Any) -> Parts:
+    """The parts of the application that a server or a worker runs."""
+    parts: Parts = owner.app.wsgi().extensions["embedding_api"]
+    return parts
+
+
+def _running(server: Arbiter) -> Settings:
+    return _parts(server).settings
+
+
+def _engine(worker: Worker) -> Engine:
+    return _parts(worker).engine

