@@ -8,6 +8,7 @@ from flask import Flask
 from embedding_api import __version__, web
 from embedding_api.engine.engine import Engine, load_engine
 from embedding_api.errors import SettingsError
+from embedding_api.service import Service
 from embedding_api.settings import Settings, load_settings
 from embedding_api.telemetry import metrics
 
@@ -36,7 +37,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         logger.info("a key is needed", extra={"fields": {"keys": len(settings.api_key_secret)}})
     metrics.BUILD_INFO.labels(__version__).set(1)
     app = Flask("embedding_api", static_folder=None)
-    web.init_app(app, settings, engine, tracing)
+    web.init_app(app, Service(settings, engine, tracing))
     return app
 
 

@@ -1,54 +1,53 @@
-"""Everything that can go wrong, by name. No HTTP numbers: `web/envelope.py` holds those.
+"""Every error by name, and how HTTP reports it. Imports nothing of this package.
 
 ServiceError
-├── StartError                        the service cannot start; the message is for its operator
-│   ├── SettingsError                 a setting is wrong, or two contradict each other
-│   ├── AddressError                  the service cannot listen where it should
-│   ├── DeviceNotFoundError           the machine has no such device
-│   └── ModelLoadError                which model, from where, why, what to do
-├── RequestError                      the caller can mend it; the message says how
-│   ├── InvalidBodyError              the body breaks off, or its chunks are malformed
-│   ├── InvalidJsonError              not JSON, or not an object
-│   ├── UnsupportedEncodingError      a Content-Encoding that is not understood
-│   ├── InvalidFieldError             what a schema alone can judge; carries its own code
-│   ├── InvalidKeyError               no key, or a wrong one
-│   ├── ModelNotFoundError            the request names a model that is not served
-│   ├── ModelPageNotFoundError        the same, asked for by its address
-│   ├── UnsupportedDimensionsError    more dimensions than the model has
-│   ├── UnknownPromptError            a prompt that the model does not have
-│   ├── ContextLengthExceededError    too many tokens, and truncation was declined
-│   ├── EmptyTextError                a text of which the model's tokenizer leaves nothing
-│   ├── TokenIdsNotAcceptedError      token ids where texts are wanted, or ids the model does not know
-│   ├── UnsupportedTokenError         a token that the model has no row for
-│   ├── OverloadedError               more work than the queue takes; says when to come again
-│   └── ClientGoneError               the client closed the connection before it was answered
-└── EngineError                       a fault of ours
-    ├── NotReadyError                 the engine does not answer
-    ├── DeadlineExceededError         it was not answered in the time it had
-    └── NonFiniteVectorError          the model gave NaN or infinity
+├── StartError                  SettingsError, AddressError, DeviceNotFoundError, ModelLoadError
+├── RequestError                the client can correct it; the message says how
+│   ├── TransportError          InvalidRequestError, RequestTimeoutError, UriTooLongError, HeadersTooLargeError,
+│   │                           ExpectationFailedError
+│   ├── (route and key)         NotFoundError, MethodNotAllowedError, InvalidKeyError
+│   ├── (body)                  BodyTooLargeError, UnsupportedEncodingError, InvalidBodyError, InvalidJsonError,
+│   │                           InvalidFieldError
+│   ├── (model)                 ModelNotFoundError, UnsupportedDimensionsError, UnknownPromptError, EmptyTextError,
+│   │                           ContextLengthExceededError, TokenIdsNotAcceptedError, UnsupportedTokenError
+│   └── (queue)                 OverloadedError, ClientGoneError
+└── EngineError                 NotReadyError, DeadlineExceededError, NonFiniteVectorError
 """
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class ServiceError(Exception):
-    """Root of the tree.
+    """The root of the tree.
 
     Args:
-        message: What is wrong, the value, the rule and the cure, in one line. Never a text or a key.
+        message: What is wrong, the value, the rule and the cure, in one sentence. Never a text or a key.
         param: Path of the field at fault, such as `input[3]`, or None.
+        code: One of the codes of its row in TABLE; None for the first.
+
+    Attributes:
+        headers: Headers of the response whose values only this error knows.
     """
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    headers: Mapping[str, str] = _NO_HEADERS
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.code = code
 
 
 class StartError(ServiceError):
-    """The service cannot start."""
+    """The service cannot start. The operator reads the message."""
 
     @property
     def line(self) -> str:
-        """What its operator sees, in one line; see `log.refuse`."""
+        """The log line for the operator; see `log.refuse`."""
         return f"memementor-embedding-service cannot start: {self.message}"
 
 
@@ -57,7 +56,7 @@ class SettingsError(StartError):
 
 
 class AddressError(StartError):
-    """The service cannot listen where it should."""
+    """The service cannot listen on the configured address."""
 
 
 class DeviceNotFoundError(StartError):
@@ -65,100 +64,188 @@ class DeviceNotFoundError(StartError):
 
 
 class ModelLoadError(StartError):
-    """A model cannot be loaded."""
+    """A model cannot be loaded. The message names the model, its source, the reason and the cure."""
 
 
 class RequestError(ServiceError):
-    """The caller can mend it."""
+    """The client can correct the request."""
 
 
-class InvalidBodyError(RequestError):
-    """The body breaks off, or its chunks are malformed."""
+class TransportError(RequestError):
+    """The request cannot be read from its connection, which closes after the response."""
 
 
-class InvalidJsonError(RequestError):
-    """The body is not JSON, or not an object."""
+class InvalidRequestError(TransportError):
+    """The request line or a header is malformed."""
 
 
-class UnsupportedEncodingError(RequestError):
-    """The body is compressed in a way that is not understood."""
+class RequestTimeoutError(TransportError):
+    """The request did not arrive in time."""
 
 
-class InvalidFieldError(RequestError):
-    """A field is missing, of the wrong type or out of range.
+class UriTooLongError(TransportError):
+    """The request line is too long."""
+
+
+class HeadersTooLargeError(TransportError):
+    """The headers are too many or too long."""
+
+
+class ExpectationFailedError(TransportError):
+    """The header Expect asks for something other than 100-continue."""
+
+
+class NotFoundError(RequestError):
+    """There is no such path, or no such model at this path."""
+
+
+class MethodNotAllowedError(RequestError):
+    """The path does not accept this method.
 
     Args:
-        code: One word for programs: missing_field, invalid_type, invalid_value, empty_input or too_many_inputs.
+        message: See `ServiceError`.
+        allowed: The methods that the path accepts, separated by commas.
     """
 
-    def __init__(self, message: str, *, code: str, param: str | None) -> None:
-        super().__init__(message, param=param)
-        self.code = code
+    def __init__(self, message: str, *, allowed: str) -> None:
+        super().__init__(message)
+        self.headers = {"Allow": allowed}
 
 
 class InvalidKeyError(RequestError):
-    """No key, or a wrong one."""
+    """The key is missing or wrong."""
+
+
+class BodyTooLargeError(RequestError):
+    """The body is larger than the server accepts."""
+
+
+class UnsupportedEncodingError(RequestError):
+    """The body has a Content-Encoding that the server does not support."""
+
+
+class InvalidBodyError(RequestError):
+    """The body is incomplete, or its chunks are malformed."""
+
+
+class InvalidJsonError(RequestError):
+    """The body is not JSON in UTF-8, or not an object."""
+
+
+class InvalidFieldError(RequestError):
+    """A field is missing, has the wrong type, or is out of range."""
 
 
 class ModelNotFoundError(RequestError):
-    """The request names a model that is not served."""
-
-
-class ModelPageNotFoundError(RequestError):
-    """A model that is not served was asked for by its address."""
+    """The field `model` names a model that this server does not serve."""
 
 
 class UnsupportedDimensionsError(RequestError):
-    """More dimensions than the model has."""
+    """The request asks for more dimensions than the model has."""
 
 
 class UnknownPromptError(RequestError):
-    """The model has no prompt of that name."""
-
-
-class ContextLengthExceededError(RequestError):
-    """A text is longer than the model's window, and truncation was declined."""
+    """The model has no prompt of this name."""
 
 
 class EmptyTextError(RequestError):
-    """The model's tokenizer leaves nothing of a text."""
+    """The model's tokenizer makes no tokens of a text."""
+
+
+class ContextLengthExceededError(RequestError):
+    """A text is longer than the model's window, and the request does not allow truncation."""
 
 
 class TokenIdsNotAcceptedError(RequestError):
-    """Token ids where texts are wanted, or ids that the model does not know."""
+    """The input holds token ids where the server accepts only texts, or ids that the model does not have."""
 
 
 class UnsupportedTokenError(RequestError):
-    """A token that the model has no row for."""
+    """A text has a token for which the model has no embedding row."""
 
 
 class OverloadedError(RequestError):
-    """More work than the queue takes.
+    """The queue is full.
 
     Args:
-        retry_after_s: Seconds after which there should be room.
+        message: See `ServiceError`.
+        retry_after_s: Seconds after which the queue should have room.
     """
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.headers = {"Retry-After": str(retry_after_s)}
 
 
 class ClientGoneError(RequestError):
-    """The client closed the connection before it was answered."""
+    """The client closed the connection before the response."""
 
 
 class EngineError(ServiceError):
-    """A fault of ours."""
+    """The server failed. The log has the cause, the client learns only the request id."""
 
 
 class NotReadyError(EngineError):
-    """The engine does not answer."""
+    """The server is starting or stopping, or its engine does not respond."""
 
 
 class DeadlineExceededError(EngineError):
-    """It was not answered in the time it had."""
+    """The request's deadline passed before the response."""
 
 
 class NonFiniteVectorError(EngineError):
-    """The model gave NaN or infinity."""
+    """The model computed NaN or infinity."""
+
+
+class Row(NamedTuple):
+    """How HTTP reports a class of errors.
+
+    Attributes:
+        status: The HTTP status.
+        codes: Words for programs. An error that carries none has the first.
+        headers: Headers of the response; the error's own replace them.
+    """
+
+    status: int
+    codes: tuple[str, ...]
+    headers: Mapping[str, str] = _NO_HEADERS
+
+    @property
+    def type(self) -> str:
+        """OpenAI's word for the kind of error."""
+        if self.status == 429:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+
+# The only table of errors. The first line of a class's docstring is its meaning.
+TABLE: dict[type[ServiceError], Row] = {
+    NotFoundError: Row(404, ("not_found", "model_not_found")),
+    MethodNotAllowedError: Row(405, ("method_not_allowed",), {"Allow": ""}),
+    InvalidKeyError: Row(401, ("invalid_api_key",), {"WWW-Authenticate": "Bearer"}),
+    BodyTooLargeError: Row(413, ("body_too_large",)),
+    UnsupportedEncodingError: Row(415, ("unsupported_encoding",)),
+    InvalidBodyError: Row(400, ("invalid_body",)),
+    InvalidJsonError: Row(400, ("invalid_json",)),
+    InvalidFieldError: Row(422, ("missing_field", "invalid_type", "invalid_value", "empty_input", "too_many_inputs")),
+    ModelNotFoundError: Row(400, ("model_not_found",)),
+    UnsupportedDimensionsError: Row(400, ("unsupported_dimensions",)),
+    UnknownPromptError: Row(400, ("unknown_prompt",)),
+    EmptyTextError: Row(422, ("empty_input",)),
+    ContextLengthExceededError: Row(400, ("context_length_exceeded",)),
+    TokenIdsNotAcceptedError: Row(400, ("token_ids_not_accepted",)),
+    UnsupportedTokenError: Row(400, ("unsupported_token",)),
+    OverloadedError: Row(429, ("server_overloaded",), {"Retry-After": "1"}),
+    # nginx's number. Only a client that closed one direction alone can read it.
+    ClientGoneError: Row(499, ("client_gone",)),
+    InvalidRequestError: Row(400, ("invalid_request",)),
+    RequestTimeoutError: Row(408, ("request_timeout",)),
+    UriTooLongError: Row(414, ("uri_too_long",)),
+    HeadersTooLargeError: Row(431, ("headers_too_large",)),
+    ExpectationFailedError: Row(417, ("expectation_failed",)),
+    EngineError: Row(500, ("internal_error",)),
+    NotReadyError: Row(503, ("not_ready",), {"Retry-After": "5"}),
+    DeadlineExceededError: Row(504, ("deadline_exceeded",)),
+    NonFiniteVectorError: Row(500, ("internal_error",)),
+}

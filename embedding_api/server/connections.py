@@ -15,12 +15,12 @@ from typing import Any, Protocol
 from gunicorn.config import Config
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
+from embedding_api.server import refusals
 from embedding_api.server.connection import Connection, State
 from embedding_api.server.framing import Framing, Verdict
 from embedding_api.server.timeouts import Deadlines
 from embedding_api.settings import Settings
 from embedding_api.telemetry import metrics
-from embedding_api.web import refusals
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ class Reception:
             self.idle.put(connection)
 
     def _refuse_late(self, connection: Connection) -> None:
-        refusals.not_arrived(self._settings.client_timeout_s).tell(connection.put)
+        refusals.refuse(refusals.not_arrived(self._settings.client_timeout_s), connection.put)
         connection.must_close = True
         self.answered(connection)
 

@@ -10,9 +10,9 @@ from gunicorn.arbiter import Arbiter
 from embedding_api.engine.engine import Engine
 from embedding_api.server import listen, reloading, worker
 from embedding_api.server.worker import Worker
+from embedding_api.service import Service, service_of
 from embedding_api.settings import Settings
 from embedding_api.telemetry import counters, metrics
-from embedding_api.web.parts import Parts
 
 
 def when_ready(server: Arbiter) -> None:
@@ -56,7 +56,7 @@ def post_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunico
 def post_worker_init(worker: Worker) -> None:
     """Starts the engine and traces after the fork; a worker that cannot do so stops the service."""
     _engine(worker).start(worker.seat)
-    if (tracing := _parts(worker).tracing) is not None:
+    if (tracing := _service(worker).tracing) is not None:
         tracing.start()
 
 
@@ -73,19 +73,18 @@ def worker_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Guni
     """Ends the engine with its worker; Gunicorn's master may call this too, and its engine is the next workers'."""
     if worker.pid == os.getpid():
         _engine(worker).close()
-        if (tracing := _parts(worker).tracing) is not None:
+        if (tracing := _service(worker).tracing) is not None:
             tracing.close()
 
 
-def _parts(owner: Any) -> Parts:
-    """The parts of the application that a server or a worker runs."""
-    parts: Parts = owner.app.wsgi().extensions["embedding_api"]
-    return parts
+def _service(owner: Any) -> Service:
+    """Return the service that a server or a worker runs."""
+    return service_of(owner.app.wsgi())
 
 
 def _running(server: Arbiter) -> Settings:
-    return _parts(server).settings
+    return _service(server).settings
 
 
 def _engine(worker: Worker) -> Engine:
-    return _parts(worker).engine
+    return _service(worker).engine

@@ -24,13 +24,14 @@ from embedding_api.engine.engine import Engine
 from embedding_api.engine.workers.exchange import Seat
 from embedding_api.errors import NotReadyError, ServiceError, StartError
 from embedding_api.request import CALLER, REFUSAL
+from embedding_api.server import refusals
 from embedding_api.server.connection import Answer, Connection, State
 from embedding_api.server.connections import Reception
 from embedding_api.server.framing import Verdict
+from embedding_api.service import service_of
 from embedding_api.settings import Settings
 from embedding_api.telemetry import metrics
 from embedding_api.telemetry.log import refuse
-from embedding_api.web import refusals
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +97,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         """Loads the application, and lets it know of each request who waits and whether to refuse it."""
         super().load_wsgi()
         app = self.wsgi
-        parts = app.extensions["embedding_api"]
-        self._engine: Engine = parts.engine
-        self._settings: Settings = parts.settings
-        self._reception = Reception(self.poller, self.cfg, parts.settings, self)
+        service = service_of(app)
+        self._engine: Engine = service.engine
+        self._settings: Settings = service.settings
+        self._reception = Reception(self.poller, self.cfg, service.settings, self)
         # Gunicorn keeps no connection alive when there are too many here.
         self.keepalived_conns = self._reception.idle
 
@@ -107,6 +108,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             answer: Answer = environ["gunicorn.socket"]
             environ[CALLER] = answer.caller
             environ[REFUSAL] = answer.refusal
+            environ["wsgi.input"] = refusals.Body(environ["wsgi.input"])
             return app(environ, start_response)
 
         self.wsgi = serve
@@ -311,7 +313,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         """Tells what Gunicorn refuses, or what failed, in the service's own words, unless it is answered already."""
         if client.pieces:
             return
-        refusals.of(exc, self.cfg).tell(client.sendall, exc)
+        refusals.refuse(refusals.of(exc, self.cfg), client.sendall, exc)
 
     def finish_request(self, connection: Connection, work: "Future[bool]") -> None:
         """A thread is done with a request, and may take the next."""

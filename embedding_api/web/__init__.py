@@ -1,35 +1,31 @@
 """The web room: Flask and marshmallow stop here. Views load, call the engine, and dump."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flask import Flask
 
-from embedding_api.engine.engine import Engine
 from embedding_api.engine.models.registry import Registry
+from embedding_api.service import KEY, Service
 from embedding_api.settings import Settings
-from embedding_api.web import auth, envelope, observe, openapi
-from embedding_api.web.parts import Parts
+from embedding_api.web import auth, error_handlers, observe, openapi
 from embedding_api.web.routes import docs, embeddings, health, metrics, models
 from embedding_api.web.schemas import EmbeddingRequest
 
-if TYPE_CHECKING:
-    # It is imported where traces are wanted, and may not be installed.
-    from embedding_api.telemetry.tracing import Tracing
 
-
-def init_app(app: Flask, settings: Settings, engine: Engine, tracing: "Tracing | None" = None) -> None:
+def init_app(app: Flask, service: Service) -> None:
     """Gives an application its routes, errors, keys, access log, traces and document."""
     # No route redirects: a client that does not follow would get HTML.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    request = _embedding_request(settings, engine.models)
-    app.extensions["embedding_api"] = Parts(settings, engine, request, tracing)
+    app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body_bytes
+    request = _embedding_request(service.settings, service.engine.models)
+    app.extensions[KEY] = service
+    app.extensions["embedding_request"] = request
     observe.init_app(app)
     auth.init_app(app)
-    envelope.init_app(app)
+    error_handlers.init_app(app)
     _add_routes(app)
-    openapi.init_app(app, settings, request)
+    openapi.init_app(app, service.settings, request)
 
 
 def openapi_document(settings: Settings, models: Registry) -> dict[str, Any]:

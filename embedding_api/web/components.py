@@ -5,7 +5,7 @@ A name in the place of a schema stands for the schema of that name.
 
 from typing import Any
 
-from embedding_api.web.observe import REQUEST_ID
+from embedding_api.telemetry.access import REQUEST_ID
 
 _STRING = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -93,10 +93,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 
 
-def error(types: list[str], codes: list[str], message: str) -> dict[str, Any]:
-    """The body of a failure that has one of these types and one of these codes; the message is an example."""
-    words = {"type": {"enum": types}, "code": {"enum": codes}}
-    example = {"error": {"message": message, "type": types[0], "param": None, "code": codes[0]}}
+def error(type_: str, codes: list[str], message: str) -> dict[str, Any]:
+    """The body of a failure that has this type and one of these codes; the message is an example."""
+    words = {"type": {"enum": [type_]}, "code": {"enum": codes}}
+    example = {"error": {"message": message, "type": type_, "param": None, "code": codes[0]}}
     return {"allOf": ["Error", {"properties": {"error": {"properties": words}}}], "examples": [example]}
 
 
@@ -125,10 +125,6 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "Connection": {"description": "`close` where no other request can follow on the connection.", "schema": _STRING},
 }
-
-# What a failure carries by its status, beside X-Request-ID.
-FAILURE_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}
-
 REQUEST_ID_PARAMETER = {
     "description": f"A name for the request, in its answer and the server's log: `{REQUEST_ID}`. Another is ignored.",
     "schema": _STRING,

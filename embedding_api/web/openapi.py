@@ -1,11 +1,9 @@
 """GET /openapi.json: what the service takes and answers, made from its routes, its schema and its tables of errors."""
 
-import http
 import re
-import typing
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from apispec import APISpec
@@ -15,8 +13,8 @@ from werkzeug.routing import Map, Rule
 
 from embedding_api import __version__, errors
 from embedding_api.settings import Settings
-from embedding_api.web import answer, auth, components, envelope, refusals, schemas
-from embedding_api.web.operations import ANYWHERE, OPERATIONS, Operation
+from embedding_api.web import auth, components, schemas
+from embedding_api.web.operations import ANYWHERE, BEFORE_A_VIEW, OPERATIONS, Operation
 from embedding_api.web.routes import docs
 
 bp = Blueprint("openapi", __name__)
@@ -76,31 +74,6 @@ def _as_it_says(_: Any, field: schemas.StrictField, ret: dict[str, Any]) -> dict
     return field.json_schema
 
 
-class _Failure(NamedTuple):
-    """A way to fail: its type, the codes that it may have, and what they mean."""
-
-    type: str
-    codes: tuple[str, ...]
-    meaning: str
-
-
-def _failures(settings: Settings) -> dict[int, list[_Failure]]:
-    """All that can go wrong with a request, by status, from the three tables that say so."""
-    failures = defaultdict(list)
-    for error, told in envelope.TABLE.items():
-        codes = (told.code,) if told.code else typing.get_args(schemas.Code)
-        failures[told.status].append(_Failure(told.type, codes, (error.__doc__ or "").partition("\n")[0]))
-    values = {"MAX_CONTENT_LENGTH": settings.max_body_bytes}
-    for status, (code, message) in envelope.HTTP.items():
-        failures[status].append(
-            _Failure(answer.type_of(status), (code,), f"{message[0].upper()}{message[1:]}".format_map(values))
-        )
-    for status, code in refusals.CODES.items():
-        meaning = http.HTTPStatus(status).description
-        failures[status].append(_Failure(answer.type_of(status), (code,), meaning))
-    return failures
-
-
 def _add_components(spec: APISpec, settings: Settings) -> None:
     """Adds what operations name; of the failures, the document will hold those that one does."""
     for name, schema in components.SCHEMAS.items():
@@ -111,27 +84,30 @@ def _add_components(spec: APISpec, settings: Settings) -> None:
     if settings.require_auth:
         description = "One of the keys in the server's API_KEY_SECRET."
         spec.components.security_scheme(_KEY, {"type": "http", "scheme": "bearer", "description": description})
-    for status, failures in _failures(settings).items():
-        spec.components.response(_failure_name(status), _failure_response(status, failures), lazy=True)
+    by_status = defaultdict(list)
+    for error, row in errors.TABLE.items():
+        by_status[row.status].append((error, row))
+    for status, rows in by_status.items():
+        spec.components.response(_failure_name(status), _failure_response(status, rows), lazy=True)
 
 
 def _failure_name(status: int) -> str:
     return f"Error{status}"
 
 
-def _failure_response(status: int, failures: list[_Failure]) -> dict[str, Any]:
+def _failure_response(status: int, rows: list[tuple[type[errors.ServiceError], errors.Row]]) -> dict[str, Any]:
     codes: list[str] = []
     lines = []
-    for failure in failures:
-        # A code that several errors share is told once.
-        if new := [code for code in failure.codes if code not in codes]:
+    for error, row in rows:
+        meaning = (error.__doc__ or "").partition("\n")[0]
+        # Several errors may share a code; the first explains it.
+        if new := [code for code in row.codes if code not in codes]:
             codes += new
-            lines.append(f"- {', '.join(f'`{code}`' for code in new)}: {failure.meaning}\n")
-    schema = components.error(list(dict.fromkeys(failure.type for failure in failures)), codes, failures[0].meaning)
-    headers = [_REQUEST_ID]
-    if status in components.FAILURE_HEADERS:
-        headers.append(components.FAILURE_HEADERS[status])
-    if status in refusals.CODES:
+            lines.append(f"- {', '.join(f'`{code}`' for code in new)}: {meaning}\n")
+    first, row = rows[0]
+    schema = components.error(row.type, codes, (first.__doc__ or "").partition("\n")[0])
+    headers = [_REQUEST_ID, *row.headers]
+    if status in BEFORE_A_VIEW:
         headers.append("Connection")
     return _response("".join(lines), {"application/json": schema}, headers)
 
@@ -161,7 +137,7 @@ def _add_operation(
         told["requestBody"] = _request_body(request)
     if auth.needs_key(rule.endpoint, settings):
         told["security"] = [{_KEY: []}]
-        failures |= {envelope.TABLE[errors.InvalidKeyError].status}
+        failures |= {errors.TABLE[errors.InvalidKeyError].status}
     told["responses"] = {
         200: _response("OK", operation.content, (_REQUEST_ID, *operation.headers)),
         **{status: _failure_name(status) for status in sorted(failures)},

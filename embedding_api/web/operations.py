@@ -3,17 +3,20 @@
 from typing import Any, NamedTuple
 
 from embedding_api import errors
-from embedding_api.web import envelope, refusals
+from embedding_api.errors import TABLE
 
 _JSON = "application/json"
 
 # What can come back from any path: refused before it reaches a view, not its method, or a fault of ours.
-ANYWHERE = frozenset({*refusals.CODES, 405, 500})
-
-_NOT_OF_EMBEDDINGS = {errors.InvalidKeyError, errors.ModelPageNotFoundError}
-_OF_EMBEDDINGS = frozenset(
-    {413, *(told.status for error, told in envelope.TABLE.items() if error not in _NOT_OF_EMBEDDINGS)}
+BEFORE_A_VIEW = frozenset(
+    row.status
+    for error, row in TABLE.items()
+    if error is errors.EngineError or issubclass(error, errors.TransportError)
 )
+ANYWHERE = BEFORE_A_VIEW | {405}
+
+_NOT_OF_EMBEDDINGS = {errors.InvalidKeyError, errors.NotFoundError}
+_OF_EMBEDDINGS = frozenset(row.status for error, row in TABLE.items() if error not in _NOT_OF_EMBEDDINGS)
 
 
 class Operation(NamedTuple):

@@ -3,7 +3,7 @@
 import typing
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import marshmallow
 from marshmallow import fields
@@ -11,14 +11,11 @@ from marshmallow import fields
 from embedding_api.engine.backends import Task
 from embedding_api.errors import InvalidFieldError
 
-# How a field refuses, in a word for programs.
-Code = Literal["missing_field", "invalid_type", "invalid_value", "empty_input", "too_many_inputs"]
-
 # How much of a value an error message repeats. Never of `input`.
 _SHOWN = 100
 
 
-def _refuse(code: Code, rule: str, index: int | None = None) -> NoReturn:
+def _refuse(code: str, rule: str, index: int | None = None) -> NoReturn:
     """Fails the field that is being loaded, or one item of it; `handle_error` makes an InvalidFieldError of it."""
     problem = {"code": code, "rule": rule}
     raise marshmallow.ValidationError(problem if index is None else {index: problem})

@@ -2,14 +2,18 @@
 
 import inspect
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from embedding_api import errors
-from embedding_api.web import envelope
+from embedding_api.errors import TABLE, ServiceError, StartError
+from embedding_api.failure import failure
 from tests.api.conftest import MODEL
 
 SECRET_TEXT = "the patient's name"
+NGINX = Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf"
 
 
 def told(response):
@@ -198,18 +202,86 @@ def test_where_a_debugger_runs_it_gets_the_fault(app, model):
         app.test_client().post("/v1/embeddings", json={"model": MODEL, "input": "a"})
 
 
-def leaves(cls):
-    return [leaf for sub in cls.__subclasses__() for leaf in leaves(sub)] or [cls]
+def subclasses(cls) -> set[type]:
+    """Every class below one, at any depth."""
+    return {found for sub in cls.__subclasses__() for found in {sub, *subclasses(sub)}}
 
 
-def test_the_table_knows_every_error_that_a_request_can_meet():
-    raised = {cls for base in (errors.RequestError, errors.EngineError) for cls in leaves(base)}
-    assert raised <= set(envelope.TABLE)
+# Errors that are raised only as one of the classes below them.
+BRANCHES = {errors.RequestError, errors.TransportError}
+RAISED_BY_REQUESTS = subclasses(ServiceError) - subclasses(StartError) - {StartError} - BRANCHES
+
+
+def test_the_table_has_every_error_that_a_request_can_meet_and_no_other():
+    assert set(TABLE) == RAISED_BY_REQUESTS
+
+
+ARGUMENTS = {errors.MethodNotAllowedError: {"allowed": "GET, HEAD"}, errors.OverloadedError: {"retry_after_s": 7}}
+
+
+@pytest.mark.parametrize("error", RAISED_BY_REQUESTS, ids=lambda error: error.__name__)
+def test_every_error_is_reported_as_its_row_in_the_table_says(error):
+    row = TABLE[error]
+    failed = failure(error(SECRET_TEXT, **ARGUMENTS.get(error, {})))
+    assert (failed.status, failed.code) == (row.status, row.codes[0])
+    assert failed.headers.keys() == row.headers.keys()
+    assert all(failed.headers.values())
+    body = failed.body["error"]
+    assert (body["type"], body["param"], body["code"]) == (row.type, None, failed.code)
+    assert (body["message"] == SECRET_TEXT) == (row.status != 500)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "header", "value"),
+    [
+        (errors.InvalidKeyError("no key"), 401, "WWW-Authenticate", "Bearer"),
+        (errors.MethodNotAllowedError("not PUT", allowed="GET, HEAD"), 405, "Allow", "GET, HEAD"),
+        (errors.OverloadedError("full", retry_after_s=7), 429, "Retry-After", "7"),
+        (errors.NotReadyError("draining"), 503, "Retry-After", "5"),
+    ],
+)
+def test_an_error_has_its_header(error, status, header, value):
+    failed = failure(error)
+    assert (failed.status, failed.headers) == (status, {header: value})
+
+
+@pytest.mark.parametrize(
+    ("error", "type_"),
+    [
+        (errors.InvalidJsonError, "invalid_request_error"),
+        (errors.ClientGoneError, "invalid_request_error"),
+        (errors.OverloadedError, "rate_limit_error"),
+        (errors.EngineError, "server_error"),
+        (errors.NotReadyError, "server_error"),
+    ],
+)
+def test_the_type_of_an_error_follows_from_its_status(error, type_):
+    assert TABLE[error].type == type_
+
+
+@pytest.mark.parametrize("error", [RuntimeError(SECRET_TEXT), errors.SettingsError(SECRET_TEXT)])
+def test_an_error_that_no_request_should_meet_is_an_internal_error_without_its_message(error):
+    failed = failure(error)
+    assert (failed.status, failed.code) == (500, "internal_error")
+    assert SECRET_TEXT not in failed.body["error"]["message"]
+
+
+def test_nginx_refuses_with_the_codes_and_types_of_the_table():
+    refusals = NGINX.read_text().partition("map $status $embeddings_refusal {")[2].partition("\n    }")[0]
+    rows = {str(row.status): (row.type, row.codes[0]) for row in TABLE.values()}
+    rows |= {"400": ("invalid_request_error", "invalid_request"), "502": rows["503"], "default": rows["500"]}
+    lines = re.findall(r"^ +(\w+) '(.*)';$", refusals.replace("\\'", "'"), re.MULTILINE)
+    assert len(lines) > 5
+    for status, body in lines:
+        error = json.loads(body)["error"]
+        assert (error["type"], error["code"]) == rows[status]
+        assert error["param"] is None
+        assert error["message"]
 
 
 def test_the_drawing_names_every_error():
     classes = [name for name, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, Exception)]
-    drawn = errors.__doc__.split()
+    drawn = re.findall(r"\w+", errors.__doc__)
     assert [name for name in classes if name not in drawn] == []
 
 

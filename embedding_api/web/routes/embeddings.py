@@ -5,12 +5,12 @@ import contextlib
 import math
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, current_app, request
 
 from embedding_api.engine.engine import Embeddings
 from embedding_api.request import CALLER, REFUSAL, Caller
-from embedding_api.web import answer, body, observe
-from embedding_api.web.parts import parts
+from embedding_api.service import service_of
+from embedding_api.web import json_body, observe
 
 bp = Blueprint("embeddings", __name__)
 
@@ -24,10 +24,12 @@ TIMEOUT_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
 @bp.post("/embeddings")
 def create() -> Response:
     """Embeds the texts of the request."""
-    settings, engine, embedding_request, _ = parts()
+    service = service_of(current_app)
+    settings, engine = service.settings, service.engine
+    embedding_request = current_app.extensions["embedding_request"]
     if (refusal := request.environ.get(REFUSAL)) is not None:
         raise refusal
-    wish = embedding_request.load(body.read())
+    wish = embedding_request.load(json_body.load())
     truncate = settings.truncate if wish["truncate"] is None else wish["truncate"]
     embeddings = engine.embed(
         wish["model"],
@@ -40,7 +42,7 @@ def create() -> Response:
         timing=observe.timing(),
     )
     observe.note(embeddings)
-    response = answer.json(_dump(embeddings, wish))
+    response = json_body.response(_dump(embeddings, wish))
     if any(embeddings.truncated):
         response.headers["X-Truncated-Inputs"] = str(sum(embeddings.truncated))
     return response
@@ -49,7 +51,7 @@ def create() -> Response:
 def _caller() -> Caller:
     """Who waits for the answer, as long as the settings allow and the client says that it does."""
     caller: Caller = request.environ.get(CALLER) or Caller()
-    caller.wait_at_most(parts().settings.request_timeout_s, "REQUEST_TIMEOUT_S")
+    caller.wait_at_most(service_of(current_app).settings.request_timeout_s, "REQUEST_TIMEOUT_S")
     for header in TIMEOUT_HEADERS:
         caller.wait_at_most(_seconds(request.headers.get(header, "")), f"the client's own timeout ({header})")
     return caller

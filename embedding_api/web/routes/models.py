@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, current_app
 
 from embedding_api.engine.models.registry import Model
-from embedding_api.errors import ModelPageNotFoundError
-from embedding_api.web import answer
-from embedding_api.web.parts import parts
+from embedding_api.errors import NotFoundError
+from embedding_api.service import service_of
+from embedding_api.web import json_body
 
 bp = Blueprint("models", __name__)
 
@@ -17,19 +17,21 @@ bp = Blueprint("models", __name__)
 @bp.get("/models")
 def index() -> Response:
     """Lists the models in the configured order."""
-    return answer.json({"object": "list", "data": [_dump(model) for model in parts().engine.models.models]})
+    models = service_of(current_app).engine.models.models
+    return json_body.response({"object": "list", "data": [_dump(model) for model in models]})
 
 
 @bp.get("/v1/models/<path:model_id>")
 @bp.get("/models/<path:model_id>")
 def show(model_id: str) -> Response:
     """Describes one model, by its name or alias."""
-    model = parts().engine.models.find(model_id)
+    model = service_of(current_app).engine.models.find(model_id)
     if model is None:
-        raise ModelPageNotFoundError(
-            f"model {model_id[:100]!r} is not served here; GET /v1/models lists those that are"
+        raise NotFoundError(
+            f"model {model_id[:100]!r} is not served here; GET /v1/models lists those that are",
+            code="model_not_found",
         )
-    return answer.json(_dump(model))
+    return json_body.response(_dump(model))
 
 
 def _dump(model: Model) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""Responses to requests that never reach Flask: Gunicorn's exceptions as errors of ours, and errors as bytes."""
+
+import http
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from gunicorn.config import Config
+from gunicorn.http import errors
+
+from embedding_api.errors import (
+    EngineError,
+    ExpectationFailedError,
+    HeadersTooLargeError,
+    InvalidBodyError,
+    InvalidRequestError,
+    RequestTimeoutError,
+    ServiceError,
+    UriTooLongError,
+)
+from embedding_api.failure import failure
+from embedding_api.telemetry import access, metrics
+
+logger = logging.getLogger(__name__)
+
+# The first class that fits counts. The messages repeat nothing of the request, which may hold anything.
+_MALFORMED: dict[type[Exception], str] = {
+    errors.InvalidRequestMethod: "the method is malformed; send 3 to 20 upper-case letters, such as POST",
+    errors.InvalidHTTPVersion: "the server does not support this version of HTTP; send HTTP/1.1",
+    errors.InvalidRequestLine: "the request line is malformed; send `POST /path HTTP/1.1` in printable ASCII, ended by "
+    "CRLF, as plain HTTP: this port has no TLS",
+    errors.ObsoleteFolding: "a header continues on a second line; send each header on one line",
+    errors.UnsupportedTransferCoding: "the server does not support this Transfer-Encoding; send the body with "
+    "Content-Length, or with `Transfer-Encoding: chunked`",
+    errors.InvalidHeaderName: "the name of a header is malformed; send letters, digits and hyphens, with no space "
+    "before the colon",
+    errors.InvalidHeader: "a header is malformed or contradicts another; send each as one line `Name: value` without "
+    "control characters, at most one Host, and either one Content-Length of digits or `Transfer-Encoding: chunked`",
+    errors.InvalidSchemeHeaders: "the headers that tell https from http contradict each other; correct them in the "
+    "proxy",
+    errors.ConfigurationProblem: "the path does not begin with the SCRIPT_NAME in the headers; correct it in the proxy",
+}
+_LOG_MESSAGES: dict[type[ServiceError], str] = {
+    RequestTimeoutError: "late request refused",
+    EngineError: "request failed",
+}
+
+
+class Body:
+    """The `wsgi.input` of a request: Gunicorn's, whose exceptions become errors that the web room knows."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def read(self, size: int | None = None) -> bytes:
+        """Return the next bytes of the body, at most `size` of them.
+
+        Raises:
+            InvalidBodyError: A chunk is malformed.
+        """
+        try:
+            data: bytes = self._stream.read(size)
+        except errors.ParseException as error:
+            raise InvalidBodyError("a chunk of the body is malformed; send the request again") from error
+        return data
+
+
+def not_arrived(timeout_s: float) -> RequestTimeoutError:
+    """Return the error for a request of which only a part arrived in time."""
+    return RequestTimeoutError(f"the request was incomplete {timeout_s:g} s after its first byte; send it again")
+
+
+def of(error: Exception, config: Config) -> ServiceError:
+    """Return our error for what Gunicorn raised while it read a request or sent its response."""
+    # These two are ParseExceptions, but the application made the headers.
+    is_ours = isinstance(error, errors.InvalidResponseHeader | errors.InvalidResponseHeaderName)
+    if is_ours or not isinstance(error, errors.ParseException):
+        return EngineError(f"Gunicorn raised {type(error).__name__}")
+    if isinstance(error, errors.LimitRequestLine):
+        return UriTooLongError(
+            f"the request line is longer than {config.limit_request_line} bytes; send long values in the body of a POST"
+        )
+    if isinstance(error, errors.LimitRequestHeaders):
+        return HeadersTooLargeError(
+            f"the headers exceed the limit of {config.limit_request_fields} headers, "
+            f"{config.limit_request_field_size} bytes each and 64 KiB together; send fewer or shorter headers"
+        )
+    if isinstance(error, errors.ExpectationFailed):
+        return ExpectationFailedError("the header Expect is not 100-continue, the only supported value; leave it out")
+    message = next((text for kind, text in _MALFORMED.items() if isinstance(error, kind)), "the request is malformed")
+    return InvalidRequestError(message)
+
+
+def refuse(error: ServiceError, send: Callable[[bytes], object], cause: Exception | None = None) -> None:
+    """Send the whole response to a refused request, count it and log it. The connection must close afterwards.
+
+    Args:
+        error: What the client reads.
+        send: Called once, with the bytes of the response.
+        cause: The exception to log if the fault is ours; never the parser's, which quotes the request.
+    """
+    failed = failure(error)
+    is_ours, request_id = failed.status >= 500, access.request_id()
+    logger.log(
+        # Anybody can send malformed requests, as many as they like, and no operator can do anything about them.
+        logging.ERROR if is_ours else logging.INFO,
+        _LOG_MESSAGES.get(type(error), "malformed request refused"),
+        exc_info=cause if is_ours else None,
+        extra={"fields": {"request_id": request_id, "status": failed.status, "code": failed.code}},
+    )
+    metrics.REFUSED.labels(failed.code).inc()
+    metrics.REQUESTS.labels(access.UNKNOWN, access.UNKNOWN, failed.status, "").inc()
+    body = orjson.dumps(failed.body)
+    headers = failed.headers | {
+        "Connection": "close",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "X-Request-ID": request_id,
+    }
+    lines = [f"HTTP/1.1 {failed.status} {http.HTTPStatus(failed.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    send("\r\n".join([*lines, "", ""]).encode() + body)

@@ -1,0 +1,69 @@
+"""Every error in the one body: those of `errors.py`, those of Flask and Werkzeug, and bugs."""
+
+import logging
+from typing import Any
+
+from flask import Flask, Response, current_app, g
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+
+from embedding_api.errors import (
+    TABLE,
+    BodyTooLargeError,
+    EngineError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ServiceError,
+)
+from embedding_api.failure import failure
+from embedding_api.web import json_body
+
+logger = logging.getLogger(__name__)
+
+
+def init_app(app: Flask) -> None:
+    """Register the handlers. A bug becomes a 500, except under a debugger, which gets the exception itself."""
+    app.register_error_handler(ServiceError, _handle)
+    # Bugs come here, too, after Flask has logged them.
+    app.register_error_handler(HTTPException, lambda error: _respond(_translate(error)))
+    # Flask's own line repeats the path, which can hold anything.
+    app.log_exception = _log  # type: ignore[method-assign] # Flask has no other hook
+
+
+def _handle(error: ServiceError) -> Response:
+    if TABLE[type(error)].status == 500:
+        _log((type(error), error, error.__traceback__))
+    return _respond(error)
+
+
+def _respond(error: ServiceError) -> Response:
+    failed = failure(error)
+    # For the counters; see `observe`.
+    g.error_code = failed.code
+    response = json_body.response(failed.body, failed.status)
+    response.headers.update(failed.headers)
+    return response
+
+
+def _translate(error: HTTPException) -> ServiceError:
+    """Return our error for one that Flask or Werkzeug raised."""
+    match error:
+        case NotFound():
+            return NotFoundError(
+                "there is no such path; embeddings are at POST /v1/embeddings, the list of models at GET /v1/models"
+            )
+        case MethodNotAllowed():
+            return MethodNotAllowedError(
+                "this path does not accept this method; the header Allow lists the methods that it accepts",
+                allowed=", ".join(error.valid_methods or ()),
+            )
+        case RequestEntityTooLarge():
+            max_bytes = current_app.config["MAX_CONTENT_LENGTH"]
+            return BodyTooLargeError(f"the body is larger than {max_bytes} bytes; send fewer texts in one request")
+    if (error.code or 500) >= 500:
+        return EngineError(error.name)
+    return InvalidRequestError("the request is malformed; send a JSON object as an HTTP/1.1 POST")
+
+
+def _log(exc_info: Any) -> None:
+    logger.error("request failed", exc_info=exc_info)
