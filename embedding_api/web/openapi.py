@@ -1,45 +1,75 @@
-"""GET /openapi.json: what the service takes and answers, made from its routes, its schema and its tables of errors."""
+"""The OpenAPI document, made from the routes with their operations, their schemas and the table of errors."""
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
-import orjson
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
-from flask import Blueprint, Flask, Response, current_app
-from werkzeug.routing import Map, Rule
+from flask import Flask
+from werkzeug.routing import Rule
 
-from embedding_api import __version__, errors
+from embedding_api import __version__
+from embedding_api.engine.models.registry import Registry
+from embedding_api.errors import TABLE, EngineError, InvalidKeyError, MethodNotAllowedError, Row, TransportError
 from embedding_api.settings import Settings
-from embedding_api.web import auth, components, schemas
-from embedding_api.web.operations import ANYWHERE, BEFORE_A_VIEW, OPERATIONS, Operation
-from embedding_api.web.routes import docs
-
-bp = Blueprint("openapi", __name__)
+from embedding_api.telemetry.access import REQUEST_ID
+from embedding_api.web import auth
+from embedding_api.web.operation import (
+    JSON,
+    STRING,
+    Operation,
+    object_schema,
+    openapi_path,
+    operation_of,
+    request_schemas,
+)
+from embedding_api.web.request_schema import StrictField, model_names
 
 _REQUEST_ID, _KEY = "X-Request-ID", "key"
 
+# Statuses of responses that the server may send before a request reaches Flask; its connection then closes.
+_OF_THE_SERVER = {TABLE[error].status for error in TABLE if issubclass(error, TransportError)} | {
+    TABLE[EngineError].status
+}
+# Statuses of the failures of every route.
+_ANYWHERE = _OF_THE_SERVER | {TABLE[MethodNotAllowedError].status}
 
-@bp.get("/openapi.json")
-def show() -> Response:
-    """The document, as it was made when the application was."""
-    return Response(current_app.extensions["openapi"], content_type="application/json")
+_ERROR = object_schema(
+    error=object_schema(
+        message={"type": "string", "description": "What is wrong, the value, the rule and the cure."},
+        type={"type": "string", "description": "The kind of error, in OpenAI's words."},
+        param={"type": ["string", "null"], "description": "Path of the field at fault, such as input[3]."},
+        code={"type": "string", "description": "A word for programs."},
+    )
+)
+_HEADERS: dict[str, dict[str, Any]] = {
+    _REQUEST_ID: {
+        "required": True,
+        "description": "The id that the request sent, or a new one. The server's log has the same id.",
+        "schema": {"type": "string", "pattern": f"^{REQUEST_ID}$"},
+    },
+    "WWW-Authenticate": {"required": True, "description": "How to send a key.", "schema": {"const": "Bearer"}},
+    "Allow": {"required": True, "description": "The methods that the path accepts.", "schema": STRING},
+    "Retry-After": {
+        "required": True,
+        "description": "Seconds to wait before the next attempt.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "Connection": {"description": "`close` if the connection cannot carry another request.", "schema": STRING},
+}
+_REQUEST_ID_PARAMETER = {
+    "description": f"An id for the request, returned in the response and logged: `{REQUEST_ID}`. Others are ignored.",
+    "schema": STRING,
+}
 
 
-def init_app(app: Flask, settings: Settings, request: schemas.EmbeddingRequest) -> None:
-    """Makes the document of an application that has all its routes."""
-    app.extensions["openapi"] = orjson.dumps(document(app.url_map, settings, request))
-
-
-def document(routes: Map, settings: Settings, request: schemas.EmbeddingRequest) -> dict[str, Any]:
-    """The OpenAPI document.
+def document(app: Flask, settings: Settings, models: Registry) -> dict[str, Any]:
+    """Return the OpenAPI document.
 
     Args:
-        routes: Whose methods and endpoints count.
-        settings: What the service is told.
-        request: What validates requests.
+        app: The application with all its routes.
+        settings: The settings.
+        models: The models that are served.
     """
     marshmallow = MarshmallowPlugin()
     spec = APISpec(
@@ -48,71 +78,75 @@ def document(routes: Map, settings: Settings, request: schemas.EmbeddingRequest)
         "3.1.0",
         plugins=[marshmallow],
         info={
-            "description": "Sentence embeddings over HTTP, as OpenAI's API has them. Every failure has one body.",
+            "description": "Sentence embeddings over HTTP, compatible with OpenAI's API. Every failure has one body.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
     )
-    # The specification has made it.
+    # The plugin makes its converter when the specification is made.
     converter: Any = marshmallow.converter
-    converter.add_attribute_function(_as_it_says)
+    converter.add_attribute_function(_json_schema)
     _add_components(spec, settings)
-    rules = {path_of(rule): rule for rule in routes.iter_rules()}
-    for path, operation in OPERATIONS.items():
-        _add_operation(spec, rules[path], operation, settings, request)
+    schemas = request_schemas(app, settings, models)
+    for rule in app.url_map.iter_rules():
+        operation = operation_of(app, rule)
+        _add_operation_components(spec, operation)
+        (method,) = (rule.methods or set()) - {"HEAD"}
+        described = _describe(rule, operation, settings, models)
+        if operation.request is not None:
+            content: dict[str, Any] = {"schema": schemas[rule.endpoint]}
+            if operation.examples is not None:
+                content["examples"] = operation.examples(model_names(models)[0])
+            described["requestBody"] = {"required": True, "content": {JSON: content}}
+        spec.path(openapi_path(rule.rule), operations={method.lower(): described})
     return spec.to_dict()
 
 
-def path_of(rule: Rule) -> str:
-    """`/v1/models/<path:model_id>` as OpenAPI writes it."""
-    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
-
-
-def _as_it_says(_: Any, field: schemas.StrictField, ret: dict[str, Any]) -> dict[str, Any]:
-    """What a field says of itself, beside its description and default; null is no default to be told."""
+def _json_schema(_: Any, field: StrictField, ret: dict[str, Any]) -> dict[str, Any]:
+    """Return a field's own JSON Schema, which apispec adds to `ret`; null is not a default for the document."""
     if ret.get("default", ...) is None:
         del ret["default"]
     return field.json_schema
 
 
 def _add_components(spec: APISpec, settings: Settings) -> None:
-    """Adds what operations name; of the failures, the document will hold those that one does."""
-    for name, schema in components.SCHEMAS.items():
-        spec.components.schema(name, schema)
-    for name, header in components.HEADERS.items():
+    """Add the components that several operations use. The document shows only failures that an operation has."""
+    spec.components.schema("Error", _ERROR)
+    for name, header in _HEADERS.items():
         spec.components.header(name, header)
-    spec.components.parameter(_REQUEST_ID, "header", components.REQUEST_ID_PARAMETER)
+    spec.components.parameter(_REQUEST_ID, "header", _REQUEST_ID_PARAMETER)
     if settings.require_auth:
         description = "One of the keys in the server's API_KEY_SECRET."
         spec.components.security_scheme(_KEY, {"type": "http", "scheme": "bearer", "description": description})
-    by_status = defaultdict(list)
-    for error, row in errors.TABLE.items():
-        by_status[row.status].append((error, row))
-    for status, rows in by_status.items():
-        spec.components.response(_failure_name(status), _failure_response(status, rows), lazy=True)
+    meanings: dict[int, dict[str, str]] = defaultdict(dict)
+    for error, row in TABLE.items():
+        for code in row.codes:
+            # Several errors may share a code; the first explains it.
+            meanings[row.status].setdefault(code, (error.__doc__ or "").partition("\n")[0])
+    for row in {row.status: row for row in TABLE.values()}.values():
+        spec.components.response(f"Error{row.status}", _failure(row, meanings[row.status]), lazy=True)
 
 
-def _failure_name(status: int) -> str:
-    return f"Error{status}"
+def _add_operation_components(spec: APISpec, operation: Operation) -> None:
+    for name, schema in operation.schemas.items():
+        if name not in spec.components.schemas:
+            spec.components.schema(name, schema)
+    for name, header in operation.headers.items():
+        if name not in spec.components.headers:
+            spec.components.header(name, header)
 
 
-def _failure_response(status: int, rows: list[tuple[type[errors.ServiceError], errors.Row]]) -> dict[str, Any]:
-    codes: list[str] = []
-    lines = []
-    for error, row in rows:
-        meaning = (error.__doc__ or "").partition("\n")[0]
-        # Several errors may share a code; the first explains it.
-        if new := [code for code in row.codes if code not in codes]:
-            codes += new
-            lines.append(f"- {', '.join(f'`{code}`' for code in new)}: {meaning}\n")
-    first, row = rows[0]
-    schema = components.error(row.type, codes, (first.__doc__ or "").partition("\n")[0])
-    headers = [_REQUEST_ID, *row.headers]
-    if status in BEFORE_A_VIEW:
-        headers.append("Connection")
-    return _response("".join(lines), {"application/json": schema}, headers)
+def _failure(row: Row, meanings: dict[str, str]) -> dict[str, Any]:
+    """Return the response of all errors of one status; `meanings` has the meaning of each of their codes."""
+    words = {"type": {"enum": [row.type]}, "code": {"enum": list(meanings)}}
+    code, meaning = next(iter(meanings.items()))
+    example = {"error": {"message": meaning, "type": row.type, "param": None, "code": code}}
+    schema = {"allOf": ["Error", {"properties": {"error": {"properties": words}}}], "examples": [example]}
+    closes = ["Connection"] if row.status in _OF_THE_SERVER else []
+    lines = [f"- `{code}`: {meaning}\n" for code, meaning in meanings.items()]
+    return _response("".join(lines), {JSON: schema}, [_REQUEST_ID, *row.headers, *closes])
 
 
-def _response(description: str, content: dict[str, Any], headers: Iterable[str]) -> dict[str, Any]:
+def _response(description: str, content: Any, headers: list[str]) -> dict[str, Any]:
     return {
         "description": description,
         "headers": {name: name for name in headers},
@@ -120,44 +154,23 @@ def _response(description: str, content: dict[str, Any], headers: Iterable[str])
     }
 
 
-def _add_operation(
-    spec: APISpec, rule: Rule, operation: Operation, settings: Settings, request: schemas.EmbeddingRequest
-) -> None:
-    (method,) = (rule.methods or set()) - {"HEAD"}
-    failures = ANYWHERE | operation.failures
-    told: dict[str, Any] = {
+def _describe(rule: Rule, operation: Operation, settings: Settings, models: Registry) -> dict[str, Any]:
+    statuses = _ANYWHERE | {TABLE[error].status for error in operation.failures}
+    values = list(operation.path_values(models)) if operation.path_values is not None else []
+    parameters = [{"in": "path", "name": name, "schema": STRING | {"enum": values}} for name in sorted(rule.arguments)]
+    described: dict[str, Any] = {
         "operationId": operation.id,
         "summary": operation.summary,
         "tags": [rule.endpoint.partition(".")[0]],
-        "parameters": [_REQUEST_ID, *(_path_parameter(name, request) for name in sorted(rule.arguments))],
+        "parameters": [_REQUEST_ID, *parameters],
     }
     if operation.description:
-        told["description"] = operation.description
-    if method == "POST":
-        told["requestBody"] = _request_body(request)
+        described["description"] = operation.description
     if auth.needs_key(rule.endpoint, settings):
-        told["security"] = [{_KEY: []}]
-        failures |= {errors.TABLE[errors.InvalidKeyError].status}
-    told["responses"] = {
-        200: _response("OK", operation.content, (_REQUEST_ID, *operation.headers)),
-        **{status: _failure_name(status) for status in sorted(failures)},
+        described["security"] = [{_KEY: []}]
+        statuses |= {TABLE[InvalidKeyError].status}
+    described["responses"] = {
+        200: _response("OK", operation.content, [_REQUEST_ID, *operation.headers]),
+        **{status: f"Error{status}" for status in sorted(statuses)},
     }
-    spec.path(path_of(rule), operations={method.lower(): told})
-
-
-def _path_parameter(name: str, request: schemas.EmbeddingRequest) -> dict[str, Any]:
-    known = {"model_id": request.known["model"], "file": docs.FILES}
-    return {"in": "path", "name": name, "schema": {"type": "string", "enum": list(known[name])}}
-
-
-def _request_body(request: schemas.EmbeddingRequest) -> dict[str, Any]:
-    model = request.known["model"][0]
-    several = {"input": ["First sentence to embed.", "Second sentence to embed."], "encoding_format": "base64"}
-    examples = {
-        "text": {
-            "summary": "A text",
-            "value": {"model": model, "input": "The quick brown fox jumps over the lazy dog."},
-        },
-        "texts": {"summary": "Several, as base64", "value": {"model": model, **several}},
-    }
-    return {"required": True, "content": {"application/json": {"schema": request, "examples": examples}}}
+    return described

@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from embedding_api.app import create_app
 from embedding_api.settings import load_settings
 from embedding_api.telemetry import log
-from embedding_api.web.openapi import path_of
+from embedding_api.web.operation import openapi_path
 from tests.fakes import fake_engine, fake_model, fake_route
 
 MODEL = "org/fake"
@@ -46,8 +46,8 @@ class Client(FlaskClient):
         except HTTPException:
             return response
         paths = api(app.extensions["openapi"])
-        if path_of(rule) in set(paths):
-            operation = paths[path_of(rule)]["GET" if asked.method == "HEAD" else asked.method]
+        if openapi_path(rule.rule) in set(paths):
+            operation = paths[openapi_path(rule.rule)]["GET" if asked.method == "HEAD" else asked.method]
             told = operation.responses.find_by_status_code(response.status_code)
             assert told is not None, f"{response.status_code} is not in the document"
             assert {name for name, header in told.headers.items() if header.is_required} <= set(response.headers.keys())

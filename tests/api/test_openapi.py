@@ -8,7 +8,7 @@ import pytest
 from embedding_api import web
 from embedding_api.errors import TABLE, TransportError
 from embedding_api.service import service_of
-from embedding_api.web.openapi import path_of
+from embedding_api.web.operation import openapi_path
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def request_fields(document):
 
 
 def test_every_route_is_described_with_its_methods(app, document):
-    routes = {(path_of(rule), rule.methods - {"HEAD"} == {"POST"}) for rule in app.url_map.iter_rules()}
+    routes = {(openapi_path(rule.rule), rule.methods - {"HEAD"} == {"POST"}) for rule in app.url_map.iter_rules()}
     assert routes == {(path, method == "post") for path, method, _ in operations(document)}
 
 

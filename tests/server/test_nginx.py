@@ -166,7 +166,7 @@ def assert_refused(answer: wire.Answer, status: int, code: str) -> None:
 def test_its_limits_are_those_of_the_service():
     settings = load_settings()
     assert int(directive("client_max_body_size")) == settings.max_body_bytes
-    assert f"the body is over the {settings.max_body_bytes} bytes" in CONFIGURATION
+    assert f"the body is larger than {settings.max_body_bytes} bytes" in CONFIGURATION
     # nginx has one limit for both. It refuses nothing that Gunicorn takes, and lets little through that it does not.
     n_buffers, buffer_bytes = map(int, directive("large_client_header_buffers").split())
     takes = gunicorn.config.Config()

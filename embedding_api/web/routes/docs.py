@@ -1,15 +1,18 @@
-"""GET /docs: the OpenAPI document as a page to read and to try it, by Swagger UI. All of it is served from here."""
+"""GET /docs: the OpenAPI document as a page, by Swagger UI. The server serves all of its files."""
 
 from importlib import resources
 
-from flask import Blueprint, Response, abort, request
+from flask import Response, abort, request
 
-bp = Blueprint("docs", __name__)
+from embedding_api.errors import NotFoundError
+from embedding_api.web.operation import STRING, Operation, Routes
+
+bp = Routes("docs")
 
 _OURS = resources.files("embedding_api.web") / "static"
 _SWAGGER_UI = resources.files("flask_swagger_ui") / "dist"
 
-# The page's files by name, and what each is. No other can be asked for.
+# The files of the page: name, folder and content type. No other file can be fetched.
 FILES = {
     "docs.js": (_OURS, "text/javascript; charset=utf-8"),
     "swagger-ui-bundle.js": (_SWAGGER_UI, "text/javascript; charset=utf-8"),
@@ -17,25 +20,37 @@ FILES = {
     "favicon-32x32.png": (_SWAGGER_UI, "image/png"),
 }
 
-# Swagger UI's style sheet has its icons inside, as data.
+# Swagger UI's style sheet contains its icons as data.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
-@bp.get("/docs")
+@bp.serve(
+    "/docs",
+    Operation(id="get_docs", summary="This document as a page to read and to try it", content={"text/html": STRING}),
+)
 def page() -> Response:
-    """The page. Its links are relative, so that a proxy may serve it below a path."""
+    """Return the page. Its links are relative, so that a proxy may serve it below a path."""
     html = (_OURS / "docs.html").read_text()
     if request.path.endswith("/"):
         html = html.replace('"docs/', '"')
     return Response(html, content_type="text/html; charset=utf-8")
 
 
-@bp.get("/docs/<file>")
+@bp.serve(
+    "/docs/<file>",
+    Operation(
+        id="get_docs_file",
+        summary="A file of that page",
+        content={"text/javascript": STRING, "text/css": STRING, "image/png": {}},
+        failures=(NotFoundError,),
+        path_values=lambda _: FILES,
+    ),
+)
 def file(file: str) -> Response:
-    """One of the page's files."""
+    """Return one of the page's files."""
     if file not in FILES:
         abort(404)
     folder, content_type = FILES[file]

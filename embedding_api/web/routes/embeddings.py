@@ -1,78 +1,208 @@
-"""POST /v1/embeddings: texts in, vectors out, as OpenAI's API has it."""
+"""POST /v1/embeddings: texts in, vectors out, in the shape of OpenAI's API."""
 
 import base64
 import contextlib
 import math
+import typing
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request
+from flask import Response, current_app, request
 
+from embedding_api.engine.backends import Task
 from embedding_api.engine.engine import Embeddings
+from embedding_api.errors import TABLE, InvalidKeyError, NotFoundError
 from embedding_api.request import CALLER, REFUSAL, Caller
 from embedding_api.service import service_of
 from embedding_api.web import json_body, observe
+from embedding_api.web.fields import Choice, Count, Flag, Name, Texts
+from embedding_api.web.operation import COUNT, JSON, STRING, Operation, Routes, load_request, object_schema
+from embedding_api.web.request_schema import RequestSchema
 
-bp = Blueprint("embeddings", __name__)
+bp = Routes("embeddings")
 
-# Headers in which OpenAI's SDKs say how many seconds they wait, anew with each retry. Python sends the first with every
-# request, as 600 or 0.5. JavaScript sends the second with a call that has a timeout of its own, rounded down: 0 means
-# less than a second.
+# OpenAI's SDKs send in these headers how many seconds they wait, with each attempt anew. Python sends the first with
+# every request, as 600 or 0.5. JavaScript sends the second with a call that has a timeout of its own, rounded down: 0
+# means less than a second.
 TIMEOUT_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
 
 
-@bp.post("/v1/embeddings")
-@bp.post("/embeddings")
+class EmbeddingRequest(RequestSchema):
+    """The body of POST /v1/embeddings."""
+
+    input = Texts(required=True, metadata={"description": "What to embed: one text, or several."})
+    model = Name(required=True, metadata={"description": "Name or alias of a model that is served."})
+    encoding_format = Choice(
+        "float",
+        "base64",
+        load_default="float",
+        metadata={
+            "description": "The form of the vectors: numbers, or base64 of little-endian float32, which is smaller and "
+            "faster."
+        },
+    )
+    dimensions = Count(
+        load_default=None,
+        metadata={
+            "description": "Return only so many leading components, scaled to length 1 again if the model normalizes. "
+            "The default and the maximum are the model's own number."
+        },
+    )
+    user = Name(load_default=None, metadata={"description": "Accepted, and not stored."})
+    truncate = Flag(
+        # Cohere and NVIDIA send capital letters, Elasticsearch's client for NVIDIA small letters.
+        synonyms={"NONE": False, "none": False, "END": True, "end": True},
+        unsupported=dict.fromkeys(
+            ("START", "start"), "must be END or NONE, not START: the server can cut a text only at its end"
+        ),
+        load_default=None,
+        metadata={
+            "description": "true cuts a text to the model's window and reports it, false refuses it. END is another "
+            "word for true, NONE for false. The default is the server's setting TRUNCATE."
+        },
+    )
+    input_type = Choice(
+        *typing.get_args(Task),
+        # NVIDIA's word, and Cohere's.
+        synonyms={"passage": "document", "search_query": "query", "search_document": "document"},
+        load_default=None,
+        metadata={
+            "description": "The role of the texts in a search. Selects the model's own prompt or route for that role, "
+            "if it has one. search_query is another word for query, passage and search_document for document."
+        },
+    )
+    prompt_name = Name(
+        load_default=None,
+        metadata={
+            "description": "The model's prompt to put before each text, instead of its default prompt and that of "
+            "`input_type`. GET /v1/models lists the names."
+        },
+    )
+
+
+_EMBEDDINGS = object_schema(
+    object={"const": "list"},
+    data={"type": "array", "minItems": 1, "items": "Embedding", "description": "In the order of `input`."},
+    model={"type": "string", "description": "The model, as the request named it."},
+    usage="Usage",
+) | {
+    "examples": [
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": [0.1098761, 0.21182972, 0.46818143, 0.8508006]}],
+            "model": "sentence-transformers/all-MiniLM-L6-v2",
+            "usage": {"prompt_tokens": 8, "total_tokens": 8},
+        }
+    ]
+}
+_EMBEDDING = object_schema(
+    object={"const": "embedding"},
+    index={**COUNT, "description": "The index of its text in `input`."},
+    embedding={
+        "description": "The vector; in base64 the bytes of little-endian float32.",
+        "anyOf": [
+            {"title": "Numbers", "type": "array", "minItems": 1, "items": {"type": "number"}},
+            {"title": "Base64", "type": "string", "contentEncoding": "base64"},
+        ],
+    },
+    truncated={"const": True, "description": "Present if the text was cut to the model's window."},
+    optional=("truncated",),
+)
+_USAGE = object_schema(
+    prompt_tokens={**COUNT, "description": "Tokens that the model read, special tokens and prompts included."},
+    total_tokens={**COUNT, "description": "The same number."},
+)
+_HEADERS = {
+    "Server-Timing": {
+        "required": True,
+        "description": "Where the time went, in milliseconds: `tokenize`, `queue`, `inference`, `total`.",
+        "schema": STRING,
+    },
+    "X-Truncated-Inputs": {
+        "description": "How many texts were cut to the model's window; absent if none was.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+}
+
+
+def _examples(model: str) -> dict[str, Any]:
+    several = ["First sentence to embed.", "Second sentence to embed."]
+    return {
+        "text": {
+            "summary": "A text",
+            "value": {"model": model, "input": "The quick brown fox jumps over the lazy dog."},
+        },
+        "texts": {
+            "summary": "Several, as base64",
+            "value": {"model": model, "input": several, "encoding_format": "base64"},
+        },
+    }
+
+
+@bp.serve(
+    "/v1/embeddings",
+    Operation(
+        id="create_embeddings",
+        summary="Turn texts into vectors",
+        description="OpenAI's embeddings API. null means absent, unknown fields are ignored, and the body may have any "
+        "Content-Type. `data` is in the order of `input`.",
+        request=EmbeddingRequest,
+        examples=_examples,
+        content={JSON: "Embeddings"},
+        schemas={"Embeddings": _EMBEDDINGS, "Embedding": _EMBEDDING, "Usage": _USAGE},
+        headers=_HEADERS,
+        failures=TABLE.keys() - {InvalidKeyError, NotFoundError},
+    ),
+    method="POST",
+    alias="/embeddings",
+)
 def create() -> Response:
-    """Embeds the texts of the request."""
-    service = service_of(current_app)
-    settings, engine = service.settings, service.engine
-    embedding_request = current_app.extensions["embedding_request"]
+    """Return the vectors of the request's texts."""
     if (refusal := request.environ.get(REFUSAL)) is not None:
         raise refusal
-    wish = embedding_request.load(json_body.load())
-    truncate = settings.truncate if wish["truncate"] is None else wish["truncate"]
-    embeddings = engine.embed(
-        wish["model"],
-        wish["input"],
-        input_type=wish["input_type"],
-        prompt_name=wish["prompt_name"],
-        dimensions=wish["dimensions"],
-        truncate=truncate,
-        caller=_caller(),
+    service = service_of(current_app)
+    fields = load_request()
+    embeddings = service.engine.embed(
+        fields["model"],
+        fields["input"],
+        input_type=fields["input_type"],
+        prompt_name=fields["prompt_name"],
+        dimensions=fields["dimensions"],
+        truncate=service.settings.truncate if fields["truncate"] is None else fields["truncate"],
+        caller=_caller(service.settings.request_timeout_s),
         timing=observe.timing(),
     )
     observe.note(embeddings)
-    response = json_body.response(_dump(embeddings, wish))
+    response = json_body.response(_dump(embeddings, fields))
     if any(embeddings.truncated):
         response.headers["X-Truncated-Inputs"] = str(sum(embeddings.truncated))
     return response
 
 
-def _caller() -> Caller:
-    """Who waits for the answer, as long as the settings allow and the client says that it does."""
+def _caller(timeout_s: float) -> Caller:
+    """Return the request's client, with the earliest of the server's deadline and the client's own."""
     caller: Caller = request.environ.get(CALLER) or Caller()
-    caller.wait_at_most(service_of(current_app).settings.request_timeout_s, "REQUEST_TIMEOUT_S")
+    caller.wait_at_most(timeout_s, "REQUEST_TIMEOUT_S")
     for header in TIMEOUT_HEADERS:
         caller.wait_at_most(_seconds(request.headers.get(header, "")), f"the client's own timeout ({header})")
     return caller
 
 
-def _seconds(told: str) -> float:
-    """A time that a client tells; infinity if it tells none, or nothing above zero."""
+def _seconds(header: str) -> float:
+    """Return the seconds in a header; infinity if it is missing, malformed or not above zero."""
     with contextlib.suppress(ValueError):
-        if (told_s := float(told)) > 0:
-            return told_s
+        if (seconds := float(header)) > 0:
+            return seconds
     return math.inf
 
 
-def _dump(embeddings: Embeddings, wish: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's list of embeddings, and `truncated` on each that was cut."""
+def _dump(embeddings: Embeddings, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return OpenAI's list of embeddings, with `truncated` on each whose text was cut."""
     vectors: Any = embeddings.vectors
-    if wish["encoding_format"] == "base64":
+    if fields["encoding_format"] == "base64":
         vectors = [base64.b64encode(row).decode() for row in vectors.astype("<f4", copy=False)]
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     for item, truncated in zip(data, embeddings.truncated, strict=True):
         if truncated:
             item["truncated"] = True
     usage = {"prompt_tokens": embeddings.n_tokens, "total_tokens": embeddings.n_tokens}
-    return {"object": "list", "data": data, "model": wish["model"], "usage": usage}
+    return {"object": "list", "data": data, "model": fields["model"], "usage": usage}

@@ -1,19 +1,35 @@
-"""Whether the service lives and can answer: GET /, /health/live, /health/ready and /health. Open to all."""
+"""GET /, /health/live, /health/ready and /health: what the service is, and its health. No route here needs a key."""
 
-from flask import Blueprint, Response, current_app, request
+from flask import Response, current_app, request
 
 from embedding_api import __version__
 from embedding_api.errors import NotReadyError
 from embedding_api.request import REFUSAL
 from embedding_api.service import service_of
 from embedding_api.web import json_body
+from embedding_api.web.operation import JSON, STRING, Operation, Routes, object_schema
 
-bp = Blueprint("health", __name__)
+bp = Routes("health")
+
+_SERVICE = object_schema(
+    service=STRING,
+    status={"type": "string", "enum": ["healthy", "unhealthy"]},
+    version=STRING,
+    available_models={"type": "array", "minItems": 1, "items": STRING},
+)
 
 
-@bp.get("/")
+@bp.serve(
+    "/",
+    Operation(
+        id="get_service",
+        summary="The service, its status, its version and its models",
+        content={JSON: "Service"},
+        schemas={"Service": _SERVICE},
+    ),
+)
 def index() -> Response:
-    """Says what this is, how it is, and which models it serves."""
+    """Return the service's name, status and version, and the names of its models."""
     engine = service_of(current_app).engine
     return json_body.response(
         {
@@ -25,19 +41,38 @@ def index() -> Response:
     )
 
 
-@bp.get("/health/live")
+@bp.serve(
+    "/health/live",
+    Operation(
+        id="get_live",
+        summary="Liveness: 200 while the process can respond at all",
+        content={JSON: "Live"},
+        schemas={"Live": object_schema(status={"const": "live"})},
+    ),
+)
 def live() -> Response:
-    """200 while the process can answer at all."""
+    """Return 200."""
     return json_body.response({"status": "live"})
 
 
-@bp.get("/health/ready")
-@bp.get("/health")
+@bp.serve(
+    "/health/ready",
+    Operation(
+        id="get_ready",
+        summary="Readiness: 200 while the engine responds or is idle",
+        description="Each worker reports for itself alone. 503 while the server stops.",
+        content={JSON: "Ready"},
+        schemas={"Ready": object_schema(status={"const": "ready"})},
+        failures=(NotReadyError,),
+    ),
+    alias="/health",
+    alias_id="get_health",
+)
 def ready() -> Response:
-    """200 while the engine answers or has nothing to do; 503 with what is wrong otherwise, and while it drains."""
+    """Return 200, or raise what keeps this worker from embedding."""
     if isinstance(refusal := request.environ.get(REFUSAL), NotReadyError):
         raise refusal
     problem = service_of(current_app).engine.problem()
     if problem is not None:
-        raise NotReadyError(f"this worker is not ready: {problem}")
+        raise NotReadyError(f"this worker is not ready: {problem}; try again after the seconds in Retry-After")
     return json_body.response({"status": "ready"})

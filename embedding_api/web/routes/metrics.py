@@ -1,18 +1,27 @@
-"""GET /metrics: what all workers count, for Prometheus."""
+"""GET /metrics: the counters of all workers, for Prometheus."""
 
 from collections.abc import Callable
 
-from flask import Blueprint, Response, request
+from flask import Response, request
 from prometheus_client import CollectorRegistry, exposition
 
 from embedding_api.telemetry import counters
+from embedding_api.web.operation import STRING, Operation, Routes
 
-bp = Blueprint("metrics", __name__)
+bp = Routes("metrics")
 
 
-@bp.get("/metrics")
+@bp.serve(
+    "/metrics",
+    Operation(
+        id="get_metrics",
+        summary="The counters of all workers, for Prometheus",
+        description="Prometheus' text format, or OpenMetrics if the request's Accept asks for it.",
+        content={"text/plain": STRING, "application/openmetrics-text": STRING},
+    ),
+)
 def show() -> Response:
-    """The numbers in Prometheus' text format, or in OpenMetrics' if that is what the client accepts."""
+    """Return the counters in the format that the client accepts."""
     encode, content_type = _encoder(request.headers.get("Accept", ""))
     return Response(encode(counters.registry()), content_type=content_type)
 
@@ -21,5 +30,5 @@ def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
     try:
         return exposition.choose_encoder(accept)
     except (TypeError, ValueError):
-        # It compares versions that may be none, such as abc.
+        # It compares version numbers, and fails for a version such as abc.
         return exposition.choose_encoder("")

@@ -1,34 +1,78 @@
-"""GET /v1/models: what is served, as OpenAI's API has it, with what we know of each model."""
+"""GET /v1/models: the models that are served, in the shape of OpenAI's API, with more fields about each."""
 
 import dataclasses
 from typing import Any
 
-from flask import Blueprint, Response, current_app
+from flask import Response, current_app
 
 from embedding_api.engine.models.registry import Model
 from embedding_api.errors import NotFoundError
 from embedding_api.service import service_of
 from embedding_api.web import json_body
+from embedding_api.web.operation import JSON, STRING, Operation, Routes, object_schema
+from embedding_api.web.request_schema import model_names
 
-bp = Blueprint("models", __name__)
+bp = Routes("models")
+
+_PROOF = object_schema(
+    measure={
+        "type": "string",
+        "description": "How its vectors were compared with those of `SentenceTransformer.encode` at start-up: "
+        "largest_difference of any component, as a share of the vector's length, or cosine of the worst text.",
+    },
+    value={"type": "number"},
+    bound={"type": "number", "description": "The server refuses to serve a model beyond this bound."},
+)
+_MODEL = object_schema(
+    id={"type": "string", "description": "Its public name."},
+    object={"const": "model"},
+    created={"type": "integer", "description": "When it was loaded, in seconds since 1970."},
+    owned_by={"type": "string", "description": "The organisation on the hub, or local."},
+    dimensions={"type": "integer", "minimum": 1, "description": "Components of its vectors."},
+    max_input_tokens={"type": ["integer", "null"], "description": "Its window; null if it has none."},
+    prompts={"type": "object", "additionalProperties": STRING, "description": "Its prompts by name."},
+    backend={"type": "string", "description": "The backend that computes it."},
+    precision={"type": "string", "description": "The arithmetic that the backend computes in."},
+    proof="Proof",
+)
+_MODELS = object_schema(object={"const": "list"}, data={"type": "array", "minItems": 1, "items": "Model"})
+_SCHEMAS = {"Models": _MODELS, "Model": _MODEL, "Proof": _PROOF}
 
 
-@bp.get("/v1/models")
-@bp.get("/models")
+@bp.serve(
+    "/v1/models",
+    Operation(
+        id="list_models",
+        summary="The models that are served, in the configured order",
+        content={JSON: "Models"},
+        schemas=_SCHEMAS,
+    ),
+    alias="/models",
+)
 def index() -> Response:
-    """Lists the models in the configured order."""
+    """Return the models in the configured order."""
     models = service_of(current_app).engine.models.models
     return json_body.response({"object": "list", "data": [_dump(model) for model in models]})
 
 
-@bp.get("/v1/models/<path:model_id>")
-@bp.get("/models/<path:model_id>")
+@bp.serve(
+    "/v1/models/<path:model_id>",
+    Operation(
+        id="get_model",
+        summary="One model, by its name or alias",
+        content={JSON: "Model"},
+        schemas=_SCHEMAS,
+        failures=(NotFoundError,),
+        path_values=model_names,
+    ),
+    alias="/models/<path:model_id>",
+)
 def show(model_id: str) -> Response:
-    """Describes one model, by its name or alias."""
+    """Return one model, by its name or alias."""
     model = service_of(current_app).engine.models.find(model_id)
     if model is None:
         raise NotFoundError(
-            f"model {model_id[:100]!r} is not served here; GET /v1/models lists those that are",
+            f"this server does not serve a model {model_id[:100]!r}; GET /v1/models lists its models",
             code="model_not_found",
         )
     return json_body.response(_dump(model))

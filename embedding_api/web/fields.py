@@ -1,0 +1,114 @@
+"""The kinds of fields that requests have. Each refuses a value with a code and a rule. Imports marshmallow."""
+
+from typing import Any, cast
+
+from embedding_api.web.json_body import type_name
+from embedding_api.web.request_schema import StrictField, refuse
+
+# How many characters of a value an error message repeats. No message repeats any of `input`.
+_SHOWN = 100
+
+
+class Texts(StrictField):
+    """A string or an array of strings, loaded as a list of strings. Token ids are loaded as a list of lists."""
+
+    def _accepted(self) -> dict[str, Any]:
+        def array(items: dict[str, Any], **limits: Any) -> dict[str, Any]:
+            return {"type": "array", "minItems": 1, **limits, "items": items}
+
+        text, limits = {"type": "string", "minLength": 1}, {"maxItems": self._body.max_inputs}
+        token_ids = array({"type": "integer", "minimum": 0})
+        kinds = {"Text": text, "Texts": array(text, **limits)}
+        if self._body.accepts_token_ids:
+            kinds |= {"TokenIds": token_ids, "TokenIdsOfTexts": array(token_ids, **limits)}
+        return {"anyOf": [{"title": title, **kind} for title, kind in kinds.items()]}
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> list[str] | list[list[int]]:
+        if isinstance(value, str):
+            return [value] if value else refuse("empty_input", "must not be empty; send a text")
+        if not isinstance(value, list):
+            refuse("invalid_type", f"must be a string or an array of strings, not {type_name(value)}")
+        if not value:
+            refuse("empty_input", "must hold at least one text")
+        if type(value[0]) is int:
+            # The token ids of one text.
+            _check_each(value, int, "a token id, as the first item is")
+            return [value]
+        max_inputs = self._body.max_inputs
+        if len(value) > max_inputs:
+            refuse("too_many_inputs", f"holds {len(value)} texts; send at most {max_inputs} in one request")
+        if isinstance(value[0], list):
+            _check_each(value, list, "an array of token ids, as the first item is")
+        else:
+            _check_each(value, str, "a string")
+        for index, text in enumerate(value):
+            if not text:
+                refuse("empty_input", "must not be empty; leave it out", index)
+            if isinstance(text, list) and not all(type(id_) is int for id_ in text):
+                refuse("invalid_type", "must be an array of token ids, which are whole numbers", index)
+        return value
+
+
+def _check_each(items: list[Any], wanted: type, rule: str) -> None:
+    """Refuse the first item that is not of the wanted type."""
+    for index, item in enumerate(items):
+        if type(item) is not wanted:
+            refuse("invalid_type", f"must be {rule}, not {type_name(item)}", index)
+
+
+class Name(StrictField):
+    """A string. Where the server knows all names, the JSON Schema lists them; the engine checks them."""
+
+    def _accepted(self) -> dict[str, Any]:
+        known = self._body.known.get(cast("str", self.name))
+        return {"type": "string"} if known is None else {"type": "string", "enum": list(known)}
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        if not isinstance(value, str):
+            refuse("invalid_type", f"must be a string, not {type_name(value)}")
+        return value
+
+
+class Choice(Name):
+    """One of a few words."""
+
+    def __init__(self, *words: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._words = words
+
+    def _accepted(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self._words)}
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        word = super()._deserialize(value, *args, **kwargs)
+        if word not in self._words:
+            refuse("invalid_value", f"must be {' or '.join(self._words)}, not {word[:_SHOWN]!r}")
+        return word
+
+
+class Count(StrictField):
+    """A whole number from 1 on. 4.0 is a whole number; true and "4" are not."""
+
+    def _accepted(self) -> dict[str, Any]:
+        return {"type": "integer", "minimum": 1}
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            refuse("invalid_type", f"must be a whole number, not {type_name(value)}")
+        if value != value // 1:
+            refuse("invalid_type", f"must be a whole number, not {value}")
+        if value < 1:
+            refuse("invalid_value", f"must be 1 or more, not {value}")
+        return int(value)
+
+
+class Flag(StrictField):
+    """true or false, and no value that only resembles them."""
+
+    def _accepted(self) -> dict[str, Any]:
+        return {"type": "boolean", "enum": [True, False]}
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
+        if not isinstance(value, bool):
+            refuse("invalid_type", f"must be true or false, not {type_name(value)}")
+        return value

@@ -1,0 +1,132 @@
+"""The base of the schemas of request bodies: what every field and every body has in common. Imports marshmallow."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn, Self, cast
+
+import marshmallow
+from marshmallow import fields
+
+from embedding_api.engine.models.registry import Registry
+from embedding_api.errors import InvalidFieldError
+from embedding_api.settings import Settings
+
+
+def refuse(code: str, rule: str, index: int | None = None) -> NoReturn:
+    """Refuse the field that is being loaded, or one item of it; `RequestSchema.handle_error` reports it.
+
+    Args:
+        code: A code of InvalidFieldError.
+        rule: The message after the field's path.
+        index: The index of the item at fault in the field's array.
+
+    Raises:
+        ValidationError: Always.
+    """
+    problem = {"code": code, "rule": rule}
+    raise marshmallow.ValidationError(problem if index is None else {index: problem})
+
+
+def model_names(models: Registry) -> tuple[str, ...]:
+    """Return every name and alias of the models, each once."""
+    return tuple(dict.fromkeys(name for model in models.models for name in model.names))
+
+
+class RequestSchema(marshmallow.Schema):
+    """The body of a request. null means absent, and unknown fields are ignored.
+
+    Args:
+        max_inputs: The most texts in one request.
+        accepts_token_ids: True if `input` may hold token ids.
+        known: The names that a field may have, for each field that names something of this server.
+    """
+
+    class Meta:
+        """Clients send many fields of other APIs."""
+
+        unknown = marshmallow.EXCLUDE
+
+    def __init__(self, *, max_inputs: int, accepts_token_ids: bool, known: Mapping[str, tuple[str, ...]]) -> None:
+        self.max_inputs = max_inputs
+        self.accepts_token_ids = accepts_token_ids
+        self.known = known
+        super().__init__()
+
+    @classmethod
+    def of(cls, settings: Settings, models: Registry) -> Self:
+        """Return the schema for these settings and models."""
+        prompts = dict.fromkeys(name for model in models.models for name in model.route.prompts)
+        return cls(
+            max_inputs=settings.max_inputs,
+            accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, not a password
+            known={"model": model_names(models), "prompt_name": tuple(prompts)},
+        )
+
+    @marshmallow.pre_load
+    def _drop_nulls(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return {key: value for key, value in data.items() if value is not None}
+
+    def handle_error(self, error: marshmallow.ValidationError, *_: Any, **__: Any) -> NoReturn:
+        """Raise the first problem, in the order in which the class declares its fields.
+
+        Raises:
+            InvalidFieldError: With the path of the field at fault.
+        """
+        problems = error.messages_dict
+        path = next(name for name in self.fields if name in problems)
+        problem = problems[path]
+        if "code" not in problem:
+            index, problem = next(iter(problem.items()))
+            path = f"{path}[{index}]"
+        raise InvalidFieldError(f"{path} {problem['rule']}", code=problem["code"], param=path)
+
+
+class StrictField(fields.Field[Any]):
+    """A field that converts nothing silently, and describes itself in JSON Schema.
+
+    Args:
+        synonyms: Words of other APIs, each with the value of this field that it stands for.
+        unsupported: Words of other APIs for what this service cannot do, each with the message that refuses it.
+    """
+
+    default_error_messages = {  # noqa: RUF012 - marshmallow declares it as an instance's
+        "required": {"code": "missing_field", "rule": "is missing; it is required"}
+    }
+
+    def __init__(
+        self,
+        *,
+        synonyms: Mapping[str, Any] = MappingProxyType({}),
+        unsupported: Mapping[str, str] = MappingProxyType({}),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(pre_load=self._translate, **kwargs)
+        self._synonyms = synonyms
+        self._unsupported = unsupported
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """The JSON Schema of its values, with synonyms, and with null where null means absent."""
+        accepted = self._accepted()
+        others = dict.fromkeys(self._synonyms, "string") | ({} if self.required else {None: "null"})
+        if others:
+            accepted["type"] = list(dict.fromkeys([accepted["type"], *others.values()]))
+            if "enum" in accepted:
+                accepted["enum"] = [*accepted["enum"], *others]
+        return accepted
+
+    def _translate(self, value: Any) -> Any:
+        """Return the value for a word of another API, and any other value unchanged."""
+        if not isinstance(value, str):
+            return value
+        if value in self._unsupported:
+            refuse("invalid_value", self._unsupported[value])
+        return self._synonyms.get(value, value)
+
+    def _accepted(self) -> dict[str, Any]:
+        """Return the JSON Schema of its values without synonyms and null."""
+        raise NotImplementedError
+
+    @property
+    def _body(self) -> RequestSchema:
+        return cast("RequestSchema", self.root)
