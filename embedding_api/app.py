@@ -1,4 +1,4 @@
-"""The application factory: the one place where the web room and the engine room meet."""
+"""The application factory. All parts of the service meet here and nowhere else."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -19,20 +19,20 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> Flask:
-    """Builds the WSGI application.
+    """Return the WSGI application.
 
     Args:
-        settings: What the service is told; read from the environment if None.
-        engine: What computes; loaded from the settings if None, which takes seconds.
+        settings: The settings; read from the environment if None.
+        engine: The engine with its models; loaded as the settings say if None, which takes seconds.
 
     Raises:
-        StartError: The service cannot start as it is told to.
+        StartError: The service cannot start with these settings.
     """
     settings = settings or load_settings()
-    # Before the models are loaded: it ends the start if it cannot be, and is shared by all workers.
+    # Before the models are loaded, so that a mistake in OpenTelemetry's variables ends the start at once.
     tracing = _tracing(settings)
     engine = engine or load_engine(settings)
-    # Whether others can reach it without one is known only to whoever opens the sockets.
+    # Without keys, the warning comes from the code that opens the sockets and so knows who can connect.
     if settings.require_auth:
         logger.info("a key is needed", extra={"fields": {"keys": len(settings.api_key_secret)}})
     metrics.BUILD_INFO.labels(__version__).set(1)
@@ -42,21 +42,22 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
 
 def _tracing(settings: Settings) -> "Tracing | None":
+    """Return the maker of spans, or None if the settings name no collector."""
     if not settings.otel_exporter_otlp_endpoint:
         return None
     try:
-        # Here, since it is an optional part of the installation, and costs memory and time.
+        # Imported only here: OpenTelemetry is optional, and its import takes time and memory.
         from embedding_api.telemetry.tracing import Tracing
 
         tracing = Tracing(settings)
     except ImportError as error:
         raise SettingsError(
-            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed ({error}); pip install "
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed ({error}); run pip install "
             "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or unset it"
         ) from error
     except (ValueError, OverflowError) as error:
         raise SettingsError(
-            f"OpenTelemetry cannot be set up as its variables say ({error}); mend or unset those that begin with OTEL_"
+            f"OpenTelemetry rejects its settings ({error}); correct or unset the variables that begin with OTEL_"
         ) from error
     logger.info("traces are sent", extra={"fields": {"endpoint": settings.otel_exporter_otlp_endpoint}})
     return tracing

@@ -112,12 +112,7 @@ def refuse(error: ServiceError, send: Callable[[bytes], object], cause: Exceptio
     metrics.REFUSED.labels(failed.code).inc()
     metrics.REQUESTS.labels(access.UNKNOWN, access.UNKNOWN, failed.status, "").inc()
     body = orjson.dumps(failed.body)
-    headers = failed.headers | {
-        "Connection": "close",
-        "Content-Type": "application/json",
-        "Content-Length": str(len(body)),
-        "X-Request-ID": request_id,
-    }
-    lines = [f"HTTP/1.1 {failed.status} {http.HTTPStatus(failed.status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    send("\r\n".join([*lines, "", ""]).encode() + body)
+    headers = {"X-Request-ID": request_id, "Content-Type": "application/json", "Content-Length": len(body)}
+    headers |= {"Connection": "close", **failed.headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    send(f"HTTP/1.1 {failed.status} {http.HTTPStatus(failed.status).phrase}\r\n{head}\r\n".encode() + body)

@@ -1,13 +1,9 @@
 """Flask and marshmallow stop here. A view loads the request, calls the engine and dumps the response."""
 
-from typing import Any
-
 import orjson
 from flask import Flask
 
-from embedding_api.engine.models.registry import Registry
 from embedding_api.service import KEY, Service
-from embedding_api.settings import Settings
 from embedding_api.web import auth, error_handlers, observe
 from embedding_api.web.openapi import document
 from embedding_api.web.operation import request_schemas
@@ -19,28 +15,16 @@ ROUTES = (embeddings, models, health, metrics, openapi, docs)
 
 def init_app(app: Flask, service: Service) -> None:
     """Give an application the service's routes, errors, keys, access log, traces and document."""
+    app.extensions[KEY] = service
     # No route redirects: a client that does not follow redirects would get HTML.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body_bytes
     observe.init_app(app)
     auth.init_app(app)
     error_handlers.init_app(app)
-    _add_routes(app)
-    settings, served = service.settings, service.engine.models
-    app.extensions[KEY] = service
-    app.extensions["request_schemas"] = request_schemas(app, settings, served)
-    app.extensions["openapi"] = orjson.dumps(document(app, settings, served))
-
-
-def openapi_document(settings: Settings, models: Registry) -> dict[str, Any]:
-    """Return what GET /openapi.json returns under these settings, with these models."""
-    app = Flask("embedding_api", static_folder=None)
-    _add_routes(app)
-    return document(app, settings, models)
-
-
-def _add_routes(app: Flask) -> None:
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     for module in ROUTES:
         app.register_blueprint(module.bp)
+    app.extensions["request_schemas"] = request_schemas(app, service.settings, service.engine.models)
+    app.extensions["openapi"] = orjson.dumps(document(app))

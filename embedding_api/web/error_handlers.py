@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from flask import Flask, Response, current_app, g
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
 
 from embedding_api.errors import (
     TABLE,
@@ -47,22 +47,19 @@ def _respond(error: ServiceError) -> Response:
 
 def _translate(error: HTTPException) -> ServiceError:
     """Return our error for one that Flask or Werkzeug raised."""
-    match error:
-        case NotFound():
-            return NotFoundError(
-                "there is no such path; embeddings are at POST /v1/embeddings, the list of models at GET /v1/models"
-            )
-        case MethodNotAllowed():
-            return MethodNotAllowedError(
-                "this path does not accept this method; the header Allow lists the methods that it accepts",
-                allowed=", ".join(error.valid_methods or ()),
-            )
-        case RequestEntityTooLarge():
+    match error.code:
+        case 404:
+            paths = "embeddings are at POST /v1/embeddings, the list of models at GET /v1/models"
+            return NotFoundError(f"there is no such path; {paths}")
+        case 405:
+            methods = dict(error.get_headers()).get("Allow", "")
+            return MethodNotAllowedError(f"this path does not accept this method; send {methods}", allowed=methods)
+        case 413:
             max_bytes = current_app.config["MAX_CONTENT_LENGTH"]
             return BodyTooLargeError(f"the body is larger than {max_bytes} bytes; send fewer texts in one request")
-    if (error.code or 500) >= 500:
-        return EngineError(error.name)
-    return InvalidRequestError("the request is malformed; send a JSON object as an HTTP/1.1 POST")
+        case int(status) if status < 500:
+            return InvalidRequestError("the request is malformed; send a JSON object as an HTTP/1.1 POST")
+    return EngineError(error.name)
 
 
 def _log(exc_info: Any) -> None:

@@ -1,5 +1,6 @@
 """The kinds of fields that requests have. Each refuses a value with a code and a rule. Imports marshmallow."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from embedding_api.web.json_body import type_name
@@ -72,8 +73,8 @@ class Name(StrictField):
 class Choice(Name):
     """One of a few words."""
 
-    def __init__(self, *words: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, words: Sequence[str], description: str, **kwargs: Any) -> None:
+        super().__init__(description, **kwargs)
         self._words = words
 
     def _accepted(self) -> dict[str, Any]:

@@ -11,14 +11,7 @@ from embedding_api.errors import InvalidBodyError, InvalidJsonError, Unsupported
 
 # Encodings of a body that need no decoding here: the server removes chunks.
 _PLAIN_ENCODINGS = {"Content-Encoding": ("", "identity"), "Transfer-Encoding": ("", "chunked")}
-_JSON_TYPES = {
-    str: "a string",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    list: "an array",
-    dict: "an object",
-}
+_TYPES = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "an array", dict: "an object"}
 
 
 def response(body: Any, status: int = 200) -> Response:
@@ -28,7 +21,7 @@ def response(body: Any, status: int = 200) -> Response:
 
 def type_name(value: Any) -> str:
     """Return the JSON type of a parsed value, for error messages."""
-    return _JSON_TYPES.get(type(value), "null")
+    return _TYPES.get(type(value), "null")
 
 
 def load() -> dict[str, Any]:

@@ -59,7 +59,12 @@ def _end(response: Response) -> Response:
     if embeddings is not None:
         name = embeddings.model.name
         computed = {"model": name, "texts": len(embeddings.vectors), "tokens": embeddings.n_tokens}
-        stages_s = _stages_s(embeddings.timing, duration_s)
+        stages_s = {
+            "tokenize": embeddings.timing.tokenize_s,
+            "queue": embeddings.timing.queue_s,
+            "inference": embeddings.timing.inference_s,
+            "total": duration_s,
+        }
         for stage, stage_s in stages_s.items():
             metrics.STAGES.labels(name, stage).observe(stage_s)
         response.headers["Server-Timing"] = ", ".join(f"{stage};dur={s * 1000:.2f}" for stage, s in stages_s.items())
@@ -76,12 +81,3 @@ def _end(response: Response) -> Response:
     if "span" in g:
         g.span.end(response.status_code, g.request_id, g.get("timing"), embeddings)
     return response
-
-
-def _stages_s(timing: Timing, total_s: float) -> dict[str, float]:
-    return {
-        "tokenize": timing.tokenize_s,
-        "queue": timing.queue_s,
-        "inference": timing.inference_s,
-        "total": total_s,
-    }

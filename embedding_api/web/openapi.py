@@ -9,28 +9,27 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from embedding_api import __version__
-from embedding_api.engine.models.registry import Registry
-from embedding_api.errors import TABLE, EngineError, InvalidKeyError, MethodNotAllowedError, Row, TransportError
+from embedding_api.errors import TABLE, InvalidKeyError, MethodNotAllowedError, Row, TransportError
+from embedding_api.service import Service, service_of
 from embedding_api.settings import Settings
 from embedding_api.telemetry.access import REQUEST_ID
 from embedding_api.web import auth
 from embedding_api.web.operation import (
+    COUNT,
     JSON,
     STRING,
     Operation,
+    header,
     object_schema,
     openapi_path,
     operation_of,
-    request_schemas,
 )
 from embedding_api.web.request_schema import StrictField, model_names
 
 _REQUEST_ID, _KEY = "X-Request-ID", "key"
 
 # Statuses of responses that the server may send before a request reaches Flask; its connection then closes.
-_OF_THE_SERVER = {TABLE[error].status for error in TABLE if issubclass(error, TransportError)} | {
-    TABLE[EngineError].status
-}
+_OF_THE_SERVER = {row.status for error, row in TABLE.items() if issubclass(error, TransportError)} | {500}
 # Statuses of the failures of every route.
 _ANYWHERE = _OF_THE_SERVER | {TABLE[MethodNotAllowedError].status}
 
@@ -42,35 +41,26 @@ _ERROR = object_schema(
         code={"type": "string", "description": "A word for programs."},
     )
 )
-_HEADERS: dict[str, dict[str, Any]] = {
-    _REQUEST_ID: {
-        "required": True,
-        "description": "The id that the request sent, or a new one. The server's log has the same id.",
-        "schema": {"type": "string", "pattern": f"^{REQUEST_ID}$"},
-    },
-    "WWW-Authenticate": {"required": True, "description": "How to send a key.", "schema": {"const": "Bearer"}},
-    "Allow": {"required": True, "description": "The methods that the path accepts.", "schema": STRING},
-    "Retry-After": {
-        "required": True,
-        "description": "Seconds to wait before the next attempt.",
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    "Connection": {"description": "`close` if the connection cannot carry another request.", "schema": STRING},
+_HEADERS = {
+    _REQUEST_ID: header(
+        "The id that the request sent, or a new one. The server's log has the same id.",
+        {**STRING, "pattern": f"^{REQUEST_ID}$"},
+    ),
+    "WWW-Authenticate": header("How to send a key.", {"const": "Bearer"}),
+    "Allow": header("The methods that the path accepts.", STRING),
+    "Retry-After": header("Seconds to wait before the next attempt.", {**COUNT, "minimum": 1}),
+    "Connection": header("`close` if the connection cannot carry another request.", STRING, is_required=False),
 }
-_REQUEST_ID_PARAMETER = {
-    "description": f"An id for the request, returned in the response and logged: `{REQUEST_ID}`. Others are ignored.",
-    "schema": STRING,
-}
+_REQUEST_ID_PARAMETER = header(
+    f"An id for the request, returned in the response and logged: `{REQUEST_ID}`. Others are ignored.",
+    STRING,
+    is_required=False,
+)
 
 
-def document(app: Flask, settings: Settings, models: Registry) -> dict[str, Any]:
-    """Return the OpenAPI document.
-
-    Args:
-        app: The application with all its routes.
-        settings: The settings.
-        models: The models that are served.
-    """
+def document(app: Flask) -> dict[str, Any]:
+    """Return the OpenAPI document of an application that has all its routes, its service and its request schemas."""
+    service = service_of(app)
     marshmallow = MarshmallowPlugin()
     spec = APISpec(
         "Memementor Embedding Service",
@@ -85,17 +75,13 @@ def document(app: Flask, settings: Settings, models: Registry) -> dict[str, Any]
     # The plugin makes its converter when the specification is made.
     converter: Any = marshmallow.converter
     converter.add_attribute_function(_json_schema)
-    _add_components(spec, settings)
-    schemas = request_schemas(app, settings, models)
-    for rule in app.url_map.iter_rules():
-        operation = operation_of(app, rule)
-        _add_operation_components(spec, operation)
+    operations = [(rule, operation_of(app, rule)) for rule in app.url_map.iter_rules()]
+    _add_components(spec, [operation for _, operation in operations], service.settings)
+    for rule, operation in operations:
         (method,) = (rule.methods or set()) - {"HEAD"}
-        described = _describe(rule, operation, settings, models)
-        if operation.request is not None:
-            content: dict[str, Any] = {"schema": schemas[rule.endpoint]}
-            if operation.examples is not None:
-                content["examples"] = operation.examples(model_names(models)[0])
+        described = _describe(rule, operation, service)
+        if (schema := app.extensions["request_schemas"].get(rule.endpoint)) is not None:
+            content = {"schema": schema, "examples": operation["examples"](model_names(service.engine.models)[0])}
             described["requestBody"] = {"required": True, "content": {JSON: content}}
         spec.path(openapi_path(rule.rule), operations={method.lower(): described})
     return spec.to_dict()
@@ -108,11 +94,16 @@ def _json_schema(_: Any, field: StrictField, ret: dict[str, Any]) -> dict[str, A
     return field.json_schema
 
 
-def _add_components(spec: APISpec, settings: Settings) -> None:
-    """Add the components that several operations use. The document shows only failures that an operation has."""
-    spec.components.schema("Error", _ERROR)
-    for name, header in _HEADERS.items():
-        spec.components.header(name, header)
+def _add_components(spec: APISpec, operations: list[Operation], settings: Settings) -> None:
+    """Add what operations name. The document shows only the failures that an operation has."""
+    schemas, headers = {"Error": _ERROR}, dict(_HEADERS)
+    for operation in operations:
+        schemas |= operation.get("schemas", {})
+        headers |= operation.get("headers", {})
+    for name, schema in schemas.items():
+        spec.components.schema(name, schema)
+    for name, component in headers.items():
+        spec.components.header(name, component)
     spec.components.parameter(_REQUEST_ID, "header", _REQUEST_ID_PARAMETER)
     if settings.require_auth:
         description = "One of the keys in the server's API_KEY_SECRET."
@@ -124,15 +115,6 @@ def _add_components(spec: APISpec, settings: Settings) -> None:
             meanings[row.status].setdefault(code, (error.__doc__ or "").partition("\n")[0])
     for row in {row.status: row for row in TABLE.values()}.values():
         spec.components.response(f"Error{row.status}", _failure(row, meanings[row.status]), lazy=True)
-
-
-def _add_operation_components(spec: APISpec, operation: Operation) -> None:
-    for name, schema in operation.schemas.items():
-        if name not in spec.components.schemas:
-            spec.components.schema(name, schema)
-    for name, header in operation.headers.items():
-        if name not in spec.components.headers:
-            spec.components.header(name, header)
 
 
 def _failure(row: Row, meanings: dict[str, str]) -> dict[str, Any]:
@@ -154,23 +136,24 @@ def _response(description: str, content: Any, headers: list[str]) -> dict[str, A
     }
 
 
-def _describe(rule: Rule, operation: Operation, settings: Settings, models: Registry) -> dict[str, Any]:
-    statuses = _ANYWHERE | {TABLE[error].status for error in operation.failures}
-    values = list(operation.path_values(models)) if operation.path_values is not None else []
-    parameters = [{"in": "path", "name": name, "schema": STRING | {"enum": values}} for name in sorted(rule.arguments)]
+def _describe(rule: Rule, operation: Operation, service: Service) -> dict[str, Any]:
+    statuses = _ANYWHERE | {TABLE[error].status for error in operation.get("failures", ())}
+    values = [*operation["path_values"](service.engine.models)] if rule.arguments else []
+    parameters = [{"in": "path", "name": name, "schema": {**STRING, "enum": values}} for name in rule.arguments]
+    content = operation.get("content") or {JSON: next(iter(operation["schemas"]))}
     described: dict[str, Any] = {
-        "operationId": operation.id,
-        "summary": operation.summary,
+        "operationId": operation["id"],
+        "summary": operation["summary"],
         "tags": [rule.endpoint.partition(".")[0]],
         "parameters": [_REQUEST_ID, *parameters],
     }
-    if operation.description:
-        described["description"] = operation.description
-    if auth.needs_key(rule.endpoint, settings):
+    if "description" in operation:
+        described["description"] = operation["description"]
+    if auth.needs_key(rule.endpoint, service.settings):
         described["security"] = [{_KEY: []}]
         statuses |= {TABLE[InvalidKeyError].status}
     described["responses"] = {
-        200: _response("OK", operation.content, [_REQUEST_ID, *operation.headers]),
+        200: _response("OK", content, [_REQUEST_ID, *operation.get("headers", ())]),
         **{status: f"Error{status}" for status in sorted(statuses)},
     }
     return described

@@ -1,10 +1,9 @@
 """A route with its words for the OpenAPI document beside it. `openapi.py` makes the document of them."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from types import MappingProxyType
+from typing import Any, Required, TypedDict, TypeVar, Unpack, cast
 
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.routing import Rule
@@ -18,12 +17,12 @@ from embedding_api.web.request_schema import RequestSchema
 JSON = "application/json"
 STRING = {"type": "string"}
 COUNT = {"type": "integer", "minimum": 0}
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 _View = TypeVar("_View", bound=Callable[..., Response])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operation:
+class Operation(TypedDict, total=False):
     """What the OpenAPI document says of one method of one path.
 
     In `content`, `schemas` and `headers` the name of a component stands for the component.
@@ -32,25 +31,25 @@ class Operation:
         id: The name of the function in generated clients.
         summary: One line.
         description: More, in Markdown.
-        content: The JSON Schema of a response with status 200, for each media type.
-        schemas: Components of the document, for `content`.
-        headers: Headers of a response with status 200, beside X-Request-ID.
+        schemas: Components of the document. The first is the body of a response with status 200.
+        content: That body for each media type, if it is not JSON alone.
+        headers: Headers of that response, beside X-Request-ID.
         failures: Errors of this route, beside those of every route.
-        request: The schema of the body; None for a route without a body.
-        examples: Examples of the body, made from the name of a model.
-        path_values: The values of the path's parameter.
+        request: The schema of the request's body.
+        examples: Returns examples of the request's body for the name of a model.
+        path_values: Returns the values of the path's parameter.
     """
 
-    id: str
-    summary: str
+    id: Required[str]
+    summary: Required[str]
+    description: str
+    schemas: Mapping[str, Any]
     content: Mapping[str, Any]
-    description: str = ""
-    schemas: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, Any] = field(default_factory=dict)
-    failures: Iterable[type[ServiceError]] = ()
-    request: type[RequestSchema] | None = None
-    examples: Callable[[str], dict[str, Any]] | None = None
-    path_values: Callable[[Registry], Iterable[str]] | None = None
+    headers: Mapping[str, Any]
+    failures: Iterable[type[ServiceError]]
+    request: type[RequestSchema]
+    examples: Callable[[str], dict[str, Any]]
+    path_values: Callable[[Registry], Iterable[str]]
 
 
 class Routes(Blueprint):
@@ -67,26 +66,22 @@ class Routes(Blueprint):
     def serve(
         self,
         path: str,
-        operation: Operation,
-        *,
         method: str = "GET",
-        alias: str | None = None,
-        alias_id: str | None = None,
+        *,
+        aliases: Mapping[str, str] = _NONE,
+        **operation: Unpack[Operation],
     ) -> Callable[[_View], _View]:
         """Return a decorator that serves a view at a path.
 
         Args:
             path: The path, in Flask's notation.
-            operation: What the OpenAPI document says of it.
             method: The method; a GET serves HEAD, too.
-            alias: Another path of the same view.
-            alias_id: The alias's `Operation.id`; `<id>_alias` if None.
+            aliases: Other paths of the same view, each with its `Operation.id`.
+            operation: What the OpenAPI document says of the path.
         """
+        summary = f"The same as {method} {openapi_path(path)}"
         operations = {path: operation}
-        if alias is not None:
-            operations[alias] = dataclasses.replace(
-                operation, id=alias_id or f"{operation.id}_alias", summary=f"The same as {method} {openapi_path(path)}"
-            )
+        operations |= {alias: {**operation, "id": id_, "summary": summary} for alias, id_ in aliases.items()}
         self.operations |= operations
 
         def add(view: _View) -> _View:
@@ -109,9 +104,9 @@ def openapi_path(path: str) -> str:
 
 
 def request_schemas(app: Flask, settings: Settings, models: Registry) -> dict[str, RequestSchema]:
-    """Return the schema of the body for the endpoint of each route that has a body."""
-    kinds = {rule.endpoint: operation_of(app, rule).request for rule in app.url_map.iter_rules()}
-    return {endpoint: kind.of(settings, models) for endpoint, kind in kinds.items() if kind is not None}
+    """Return the schema of the request's body for each endpoint that has one."""
+    operations = {rule.endpoint: operation_of(app, rule) for rule in app.url_map.iter_rules()}
+    return {name: one["request"](settings, models) for name, one in operations.items() if "request" in one}
 
 
 def load_request() -> dict[str, Any]:
@@ -123,6 +118,11 @@ def load_request() -> dict[str, Any]:
     schema: RequestSchema = current_app.extensions["request_schemas"][request.endpoint]
     fields: dict[str, Any] = schema.load(json_body.load())
     return fields
+
+
+def header(description: str, schema: Mapping[str, Any], *, is_required: bool = True) -> dict[str, Any]:
+    """Return the component of a header; `is_required` is true if every response that can have it has it."""
+    return {"description": description, "schema": schema} | ({"required": True} if is_required else {})
 
 
 def object_schema(*, optional: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:

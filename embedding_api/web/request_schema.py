@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NoReturn, Self, cast
+from typing import Any, NoReturn, cast
 
 import marshmallow
 from marshmallow import fields
@@ -35,7 +35,7 @@ def model_names(models: Registry) -> tuple[str, ...]:
 class RequestSchema(marshmallow.Schema):
     """The body of a request. null means absent, and unknown fields are ignored.
 
-    Args:
+    Attributes:
         max_inputs: The most texts in one request.
         accepts_token_ids: True if `input` may hold token ids.
         known: The names that a field may have, for each field that names something of this server.
@@ -46,21 +46,12 @@ class RequestSchema(marshmallow.Schema):
 
         unknown = marshmallow.EXCLUDE
 
-    def __init__(self, *, max_inputs: int, accepts_token_ids: bool, known: Mapping[str, tuple[str, ...]]) -> None:
-        self.max_inputs = max_inputs
-        self.accepts_token_ids = accepts_token_ids
-        self.known = known
-        super().__init__()
-
-    @classmethod
-    def of(cls, settings: Settings, models: Registry) -> Self:
-        """Return the schema for these settings and models."""
+    def __init__(self, settings: Settings, models: Registry) -> None:
+        self.max_inputs = settings.max_inputs
+        self.accepts_token_ids = settings.token_ids == "model"  # noqa: S105 - tokens of texts, not a password
         prompts = dict.fromkeys(name for model in models.models for name in model.route.prompts)
-        return cls(
-            max_inputs=settings.max_inputs,
-            accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, not a password
-            known={"model": model_names(models), "prompt_name": tuple(prompts)},
-        )
+        self.known = {"model": model_names(models), "prompt_name": tuple(prompts)}
+        super().__init__()
 
     @marshmallow.pre_load
     def _drop_nulls(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -85,8 +76,10 @@ class StrictField(fields.Field[Any]):
     """A field that converts nothing silently, and describes itself in JSON Schema.
 
     Args:
+        description: Its words in the OpenAPI document.
         synonyms: Words of other APIs, each with the value of this field that it stands for.
         unsupported: Words of other APIs for what this service cannot do, each with the message that refuses it.
+        required: True if a request must have it. Otherwise `load_default` is its default, or None.
     """
 
     default_error_messages = {  # noqa: RUF012 - marshmallow declares it as an instance's
@@ -95,12 +88,16 @@ class StrictField(fields.Field[Any]):
 
     def __init__(
         self,
+        description: str,
         *,
         synonyms: Mapping[str, Any] = MappingProxyType({}),
         unsupported: Mapping[str, str] = MappingProxyType({}),
+        required: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(pre_load=self._translate, **kwargs)
+        default = {} if required else {"load_default": None}
+        metadata = {"description": description}
+        super().__init__(pre_load=self._translate, required=required, metadata=metadata, **default | kwargs)
         self._synonyms = synonyms
         self._unsupported = unsupported
 

@@ -5,9 +5,7 @@ import re
 
 import pytest
 
-from embedding_api import web
 from embedding_api.errors import TABLE, TransportError
-from embedding_api.service import service_of
 from embedding_api.web.operation import openapi_path
 
 
@@ -36,12 +34,6 @@ def request_fields(document):
 def test_every_route_is_described_with_its_methods(app, document):
     routes = {(openapi_path(rule.rule), rule.methods - {"HEAD"} == {"POST"}) for rule in app.url_map.iter_rules()}
     assert routes == {(path, method == "post") for path, method, _ in operations(document)}
-
-
-@pytest.mark.settings(API_KEY_SECRET="secret")
-def test_it_can_be_made_without_serving_it(app, document):
-    service = service_of(app)
-    assert document == web.openapi_document(service.settings, service.engine.models)
 
 
 def test_the_model_is_one_of_the_names_and_aliases_that_are_served(document):

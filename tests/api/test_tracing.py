@@ -315,6 +315,7 @@ def test_a_malformed_variable_of_opentelemetry_s_refuses_the_start(name, value, 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     monkeypatch.setenv(name, value)
     with pytest.raises(
-        SettingsError, match=r"OpenTelemetry cannot be set up .*mend or unset those that begin with OTEL_"
+        SettingsError,
+        match=r"OpenTelemetry rejects its settings .*correct or unset the variables that begin with OTEL_",
     ):
         create_app(load_settings(), fake_engine(fake_model()))

@@ -5,7 +5,7 @@ from importlib import resources
 from flask import Response, abort, request
 
 from embedding_api.errors import NotFoundError
-from embedding_api.web.operation import STRING, Operation, Routes
+from embedding_api.web.operation import STRING, Routes
 
 bp = Routes("docs")
 
@@ -28,8 +28,7 @@ _POLICY = (
 
 
 @bp.serve(
-    "/docs",
-    Operation(id="get_docs", summary="This document as a page to read and to try it", content={"text/html": STRING}),
+    "/docs", id="get_docs", summary="This document as a page to read and to try it", content={"text/html": STRING}
 )
 def page() -> Response:
     """Return the page. Its links are relative, so that a proxy may serve it below a path."""
@@ -41,13 +40,11 @@ def page() -> Response:
 
 @bp.serve(
     "/docs/<file>",
-    Operation(
-        id="get_docs_file",
-        summary="A file of that page",
-        content={"text/javascript": STRING, "text/css": STRING, "image/png": {}},
-        failures=(NotFoundError,),
-        path_values=lambda _: FILES,
-    ),
+    id="get_docs_file",
+    summary="A file of that page",
+    content={"text/javascript": STRING, "text/css": STRING, "image/png": {}},
+    failures=[NotFoundError],
+    path_values=lambda _: FILES,
 )
 def file(file: str) -> Response:
     """Return one of the page's files."""

@@ -15,7 +15,7 @@ from embedding_api.request import CALLER, REFUSAL, Caller
 from embedding_api.service import service_of
 from embedding_api.web import json_body, observe
 from embedding_api.web.fields import Choice, Count, Flag, Name, Texts
-from embedding_api.web.operation import COUNT, JSON, STRING, Operation, Routes, load_request, object_schema
+from embedding_api.web.operation import COUNT, STRING, Routes, header, load_request, object_schema
 from embedding_api.web.request_schema import RequestSchema
 
 bp = Routes("embeddings")
@@ -29,131 +29,100 @@ TIMEOUT_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
 class EmbeddingRequest(RequestSchema):
     """The body of POST /v1/embeddings."""
 
-    input = Texts(required=True, metadata={"description": "What to embed: one text, or several."})
-    model = Name(required=True, metadata={"description": "Name or alias of a model that is served."})
+    input = Texts("What to embed: one text, or several.", required=True)
+    model = Name("Name or alias of a model that is served.", required=True)
     encoding_format = Choice(
-        "float",
-        "base64",
+        ("float", "base64"),
+        "The form of the vectors: numbers, or base64 of little-endian float32, which is smaller and faster.",
         load_default="float",
-        metadata={
-            "description": "The form of the vectors: numbers, or base64 of little-endian float32, which is smaller and "
-            "faster."
-        },
     )
     dimensions = Count(
-        load_default=None,
-        metadata={
-            "description": "Return only so many leading components, scaled to length 1 again if the model normalizes. "
-            "The default and the maximum are the model's own number."
-        },
+        "Return only so many leading components, scaled to length 1 again if the model normalizes. The default and the "
+        "maximum are the model's own number."
     )
-    user = Name(load_default=None, metadata={"description": "Accepted, and not stored."})
+    user = Name("Accepted, and not stored.")
     truncate = Flag(
+        "true cuts a text to the model's window and reports it, false refuses it. END is another word for true, NONE "
+        "for false. The default is the server's setting TRUNCATE.",
         # Cohere and NVIDIA send capital letters, Elasticsearch's client for NVIDIA small letters.
         synonyms={"NONE": False, "none": False, "END": True, "end": True},
         unsupported=dict.fromkeys(
             ("START", "start"), "must be END or NONE, not START: the server can cut a text only at its end"
         ),
-        load_default=None,
-        metadata={
-            "description": "true cuts a text to the model's window and reports it, false refuses it. END is another "
-            "word for true, NONE for false. The default is the server's setting TRUNCATE."
-        },
     )
     input_type = Choice(
-        *typing.get_args(Task),
+        typing.get_args(Task),
+        "The role of the texts in a search. Selects the model's own prompt or route for that role, if it has one. "
+        "search_query is another word for query, passage and search_document for document.",
         # NVIDIA's word, and Cohere's.
         synonyms={"passage": "document", "search_query": "query", "search_document": "document"},
-        load_default=None,
-        metadata={
-            "description": "The role of the texts in a search. Selects the model's own prompt or route for that role, "
-            "if it has one. search_query is another word for query, passage and search_document for document."
-        },
     )
     prompt_name = Name(
-        load_default=None,
-        metadata={
-            "description": "The model's prompt to put before each text, instead of its default prompt and that of "
-            "`input_type`. GET /v1/models lists the names."
-        },
+        "The model's prompt to put before each text, instead of its default prompt and that of `input_type`. GET "
+        "/v1/models lists the names."
     )
 
 
-_EMBEDDINGS = object_schema(
-    object={"const": "list"},
-    data={"type": "array", "minItems": 1, "items": "Embedding", "description": "In the order of `input`."},
-    model={"type": "string", "description": "The model, as the request named it."},
-    usage="Usage",
-) | {
-    "examples": [
-        {
-            "object": "list",
-            "data": [{"object": "embedding", "index": 0, "embedding": [0.1098761, 0.21182972, 0.46818143, 0.8508006]}],
-            "model": "sentence-transformers/all-MiniLM-L6-v2",
-            "usage": {"prompt_tokens": 8, "total_tokens": 8},
-        }
-    ]
+_EXAMPLE = {
+    "object": "list",
+    "data": [{"object": "embedding", "index": 0, "embedding": [0.1098761, 0.21182972, 0.46818143, 0.8508006]}],
+    "model": "sentence-transformers/all-MiniLM-L6-v2",
+    "usage": {"prompt_tokens": 8, "total_tokens": 8},
 }
-_EMBEDDING = object_schema(
-    object={"const": "embedding"},
-    index={**COUNT, "description": "The index of its text in `input`."},
-    embedding={
-        "description": "The vector; in base64 the bytes of little-endian float32.",
-        "anyOf": [
-            {"title": "Numbers", "type": "array", "minItems": 1, "items": {"type": "number"}},
-            {"title": "Base64", "type": "string", "contentEncoding": "base64"},
-        ],
-    },
-    truncated={"const": True, "description": "Present if the text was cut to the model's window."},
-    optional=("truncated",),
-)
-_USAGE = object_schema(
-    prompt_tokens={**COUNT, "description": "Tokens that the model read, special tokens and prompts included."},
-    total_tokens={**COUNT, "description": "The same number."},
-)
+_FORMS = [
+    {"title": "Numbers", "type": "array", "minItems": 1, "items": {"type": "number"}},
+    {"title": "Base64", "type": "string", "contentEncoding": "base64"},
+]
+_SCHEMAS = {
+    "Embeddings": object_schema(
+        object={"const": "list"},
+        data={"type": "array", "minItems": 1, "items": "Embedding", "description": "In the order of `input`."},
+        model={**STRING, "description": "The model, as the request named it."},
+        usage="Usage",
+    )
+    | {"examples": [_EXAMPLE]},
+    "Embedding": object_schema(
+        object={"const": "embedding"},
+        index={**COUNT, "description": "The index of its text in `input`."},
+        embedding={"description": "The vector; in base64 the bytes of little-endian float32.", "anyOf": _FORMS},
+        truncated={"const": True, "description": "Present if the text was cut to the model's window."},
+        optional=("truncated",),
+    ),
+    "Usage": object_schema(
+        prompt_tokens={**COUNT, "description": "Tokens that the model read, special tokens and prompts included."},
+        total_tokens={**COUNT, "description": "The same number."},
+    ),
+}
 _HEADERS = {
-    "Server-Timing": {
-        "required": True,
-        "description": "Where the time went, in milliseconds: `tokenize`, `queue`, `inference`, `total`.",
-        "schema": STRING,
-    },
-    "X-Truncated-Inputs": {
-        "description": "How many texts were cut to the model's window; absent if none was.",
-        "schema": {"type": "integer", "minimum": 1},
-    },
+    "Server-Timing": header("Where the time went, in milliseconds: `tokenize`, `queue`, `inference`, `total`.", STRING),
+    "X-Truncated-Inputs": header(
+        "How many texts were cut to the model's window; absent if none was.", {**COUNT, "minimum": 1}, is_required=False
+    ),
 }
 
 
 def _examples(model: str) -> dict[str, Any]:
-    several = ["First sentence to embed.", "Second sentence to embed."]
+    one = {"model": model, "input": "The quick brown fox jumps over the lazy dog."}
+    several = {"model": model, "input": ["First sentence to embed.", "Second sentence to embed."]}
     return {
-        "text": {
-            "summary": "A text",
-            "value": {"model": model, "input": "The quick brown fox jumps over the lazy dog."},
-        },
-        "texts": {
-            "summary": "Several, as base64",
-            "value": {"model": model, "input": several, "encoding_format": "base64"},
-        },
+        "text": {"summary": "A text", "value": one},
+        "texts": {"summary": "Several, as base64", "value": {**several, "encoding_format": "base64"}},
     }
 
 
 @bp.serve(
     "/v1/embeddings",
-    Operation(
-        id="create_embeddings",
-        summary="Turn texts into vectors",
-        description="OpenAI's embeddings API. null means absent, unknown fields are ignored, and the body may have any "
-        "Content-Type. `data` is in the order of `input`.",
-        request=EmbeddingRequest,
-        examples=_examples,
-        content={JSON: "Embeddings"},
-        schemas={"Embeddings": _EMBEDDINGS, "Embedding": _EMBEDDING, "Usage": _USAGE},
-        headers=_HEADERS,
-        failures=TABLE.keys() - {InvalidKeyError, NotFoundError},
-    ),
-    method="POST",
-    alias="/embeddings",
+    "POST",
+    aliases={"/embeddings": "create_embeddings_alias"},
+    id="create_embeddings",
+    summary="Turn texts into vectors",
+    description="OpenAI's embeddings API. null means absent, unknown fields are ignored, and the body may have any "
+    "Content-Type. `data` is in the order of `input`.",
+    request=EmbeddingRequest,
+    examples=_examples,
+    schemas=_SCHEMAS,
+    headers=_HEADERS,
+    failures=TABLE.keys() - {InvalidKeyError, NotFoundError},
 )
 def create() -> Response:
     """Return the vectors of the request's texts."""
@@ -182,15 +151,15 @@ def _caller(timeout_s: float) -> Caller:
     """Return the request's client, with the earliest of the server's deadline and the client's own."""
     caller: Caller = request.environ.get(CALLER) or Caller()
     caller.wait_at_most(timeout_s, "REQUEST_TIMEOUT_S")
-    for header in TIMEOUT_HEADERS:
-        caller.wait_at_most(_seconds(request.headers.get(header, "")), f"the client's own timeout ({header})")
+    for name in TIMEOUT_HEADERS:
+        caller.wait_at_most(_seconds(request.headers.get(name, "")), f"the client's own timeout ({name})")
     return caller
 
 
-def _seconds(header: str) -> float:
-    """Return the seconds in a header; infinity if it is missing, malformed or not above zero."""
+def _seconds(value: str) -> float:
+    """Return the seconds in a header's value; infinity if it is missing, malformed or not above zero."""
     with contextlib.suppress(ValueError):
-        if (seconds := float(header)) > 0:
+        if (seconds := float(value)) > 0:
             return seconds
     return math.inf
 

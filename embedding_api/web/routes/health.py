@@ -7,13 +7,13 @@ from embedding_api.errors import NotReadyError
 from embedding_api.request import REFUSAL
 from embedding_api.service import service_of
 from embedding_api.web import json_body
-from embedding_api.web.operation import JSON, STRING, Operation, Routes, object_schema
+from embedding_api.web.operation import STRING, Routes, object_schema
 
 bp = Routes("health")
 
 _SERVICE = object_schema(
     service=STRING,
-    status={"type": "string", "enum": ["healthy", "unhealthy"]},
+    status={**STRING, "enum": ["healthy", "unhealthy"]},
     version=STRING,
     available_models={"type": "array", "minItems": 1, "items": STRING},
 )
@@ -21,12 +21,9 @@ _SERVICE = object_schema(
 
 @bp.serve(
     "/",
-    Operation(
-        id="get_service",
-        summary="The service, its status, its version and its models",
-        content={JSON: "Service"},
-        schemas={"Service": _SERVICE},
-    ),
+    id="get_service",
+    summary="The service, its status, its version and its models",
+    schemas={"Service": _SERVICE},
 )
 def index() -> Response:
     """Return the service's name, status and version, and the names of its models."""
@@ -43,12 +40,9 @@ def index() -> Response:
 
 @bp.serve(
     "/health/live",
-    Operation(
-        id="get_live",
-        summary="Liveness: 200 while the process can respond at all",
-        content={JSON: "Live"},
-        schemas={"Live": object_schema(status={"const": "live"})},
-    ),
+    id="get_live",
+    summary="Liveness: 200 while the process can respond at all",
+    schemas={"Live": object_schema(status={"const": "live"})},
 )
 def live() -> Response:
     """Return 200."""
@@ -57,16 +51,12 @@ def live() -> Response:
 
 @bp.serve(
     "/health/ready",
-    Operation(
-        id="get_ready",
-        summary="Readiness: 200 while the engine responds or is idle",
-        description="Each worker reports for itself alone. 503 while the server stops.",
-        content={JSON: "Ready"},
-        schemas={"Ready": object_schema(status={"const": "ready"})},
-        failures=(NotReadyError,),
-    ),
-    alias="/health",
-    alias_id="get_health",
+    aliases={"/health": "get_health"},
+    id="get_ready",
+    summary="Readiness: 200 while the engine responds or is idle",
+    description="Each worker reports for itself alone. 503 while the server stops.",
+    schemas={"Ready": object_schema(status={"const": "ready"})},
+    failures=[NotReadyError],
 )
 def ready() -> Response:
     """Return 200, or raise what keeps this worker from embedding."""

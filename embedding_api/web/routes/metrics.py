@@ -6,19 +6,17 @@ from flask import Response, request
 from prometheus_client import CollectorRegistry, exposition
 
 from embedding_api.telemetry import counters
-from embedding_api.web.operation import STRING, Operation, Routes
+from embedding_api.web.operation import STRING, Routes
 
 bp = Routes("metrics")
 
 
 @bp.serve(
     "/metrics",
-    Operation(
-        id="get_metrics",
-        summary="The counters of all workers, for Prometheus",
-        description="Prometheus' text format, or OpenMetrics if the request's Accept asks for it.",
-        content={"text/plain": STRING, "application/openmetrics-text": STRING},
-    ),
+    id="get_metrics",
+    summary="The counters of all workers, for Prometheus",
+    description="Prometheus' text format, or OpenMetrics if the request's Accept asks for it.",
+    content={"text/plain": STRING, "application/openmetrics-text": STRING},
 )
 def show() -> Response:
     """Return the counters in the format that the client accepts."""

@@ -9,14 +9,14 @@ from embedding_api.engine.models.registry import Model
 from embedding_api.errors import NotFoundError
 from embedding_api.service import service_of
 from embedding_api.web import json_body
-from embedding_api.web.operation import JSON, STRING, Operation, Routes, object_schema
+from embedding_api.web.operation import STRING, Routes, object_schema
 from embedding_api.web.request_schema import model_names
 
 bp = Routes("models")
 
 _PROOF = object_schema(
     measure={
-        "type": "string",
+        **STRING,
         "description": "How its vectors were compared with those of `SentenceTransformer.encode` at start-up: "
         "largest_difference of any component, as a share of the vector's length, or cosine of the worst text.",
     },
@@ -24,30 +24,26 @@ _PROOF = object_schema(
     bound={"type": "number", "description": "The server refuses to serve a model beyond this bound."},
 )
 _MODEL = object_schema(
-    id={"type": "string", "description": "Its public name."},
+    id={**STRING, "description": "Its public name."},
     object={"const": "model"},
     created={"type": "integer", "description": "When it was loaded, in seconds since 1970."},
-    owned_by={"type": "string", "description": "The organisation on the hub, or local."},
+    owned_by={**STRING, "description": "The organisation on the hub, or local."},
     dimensions={"type": "integer", "minimum": 1, "description": "Components of its vectors."},
     max_input_tokens={"type": ["integer", "null"], "description": "Its window; null if it has none."},
     prompts={"type": "object", "additionalProperties": STRING, "description": "Its prompts by name."},
-    backend={"type": "string", "description": "The backend that computes it."},
-    precision={"type": "string", "description": "The arithmetic that the backend computes in."},
+    backend={**STRING, "description": "The backend that computes it."},
+    precision={**STRING, "description": "The arithmetic that the backend computes in."},
     proof="Proof",
 )
 _MODELS = object_schema(object={"const": "list"}, data={"type": "array", "minItems": 1, "items": "Model"})
-_SCHEMAS = {"Models": _MODELS, "Model": _MODEL, "Proof": _PROOF}
 
 
 @bp.serve(
     "/v1/models",
-    Operation(
-        id="list_models",
-        summary="The models that are served, in the configured order",
-        content={JSON: "Models"},
-        schemas=_SCHEMAS,
-    ),
-    alias="/models",
+    aliases={"/models": "list_models_alias"},
+    id="list_models",
+    summary="The models that are served, in the configured order",
+    schemas={"Models": _MODELS, "Model": _MODEL, "Proof": _PROOF},
 )
 def index() -> Response:
     """Return the models in the configured order."""
@@ -57,15 +53,12 @@ def index() -> Response:
 
 @bp.serve(
     "/v1/models/<path:model_id>",
-    Operation(
-        id="get_model",
-        summary="One model, by its name or alias",
-        content={JSON: "Model"},
-        schemas=_SCHEMAS,
-        failures=(NotFoundError,),
-        path_values=model_names,
-    ),
-    alias="/models/<path:model_id>",
+    aliases={"/models/<path:model_id>": "get_model_alias"},
+    id="get_model",
+    summary="One model, by its name or alias",
+    schemas={"Model": _MODEL, "Proof": _PROOF},
+    failures=[NotFoundError],
+    path_values=model_names,
 )
 def show(model_id: str) -> Response:
     """Return one model, by its name or alias."""
