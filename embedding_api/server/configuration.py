@@ -6,7 +6,7 @@ from embedding_api.errors import StartError
 from embedding_api.machine import scratch
 from embedding_api.server import arguments, interrupts, listen, reloading
 from embedding_api.settings import Settings
-from embedding_api.telemetry import counters
+from embedding_api.telemetry.metrics import counters
 
 
 def prepare() -> tuple[Settings, str]:

@@ -1,6 +1,7 @@
 """What happens when Gunicorn starts, reloads, forks and loses a worker; `gunicorn.conf.py` names these functions."""
 
 import contextlib
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from gunicorn.arbiter import Arbiter
 
 from embedding_api.engine.engine import Engine
 from embedding_api.server import listen, reloading, worker
+from embedding_api.server.memory_kills import MemoryKills
 from embedding_api.server.worker import Worker
 from embedding_api.service import Service, service_of
 from embedding_api.settings import Settings
-from embedding_api.telemetry import counters, metrics
+from embedding_api.telemetry import metrics
+from embedding_api.telemetry.metrics import counters
 
 
 def when_ready(server: Arbiter) -> None:
     """Says where the service is, and how to try it; and prepares for signals that Gunicorn alone would take amiss."""
+    server.memory_kills = MemoryKills()
     worker.tell_workers_of_sigterm(server)
     reloading.guard(server, _running(server))
     listen.announce(server, _running(server))
@@ -36,6 +40,8 @@ def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> 
 def pre_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
     """Gives the worker its place among those that exchange batches, and among those that count."""
     worker.seat, worker.slot = _engine(worker).take_seat(), counters.take()
+    # One byte that the worker sets when it ends by itself.
+    worker.has_ended = mmap.mmap(-1, 1)
     metrics.WORKERS.set(counters.n_taken())
 
 
@@ -60,18 +66,20 @@ def post_worker_init(worker: Worker) -> None:
         tracing.start()
 
 
-def child_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
+def child_exit(server: Arbiter, worker: Worker) -> None:
     """Lets the other workers know that one is gone, so that they compute again what it had of theirs; and counts it."""
     if worker.seat is not None:
         worker.seat.leave()
     counters.leave(worker.slot)
     metrics.WORKERS.set(counters.n_taken())
     metrics.RESTARTS.inc()
+    server.memory_kills.note_end(worker.pid, was_killed=not worker.has_ended[0])
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
     """Ends the engine with its worker; Gunicorn's master may call this too, and its engine is the next workers'."""
     if worker.pid == os.getpid():
+        worker.has_ended[0] = 1
         _engine(worker).close()
         if (tracing := _service(worker).tracing) is not None:
             tracing.close()

@@ -72,6 +72,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     # Given by the master before the fork: where it exchanges batches, if workers can; and where it counts.
     seat: Seat | None
     slot: int
+    # One byte, shared with the master: 1 once the worker ends by itself.
+    has_ended: mmap.mmap
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:

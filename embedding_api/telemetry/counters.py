@@ -1,7 +1,7 @@
-"""Where the processes of one server count together: memory without a name, in which each worker has a slot of its own.
+"""Numbers that the processes of one server count together: shared memory in which each worker has a slot of its own.
 
-prometheus_client's own way for several processes is files named after process ids, which it never removes. Here a
-worker takes the lowest free slot, and goes on counting where the one before it ended. See docs/decisions/0010.
+prometheus_client's own way for several processes is one file for each process id, which it never removes. Here a worker
+gets the lowest free slot, and goes on counting where the worker before it stopped. See docs/decisions/0010.
 """
 
 import itertools
@@ -10,33 +10,35 @@ import logging
 import mmap
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Metric, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 logger = logging.getLogger(__name__)
 
-# Of a slot: numbers, and bytes for what each is. A model has about 100 of 150 bytes each; pages not written take no
-# memory. The first two numbers say how many others there are, and of how many bytes; the last is for those that have
-# no room.
-_N_NUMBERS, _N_BYTES = 2**13, 2**20
-_COUNT, _BYTES, _FIRST, _NO_ROOM = 0, 1, 2, _N_NUMBERS - 1
-_SLOT_BYTES = 8 * _N_NUMBERS + _N_BYTES
-# JSON has no line breaks.
+# A slot holds N_NUMBERS float64, and N_KEY_BYTES for their keys. A model has about 100 keys of 150 bytes each. A page
+# that nobody writes takes no memory.
+N_NUMBERS, N_KEY_BYTES = 2**13, 2**20
+SLOT_BYTES = 8 * N_NUMBERS + N_KEY_BYTES
+# Indices of the first numbers: how many keys there are, how many bytes they take, and the first number with a key. The
+# last number takes what has no room.
+_COUNT, _BYTES, _FIRST, _NO_ROOM = 0, 1, 2, N_NUMBERS - 1
+# Ends a key; JSON has no line breaks.
 _END = b"\n"
 
 
 class Key(NamedTuple):
-    """What a number is, as prometheus_client tells it.
+    """What a number counts, in prometheus_client's terms.
 
     Attributes:
         type: counter, gauge or histogram.
-        mode: How gauges of several processes become one; empty for others.
-        metric: The name of the metric.
-        sample: The name of the number, as it is shown.
-        labels: Names and values.
-        help: Of the metric.
+        mode: How the gauges of several processes become one; empty for other types.
+        metric: Name of the metric.
+        sample: Name of the number, as GET /metrics shows it.
+        labels: Names and values of the labels.
+        help: Help text of the metric.
     """
 
     type: str
@@ -48,58 +50,145 @@ class Key(NamedTuple):
 
 
 class Slot:
-    """The numbers of one process. Any process may read them.
+    """The numbers of one process, and their keys. Any process may read them.
 
     Args:
-        memory: Zeroed at first; of `_SLOT_BYTES`.
+        memory: SLOT_BYTES bytes, zeroed at first. The first float64 is the number of keys.
 
     Attributes:
-        memory: See above.
-        numbers: float64, `_N_NUMBERS` of them, each written whole.
+        memory: The same bytes.
+        numbers: float64, (N_NUMBERS,). Each is written in one store.
     """
 
     def __init__(self, memory: memoryview) -> None:
         self.memory = memory
-        self.numbers = memory[: 8 * _N_NUMBERS].cast("d")
-        self._told = memory[8 * _N_NUMBERS :]
-        self._places = {told: place for place, told in self._all_told()}
-        # Not as the number says it: whoever was killed while it told something has left more.
-        self._n_told_bytes = sum(len(told) + len(_END) for told in self._places)
+        self.numbers = memory[: 8 * N_NUMBERS].cast("d")
+        self._keys = memory[8 * N_NUMBERS :]
+        self._indices = {key: index for index, key in self._read_keys()}
+        # Not numbers[_BYTES]: a process that was killed while it added a key has left too large a number there.
+        self._n_key_bytes = sum(len(key) + len(_END) for key in self._indices)
 
-    def place(self, key: Key) -> int:
-        """Where in `numbers` a number is, from now on at the latest."""
-        told = json.dumps(key).encode()
-        if told not in self._places:
-            place, end = _FIRST + len(self._places), self._n_told_bytes + len(told) + len(_END)
-            if place == _NO_ROOM or end > _N_BYTES:
-                logger.warning("there is no room to count %s; it is left out", key.sample)
+    def index(self, key: Key) -> int:
+        """Return the index of the key's number, allocated on first use."""
+        encoded = json.dumps(key).encode()
+        if encoded not in self._indices:
+            index, end = _FIRST + len(self._indices), self._n_key_bytes + len(encoded) + len(_END)
+            if index == _NO_ROOM or end > N_KEY_BYTES:
+                logger.warning("there is no room to count %s; GET /metrics leaves it out", key.sample)
                 return _NO_ROOM
-            self._told[self._n_told_bytes : end] = told + _END
-            self.numbers[place] = 0.0
+            self._keys[self._n_key_bytes : end] = encoded + _END
+            self.numbers[index] = 0.0
             self.numbers[_BYTES] = end
-            # Last: a process that is killed before has told nothing.
+            # Last, so that a process that is killed before this line has added no key.
             self.numbers[_COUNT] += 1
-            self._places[told], self._n_told_bytes = place, end
-        return self._places[told]
+            self._indices[encoded], self._n_key_bytes = index, end
+        return self._indices[encoded]
 
     def read(self) -> Iterator[tuple[Key, int]]:
-        """Each key, and the place of its number."""
-        for place, told in self._all_told():
-            yield Key(*json.loads(told)), place
+        """Yield each key, and the index of its number."""
+        for index, encoded in self._read_keys():
+            yield Key(*json.loads(encoded)), index
 
-    def _all_told(self) -> Iterator[tuple[int, bytes]]:
+    def _read_keys(self) -> Iterator[tuple[int, bytes]]:
         count = int(self.numbers[_COUNT])
-        told = bytes(self._told[: int(self.numbers[_BYTES])])
-        return zip(range(_FIRST, _FIRST + count), told.split(_END), strict=False)
+        keys = bytes(self._keys[: int(self.numbers[_BYTES])])
+        return zip(range(_FIRST, _FIRST + count), keys.split(_END), strict=False)
+
+
+class Counters:
+    """The slots of a server's master and workers; until `share`, the slot of this process alone.
+
+    It is also the collector that shows their sums to prometheus_client.
+
+    Attributes:
+        lock: Guards the numbers of this process.
+        slot: The slot in which this process counts.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._slots = [Slot(_shared_memory(1))]
+        self.slot = self._slots[0]
+        self._taken: set[int] = set()
+
+    def install(self) -> None:
+        """Let all metrics of prometheus_client count here from now on, whatever folder the environment names."""
+        values.ValueClass = partial(Value, self)
+
+    def share(self, n_workers: int) -> None:
+        """Let this process, and those that it forks from now on, count together. A second call changes nothing.
+
+        The numbers that this process has counted stay, so that metrics may be made before or after.
+
+        Args:
+            n_workers: Most workers at one time. GET /metrics does not show the numbers of further ones.
+        """
+        if len(self._slots) > 1:
+            return
+        memory = _shared_memory(n_workers + 1)
+        with self.lock:
+            memory[:SLOT_BYTES] = self.slot.memory
+            self._slots = [Slot(memory[start : start + SLOT_BYTES]) for start in range(0, len(memory), SLOT_BYTES)]
+            self.slot = self._slots[0]
+
+    def take(self) -> int:
+        """Return the lowest free slot, for a worker that the master is about to fork."""
+        number = next(number for number in itertools.count(1) if number not in self._taken)
+        self._taken.add(number)
+        return number
+
+    def become(self, number: int) -> None:
+        """Count in this slot from now on. A worker calls this right after the fork."""
+        if number < len(self._slots):
+            # Read anew: the workers that had the slot before have added keys since the master read it.
+            self.slot = Slot(self._slots[number].memory)
+        else:
+            logger.warning(
+                "all %d slots for metrics are taken; GET /metrics leaves out what this worker counts",
+                len(self._slots) - 1,
+            )
+            self.slot = Slot(memoryview(bytearray(SLOT_BYTES)))
+
+    def leave(self, number: int) -> None:
+        """Free the slot of a worker that is gone. Its counts stay; its gauges of work in hand become 0."""
+        self._taken.discard(number)
+        if number < len(self._slots):
+            slot = self._slots[number]
+            for key, index in slot.read():
+                if key.mode.startswith("live"):
+                    slot.numbers[index] = 0.0
+
+    def n_taken(self) -> int:
+        """Return the number of workers that there are."""
+        return len(self._taken)
+
+    def registry(self) -> CollectorRegistry:
+        """Return a registry that shows what all processes have counted."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        return registry
+
+    def collect(self) -> list[Metric]:
+        """Return each metric, summed over all slots."""
+        metrics: dict[str, Metric] = {}
+        for number, slot in enumerate(self._slots):
+            for key, index in slot.read():
+                metric = metrics.setdefault(key.metric, Metric(key.metric, key.help, key.type))
+                labels = tuple(sorted(key.labels.items()))
+                if key.type == "gauge":
+                    vars(metric)["_multiprocess_mode"] = key.mode
+                    labels += (("pid", str(number)),)
+                metric.add_sample(key.sample, labels, slot.numbers[index])  # type: ignore[arg-type] # the merge wants tuples
+        merge: Any = MultiProcessCollector._accumulate_metrics  # noqa: SLF001 - its public form reads files
+        return list(merge(metrics, accumulate=True))
 
 
 class Value:
-    """A number of a metric, in the slot of the process that counts."""
-
-    _multiprocess = True
+    """A number of a metric, in the slot of the process that counts. prometheus_client makes and calls it."""
 
     def __init__(
         self,
+        counters: Counters,
         typ: str,
         metric_name: str,
         name: str,
@@ -109,130 +198,44 @@ class Value:
         multiprocess_mode: str = "",
         **_: Any,
     ) -> None:
-        labels = dict(zip(labelnames, labelvalues, strict=True))
-        self._key = Key(typ, multiprocess_mode, metric_name, name, labels, help_text)
+        self._counters = counters
+        self._key = Key(
+            typ, multiprocess_mode, metric_name, name, dict(zip(labelnames, labelvalues, strict=True)), help_text
+        )
         self._slot: Slot | None = None
-        with _counting:
-            self._attach()
+        self._index = _NO_ROOM
+        # A number is shown from its making on.
+        self.inc(0.0)
 
-    def _attach(self) -> None:
-        """Finds its place, if this process has another slot than it had."""
-        if self._slot is not _slot:
-            self._slot = _slot
-            self._place = _slot.place(self._key)
+    def _numbers(self) -> "memoryview[float]":
+        """Return the numbers of this process, after finding the index if the process has another slot than before."""
+        slot = self._counters.slot
+        if self._slot is not slot:
+            self._slot, self._index = slot, slot.index(self._key)
+        return slot.numbers
 
     def inc(self, amount: float) -> None:
-        """Adds to it."""
-        with _counting:
-            self._attach()
-            _slot.numbers[self._place] += amount
+        """Add to the number."""
+        with self._counters.lock:
+            self._numbers()[self._index] += amount
 
     def set(self, value: float, timestamp: float | None = None) -> None:  # noqa: ARG002 - prometheus_client's
-        """Sets it."""
-        with _counting:
-            self._attach()
-            _slot.numbers[self._place] = value
+        """Set the number."""
+        with self._counters.lock:
+            self._numbers()[self._index] = value
 
     def get(self) -> float:
-        """What this process has counted, and those before it in its slot."""
-        with _counting:
-            self._attach()
-            return _slot.numbers[self._place]
+        """Return what this process has counted, and the processes before it in its slot."""
+        with self._counters.lock:
+            return self._numbers()[self._index]
 
     def set_exemplar(self, exemplar: Any) -> None:
-        """There are none here."""
+        """Do nothing: there are no exemplars here."""
 
     def get_exemplar(self) -> None:
-        """There is none."""
+        """Return None: there are no exemplars here."""
 
 
-class _Collector:
-    """What all processes have counted, for prometheus_client to show."""
-
-    def collect(self) -> list[Metric]:
-        """Each metric, over all slots."""
-        metrics: dict[str, Metric] = {}
-        for number, slot in enumerate(_slots):
-            for key, place in slot.read():
-                metric = metrics.setdefault(key.metric, Metric(key.metric, key.help, key.type))
-                labels = tuple(sorted(key.labels.items()))
-                if key.type == "gauge":
-                    vars(metric)["_multiprocess_mode"] = key.mode
-                    labels += (("pid", str(number)),)
-                metric.add_sample(key.sample, labels, slot.numbers[place])  # type: ignore[arg-type] # what is called next wants them so
-        merge: Any = MultiProcessCollector._accumulate_metrics  # noqa: SLF001 - its public form reads files
-        return list(merge(metrics, accumulate=True))
-
-
-# Guards the numbers of this process.
-_counting = threading.Lock()
-
-
-def _memory(n_slots: int) -> memoryview:
-    """Zeroed memory that forked processes share; pages not written take none."""
-    return memoryview(mmap.mmap(-1, n_slots * _SLOT_BYTES))
-
-
-# Of the master, and of each worker; until `share`, of this process alone.
-_slots: list[Slot] = [Slot(_memory(1))]
-# Where this process counts.
-_slot = _slots[0]
-_taken: set[int] = set()
-
-
-def share(n_workers: int) -> None:
-    """Lets this process and those forked from it count together. Again it changes nothing.
-
-    What this process has counted stays, so that metrics may be made before or after.
-
-    Args:
-        n_workers: The most at one time. Others count for themselves alone, and what they count is not shown.
-    """
-    global _slot
-    if len(_slots) > 1:
-        return
-    memory = _memory(n_workers + 1)
-    with _counting:
-        memory[:_SLOT_BYTES] = _slot.memory
-        _slots[:] = [Slot(memory[start : start + _SLOT_BYTES]) for start in range(0, len(memory), _SLOT_BYTES)]
-        _slot = _slots[0]
-
-
-def registry() -> CollectorRegistry:
-    """What all processes have counted."""
-    registry = CollectorRegistry()
-    registry.register(_Collector())
-    return registry
-
-
-def take() -> int:
-    """The lowest free slot, for a worker that is about to be forked; the master gives it back with `leave`."""
-    number = next(number for number in itertools.count(1) if number not in _taken)
-    _taken.add(number)
-    return number
-
-
-def become(number: int) -> None:
-    """From now on this process, which was just forked, counts in its slot."""
-    global _slot
-    _slot = _at(number)
-
-
-def leave(number: int) -> None:
-    """The worker of a slot is gone: what it had in hand is no more, and what it counted stays."""
-    _taken.discard(number)
-    slot = _at(number)
-    for key, place in slot.read():
-        if key.mode.startswith("live"):
-            slot.numbers[place] = 0.0
-
-
-def n_taken() -> int:
-    """How many workers there are."""
-    return len(_taken)
-
-
-def _at(number: int) -> Slot:
-    has_one = number < len(_slots)
-    # As it is now: those that had it before have told it more.
-    return Slot(_slots[number].memory if has_one else memoryview(bytearray(_SLOT_BYTES)))
+def _shared_memory(n_slots: int) -> memoryview:
+    """Return zeroed memory that forked processes share."""
+    return memoryview(mmap.mmap(-1, n_slots * SLOT_BYTES))

@@ -1,4 +1,4 @@
-"""What libraries warn of, by logging or by Python's warnings: in one line each, and collected where that is wanted."""
+"""Libraries' warnings, from logging and from Python's `warnings`: put into one line each, or collected."""
 
 import contextlib
 import logging
@@ -6,35 +6,35 @@ import re
 import warnings
 from collections.abc import Iterator
 
-# The first parts of the names of loggers that are no library's; werkzeug serves where the service is developed.
+# First parts of the names of loggers that belong to no library. werkzeug is the server used in development.
 _OURS = ("embedding_api", "gunicorn", "werkzeug")
-# What colours a terminal, or makes a link in it.
+# Terminal escape sequences: colours and links.
 _ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))")
 
 
 def is_ours(record: logging.LogRecord) -> bool:
-    """True for what no library logs."""
+    """Return True if no library logged the record."""
     return record.name.partition(".")[0] in _OURS
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and colours."""
+    """Return the text without line breaks and terminal escape sequences."""
     return " ".join(_ANSI.sub("", text).split())
 
 
 def log_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
-    """Logs a library's warning; Python would print two lines, in a format of its own."""
+    """Log a library's warning in one line. Python would print two, in a format of its own."""
     logging.getLogger("py.warnings").warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
 
 
 @contextlib.contextmanager
 def collected() -> Iterator[list[str]]:
-    """Collects what libraries warn of in the block, by logging or by Python's warnings, instead of logging it.
+    """Collect the warnings of libraries in the block instead of logging them.
 
-    Works in any program, whether its logging is configured or not, and whatever handlers a library gives its loggers.
+    Works whether or not logging is configured, and whatever handlers a library gives its loggers.
 
     Yields:
-        A list that fills with the messages from level WARNING on: one line each, in their order, each once.
+        A list that fills with the messages of level WARNING and above: one line each, in order, without repetitions.
     """
     lines: list[str] = []
     call_handlers, show_warning = logging.Logger.callHandlers, warnings.showwarning
@@ -45,14 +45,14 @@ def collected() -> Iterator[list[str]]:
         elif (line := one_line(record.getMessage())) not in lines:
             lines.append(line)
 
-    # Python shows a warning once for each place in the code; entering this lets it show them again.
+    # Python shows a warning once for each line of code. Entering this context makes it forget which it has shown.
     with warnings.catch_warnings():
         pass
-    # Not by a handler at the root: some libraries' loggers do not propagate, and print by handlers of their own.
-    logging.Logger.callHandlers = collect  # type: ignore[method-assign]
-    warnings.showwarning = log_warning  # type: ignore[assignment] # the rest of its arguments is of no use
+    # A handler at the root would miss libraries whose loggers do not propagate and have handlers of their own.
+    logging.Logger.callHandlers = collect  # type: ignore[method-assign] # see above
+    warnings.showwarning = log_warning  # type: ignore[assignment] # it ignores the last two arguments
     try:
         yield lines
     finally:
-        logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
+        logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign] # see above
         warnings.showwarning = show_warning

@@ -10,6 +10,7 @@ from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.request import CALLER
 from embedding_api.service import service_of
 from embedding_api.telemetry import access, log, metrics
+from embedding_api.web import spans
 
 # Blueprints whose requests have spans, refused requests included. Health checks would outnumber all others.
 _TRACED = frozenset({"embeddings", "models"})
@@ -79,5 +80,5 @@ def _end(response: Response) -> Response:
         **computed,
     )
     if "span" in g:
-        g.span.end(response.status_code, g.request_id, g.get("timing"), embeddings)
+        g.span.end(response.status_code, g.request_id, spans.attributes(embeddings), spans.parts(g.get("timing")))
     return response

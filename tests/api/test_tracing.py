@@ -11,7 +11,8 @@ import pytest
 from embedding_api.app import create_app
 from embedding_api.errors import SettingsError
 from embedding_api.settings import load_settings
-from embedding_api.telemetry import tracing
+from embedding_api.telemetry.metrics import counters
+from embedding_api.web import spans
 from tests.api.conftest import MODEL
 from tests.collector import collecting
 from tests.conftest import until
@@ -112,8 +113,8 @@ def test_two_requests_that_shared_a_batch_show_the_same(app, collector, model):
         first = clients.submit(ask, "a")
         assert model.route.backend.entered.wait(30)
         others = [clients.submit(ask, text) for text in ("cat", "law")]
-        backlog = app.extensions["embedding_api"].engine._dispatcher._backlog
-        until(lambda: backlog.n_waiting_tokens == 6, what="both in the queue")
+        waiting = counters.registry().get_sample_value
+        until(lambda: waiting("embeddings_queue_tokens") == 6, what="both in the queue")
         model.route.backend.proceed.set()
         assert {future.result() for future in (first, *others)} == {200}
     ids = []
@@ -181,7 +182,7 @@ def test_a_text_that_is_too_long_never_came_to_the_queue(post, collector):
 
 
 def test_of_very_many_batches_the_first_are_shown_and_all_are_counted(post, collector, monkeypatch):
-    monkeypatch.setattr(tracing, "MAX_BATCH_SPANS", 2)
+    monkeypatch.setattr(spans, "MAX_BATCH_SPANS", 2)
     assert post(input=[f"{'a ' * n}{'cat ' * m}" for n in range(1, 13) for m in range(1, 5)]).status_code == 200
     (request,) = collector.requests()
     (inference,) = collector.below(request)["inference"]
@@ -255,7 +256,7 @@ class TestAway:
 
 
 def test_a_collector_that_hangs_holds_no_process_that_ends(client, app, collector, monkeypatch):
-    monkeypatch.setattr(app.extensions["embedding_api"].tracing, "_flush_s", 0.2)
+    monkeypatch.setattr(app.extensions["embedding_api"].tracing, "flush_s", 0.2)
     collector.proceed.clear()
     client.get("/v1/models")
     app.extensions["embedding_api"].tracing.close()

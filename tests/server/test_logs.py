@@ -113,11 +113,11 @@ def test_whatever_is_written_is_in_the_logs_format(launch, tmp_path, log_format)
         ("WARNING", "py.warnings", "UserWarning: mind that (", ""),
         (
             "ERROR",
-            "embedding_api.telemetry.log",
-            "an error that cannot be raised in <function",
+            "embedding_api.telemetry.streams",
+            "Exception ignored in: <function",
             "ValueError: in __del__",
         ),
-        ("ERROR", "embedding_api.telemetry.log", "thread Thread-", "ZeroDivisionError"),
+        ("ERROR", "embedding_api.telemetry.streams", "thread Thread-", "ZeroDivisionError"),
         ("WARNING", "stderr", "KeyError: 'printed'", ""),
         ("WARNING", "stderr", "half a line", ""),
     ):
@@ -135,7 +135,7 @@ def test_whatever_is_written_is_in_the_logs_format(launch, tmp_path, log_format)
         ("", (), {"SUPPORTED_MODELS": "/no/such"}, "there is no folder /no/such"),
         ("", ("--certfile", "wsgi.py", "--keyfile", "wsgi.py"), {}, "cannot start: certfile and keyfile are set"),
         ("", ("--user", "nobody-here"), {}, "Error: No such user"),
-        ("raise LookupError('a fault of ours')", (), {}, "an error that nobody caught"),
+        ("raise LookupError('a fault of ours')", (), {}, "uncaught exception"),
         ("raise KeyboardInterrupt", (), {}, "interrupted"),
     ],
 )

@@ -192,7 +192,7 @@ def test_it_lets_go_of_idle_connections_before_gunicorn_does(monkeypatch):
     """And keeps no more of them than one worker of Gunicorn can hold while all of its threads work."""
     monkeypatch.setenv("PORT", str(free_port()))
     # It is for a process that has counted nothing yet, and forks.
-    monkeypatch.setattr("embedding_api.telemetry.counters.share", lambda _: None)
+    monkeypatch.setattr("embedding_api.telemetry.metrics.counters.share", lambda _: None)
     config = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
     assert seconds("keepalive_timeout") < config["keepalive"]
     idle = int(directive("worker_processes")) * int(directive("keepalive"))

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from embedding_api.telemetry import counters
-from embedding_api.telemetry.counters import Key, Slot
+from embedding_api.telemetry.counters import N_KEY_BYTES, N_NUMBERS, SLOT_BYTES, Counters, Key, Slot, Value
 
 ROOT = Path(__file__).parents[2]
 
 # A master, and two workers in one slot, one after the other.
 PROGRAM = """
 import os
-from embedding_api.telemetry import counters, metrics
+from embedding_api.telemetry import metrics
+from embedding_api.telemetry.metrics import counters
 metrics.TEXTS.labels("m").inc(0.5)
 counters.share(4)
 counters.share(4)
@@ -59,73 +59,77 @@ def test_a_process_that_shares_nothing_writes_into_no_folder_of_the_environments
 
 
 @pytest.fixture
-def shared(monkeypatch):
+def counters():
     """Slots for two workers, in this process alone."""
-    slots = [Slot(memoryview(bytearray(counters._SLOT_BYTES)))]
-    monkeypatch.setattr(counters, "_slots", slots)
-    monkeypatch.setattr(counters, "_taken", set())
-    monkeypatch.setattr(counters, "_slot", slots[0])
-    counters.share(2)
-    return counters
+    made = Counters()
+    made.share(2)
+    return made
 
 
-def value(type_="counter", name="n_total", mode=""):
-    return counters.Value(type_, name, name, ("a",), ("b",), "help", mode)
+def value(counters, type_="counter", name="n_total", mode=""):
+    return Value(counters, type_, name, name, ("a",), ("b",), "help", mode)
 
 
-def shown(name="n_total"):
+def shown(counters, name="n_total"):
     return counters.registry().get_sample_value(name, {"a": "b"})
 
 
-def test_a_worker_gets_the_lowest_free_slot(shared):
-    assert [shared.take() for _ in range(3)] == [1, 2, 3]
-    shared.leave(2)
-    assert shared.n_taken() == 2
-    assert shared.take() == 2
+def test_a_worker_gets_the_lowest_free_slot(counters):
+    assert [counters.take() for _ in range(3)] == [1, 2, 3]
+    counters.leave(2)
+    assert counters.n_taken() == 2
+    assert counters.take() == 2
 
 
-def test_numbers_of_all_slots_are_shown_together(shared):
-    number, in_hand = value(), value("gauge", "g", "livesum")
+def test_numbers_of_all_slots_are_shown_together(counters):
+    number, in_hand = value(counters), value(counters, "gauge", "g", "livesum")
     for slot in (1, 2):
-        shared.become(slot)
+        counters.become(slot)
         number.inc(2)
         in_hand.set(5)
-    assert (shown(), shown("g")) == (4, 10)
+    assert (shown(counters), shown(counters, "g")) == (4, 10)
     assert (number.get(), number.get_exemplar()) == (2, None)
-    shared.leave(2)
-    assert (shown(), shown("g")) == (4, 5)
+    counters.leave(2)
+    assert (shown(counters), shown(counters, "g")) == (4, 5)
 
 
-def test_a_worker_without_a_slot_counts_for_itself_alone(shared):
-    number = value()
+def test_a_worker_without_a_slot_counts_for_itself_alone_and_says_so(counters, caplog):
+    number = value(counters)
     number.inc(1)
-    shared.become(3)
+    counters.become(3)
     number.inc(1)
-    assert (number.get(), shown()) == (1, 1)
+    assert (number.get(), shown(counters)) == (1, 1)
+    assert caplog.messages == ["all 2 slots for metrics are taken; GET /metrics leaves out what this worker counts"]
+    counters.leave(3)
+    assert shown(counters) == 1
 
 
-def key(sample):
-    return Key("counter", "", "n", sample, {"model": "a\nb"}, "help")
+def key(sample, help_="help"):
+    return Key("counter", "", "n", sample, {"model": "a\nb"}, help_)
 
 
-def test_what_a_killed_process_had_half_told_is_told_anew():
-    memory = memoryview(bytearray(counters._SLOT_BYTES))
+def test_a_key_that_a_killed_process_had_not_finished_is_replaced():
+    memory = memoryview(bytearray(SLOT_BYTES))
     killed = Slot(memory)
-    killed.numbers[killed.place(key("first"))] = 1.0
-    killed.place(key("second, which is longer than the third"))
-    # As if the second had not been counted yet.
-    killed.numbers[counters._COUNT] -= 1
+    killed.numbers[killed.index(key("first"))] = 1.0
+    count = bytes(memory[:8])
+    killed.index(key("second, which is longer than the third"))
+    # As if the process had been killed before the last step, which counts the key.
+    memory[:8] = count
     after = Slot(memory)
-    after.numbers[after.place(key("third"))] = 3.0
-    told = [(name.sample, after.numbers[place]) for name, place in Slot(memory).read()]
-    assert told == [("first", 1.0), ("third", 3.0)]
+    after.numbers[after.index(key("third"))] = 3.0
+    read = [(name.sample, after.numbers[index]) for name, index in Slot(memory).read()]
+    assert read == [("first", 1.0), ("third", 3.0)]
 
 
-def test_what_has_no_room_is_left_out_and_said(caplog, monkeypatch):
-    monkeypatch.setattr(counters, "_N_BYTES", 200)
-    slot = Slot(memoryview(bytearray(counters._SLOT_BYTES)))
-    places = [slot.place(key(f"number {n}")) for n in range(9)]
-    assert places[0] == counters._FIRST
-    assert places[-1] == counters._NO_ROOM
-    assert "no room to count number 8" in caplog.text
-    assert all(name.sample != "number 8" for name, _ in slot.read())
+@pytest.mark.parametrize("help_", ["help", "h" * (N_KEY_BYTES // 50)])
+def test_a_key_without_room_is_left_out_and_logged(caplog, help_):
+    """Given more keys than there are numbers, or longer ones than there are bytes."""
+    slot = Slot(memoryview(bytearray(SLOT_BYTES)))
+    indices = [slot.index(key(f"number {n}", help_)) for n in range(N_NUMBERS + 2 if help_ == "help" else 60)]
+    with_room = [name.sample for name, _ in slot.read()]
+    assert 40 < len(with_room) < len(indices)
+    assert len(set(indices[: len(with_room)])) == len(with_room)
+    assert set(indices[len(with_room) :]) == {N_NUMBERS - 1}
+    assert f"no room to count number {len(with_room)};" in caplog.text
+    assert with_room == [f"number {n}" for n in range(len(with_room))]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from flask import Response, request
 from prometheus_client import CollectorRegistry, exposition
 
-from embedding_api.telemetry import counters
+from embedding_api.telemetry.metrics import counters
 from embedding_api.web.operation import STRING, Routes
 
 bp = Routes("metrics")
