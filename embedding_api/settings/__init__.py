@@ -1,4 +1,4 @@
-"""The settings: a table, the rules that parse it, and where the values come from."""
+"""The settings: the table, its parsing rules, and the sources of the values."""
 
 from embedding_api.settings.loading import env_example, load_settings, log_format
 from embedding_api.settings.table import Settings

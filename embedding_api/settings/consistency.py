@@ -1,4 +1,4 @@
-"""Combinations of settings with which the service cannot run, each refused with the cure."""
+"""Refuses combinations of settings with which the service cannot run. Each message names the cure."""
 
 import sys
 from pathlib import Path
@@ -10,15 +10,15 @@ from embedding_api.settings.table import Settings
 
 
 def default_workers(device: str) -> int:
-    """Workers if WORKERS is unset: one per usable core of a CPU; a device is kept busy by a few."""
+    """Return the number of workers if WORKERS is unset: one per usable core of a CPU, or a few for a device."""
     return cores.count() if device == "cpu" else _max_workers_on_device()
 
 
 def require_consistent(settings: Settings) -> None:
-    """Check that no two settings contradict each other.
+    """Refuse settings that contradict each other.
 
     Raises:
-        SettingsError: Two of them do; names both, and the cure.
+        SettingsError: Two settings contradict each other. The message names both, and the cure.
     """
     _require_usable_key(settings)
     _require_time_after_drain(settings)
@@ -30,27 +30,27 @@ def require_consistent(settings: Settings) -> None:
 def _require_usable_key(settings: Settings) -> None:
     if settings.require_auth and not settings.api_key_secret:
         raise SettingsError(
-            "REQUIRE_AUTH=true without API_KEY_SECRET: nobody could ever get in; set API_KEY_SECRET to the key "
-            "that clients shall send, or REQUIRE_AUTH to false"
+            "REQUIRE_AUTH=true without API_KEY_SECRET: every client would be refused; set API_KEY_SECRET to the key "
+            "that clients send, or set REQUIRE_AUTH=false"
         )
 
 
 def _require_time_after_drain(settings: Settings) -> None:
     if settings.drain_s >= settings.graceful_timeout_s:
         raise SettingsError(
-            f"DRAIN_S={settings.drain_s} is no less than GRACEFUL_TIMEOUT_S={settings.graceful_timeout_s}, of which "
-            "it is a part: running requests would have no time left; lower DRAIN_S or raise GRACEFUL_TIMEOUT_S"
+            f"DRAIN_S={settings.drain_s} must be less than GRACEFUL_TIMEOUT_S={settings.graceful_timeout_s}, which "
+            "includes it: running requests would have no time left; lower DRAIN_S or raise GRACEFUL_TIMEOUT_S"
         )
 
 
 def _require_known_code(settings: Settings) -> None:
     known = {name for spec in settings.supported_models for name in spec.names}
-    # Which repositories hold code is known once the models are there.
+    # Repositories of code cannot be checked here: models name them, and are not loaded yet.
     unknown = [name for name in settings.trust_remote_code if name not in known and not parsing.is_repository(name)]
     if unknown:
         raise SettingsError(
-            f"TRUST_REMOTE_CODE={unknown[0]!r} is not in SUPPORTED_MODELS, which has {', '.join(sorted(known))}; "
-            "a repository of code is named with its commit, as organisation/name@<40 hexadecimal digits>"
+            f"TRUST_REMOTE_CODE={unknown[0]!r} is not in SUPPORTED_MODELS, which holds {', '.join(sorted(known))}; "
+            "write a repository of code with its commit, as organisation/name@<40 hexadecimal digits>"
         )
 
 
@@ -59,12 +59,12 @@ def _require_possible_device(settings: Settings) -> None:
         return
     if settings.workers > _max_workers_on_device() == 1:
         raise SettingsError(
-            f"WORKERS={settings.workers} with DEVICE={settings.device}: one worker owns the device, and only on Linux "
-            "can others send to it; unset WORKERS, or set it to 1"
+            f"WORKERS={settings.workers} with DEVICE={settings.device}: one worker owns the device, and others "
+            "can send to it only on Linux; unset WORKERS, or set it to 1"
         )
     if settings.backend == "openvino":
         raise SettingsError(
-            f"BACKEND=openvino with DEVICE={settings.device}: OpenVINO computes on the CPU here; "
+            f"BACKEND=openvino with DEVICE={settings.device}: OpenVINO computes on the CPU only; "
             "unset BACKEND, or set DEVICE=cpu"
         )
 
@@ -83,19 +83,19 @@ def _require_possible_precision(settings: Settings) -> None:
 
 
 def _require_texts(file: Path) -> None:
-    """Refuse a file that calibration could read no text from."""
+    """Refuse a calibration file without text."""
     try:
         flaw = "" if file.read_text(encoding="utf-8").strip() else "holds no text"
     except FileNotFoundError:
-        flaw = "is not there"
+        flaw = "does not exist"
     except UnicodeDecodeError:
         flaw = "is not UTF-8"
     except OSError as error:
         flaw = f"cannot be read ({error.strerror})"
     if flaw:
-        raise SettingsError(f"CALIBRATION_TEXTS={file} {flaw}; name a file of texts in UTF-8, one a line, or unset it")
+        raise SettingsError(f"CALIBRATION_TEXTS={file} {flaw}; name a file of UTF-8 texts, one a line, or unset it")
 
 
 def _max_workers_on_device() -> int:
-    """Workers that keep one device busy by reading and answering for it; only on Linux do they reach each other."""
+    """Return how many workers keep one device busy with tokenized texts; 1 where workers cannot reach each other."""
     return min(4, cores.count()) if sys.platform == "linux" else 1

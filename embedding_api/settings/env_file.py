@@ -1,4 +1,4 @@
-"""The file `.env`: its lines, of which each must set something. Knows the names of settings, and not what they mean."""
+"""Reads the file `.env`, and refuses lines that set nothing. Knows the names of settings, but not their meaning."""
 
 import difflib
 import re
@@ -8,19 +8,19 @@ from pathlib import Path
 from embedding_api.errors import SettingsError
 
 _ASSIGNMENT = re.compile(r"\s*(?P<name>(?:export\s+)?[\w.-]+)\s*=(?P<value>.*)", re.ASCII)
-# A value in quotes may hold the sign of a comment; one without ends where a comment begins, behind white space.
-_QUOTED = re.compile(r"""(["'])(.*?)\1(?:\s+#.*)?""")
+# A value in quotes may contain " #". A value without quotes ends where white space and # begin a comment.
+_QUOTED = re.compile(r"""((["']).*?\2)(?:\s+#.*)?""")
 _COMMENT = re.compile(r"\s#.*")
 
-# Longer than any that is known here.
+# Longer than any name in this module.
 _LONGEST_NAME = 40
 
 _VARIABLE = re.compile(r"\$(\{|[A-Za-z_])")
 
-# Docker Compose keeps such names in the same file, for itself and for the services beside this one.
+# Names that Docker Compose reads from the same file, for itself and for other services.
 _OTHERS = re.compile(r"(COMPOSE|DOCKER|GF)_\w+|TZ|LANG")
 
-# Names that libraries read, and programs that this service starts; none of them reads this file.
+# Names that libraries and child processes read from the environment. None of them reads this file.
 _ENVIRONMENT = re.compile(
     r"(HF|HUGGING_?FACE|TRANSFORMERS|SENTENCE_TRANSFORMERS|TOKENIZERS|SAFETENSORS|TORCH\w*|PYTORCH|CUDA|NVIDIA|NCCL"
     r"|OMP|GOMP|KMP|MKL|OPENBLAS|DNNL|ONEDNN|OV|OPENVINO|MALLOC|LD|OTEL|FLASK|WERKZEUG|XDG|LC|LISTEN)_\w+"
@@ -28,7 +28,7 @@ _ENVIRONMENT = re.compile(
     r"|(REQUESTS|CURL)_CA_BUNDLE|TMPDIR|TEMP|TMP|HOME|PATH|USER|LANGUAGE"
 )
 
-# What other servers call a setting: text-embeddings-inference, infinity, vLLM, and those that speak OpenAI's API.
+# Names that other embedding servers give to a setting: text-embeddings-inference, infinity, vLLM and others.
 _OTHER_SERVERS = {
     "SUPPORTED_MODELS": "MODEL MODELS MODEL_ID MODEL_IDS MODEL_NAME MODEL_NAMES MODEL_PATH MODEL_DIR MODEL_REPO"
     " REVISION EMBEDDING_MODEL EMBEDDING_MODELS SERVED_MODEL_NAME SERVED_MODELS ALIAS",
@@ -52,26 +52,26 @@ _OTHER_SERVERS = {
     "TRUNCATE": "AUTO_TRUNCATE",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "OTLP_ENDPOINT OTLP_TRACES_ENDPOINT",
 }
-_MEANT = {name: setting for setting, names in _OTHER_SERVERS.items() for name in names.split()}
+_SETTING_OF = {name: setting for setting, names in _OTHER_SERVERS.items() for name in names.split()}
 _PREFIX = re.compile(r"(INFINITY|VLLM|TEI|OPENAI|GUNICORN|UVICORN|EMBEDDINGS?|MEMEMENTOR|SERVER|SERVICE|APP|API)_")
 
 
-def read(file: Path, settings: Collection[str]) -> dict[str, str]:
-    """The values that a file sets, without their quotes and the comments behind them; none if there is no file.
+def read_values(file: Path, settings: Collection[str]) -> dict[str, str]:
+    """Return the values that a file sets, without quotes and comments; empty if there is no file.
 
     Args:
         file: Lines of `NAME=value` in UTF-8, comments and empty lines.
         settings: The names that it may set.
 
     Raises:
-        SettingsError: A line sets nothing, or is not the only one for its setting; names it, and never its value.
+        SettingsError: A line sets nothing, or sets a name for the second time. The message never shows its value.
         OSError: The file cannot be read.
-        ValueError: It is not UTF-8.
+        ValueError: The file is not UTF-8, or is a pipe.
     """
     try:
-        text = _text(file)
+        text = _read_text(file)
     except FileNotFoundError:
-        # A link to nowhere is a file that cannot be read.
+        # A dangling link is a mistake, unlike a file that does not exist.
         if file.is_symlink():
             raise
         return {}
@@ -80,36 +80,41 @@ def read(file: Path, settings: Collection[str]) -> dict[str, str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"line {number} of {file}"
-        name, value = _split(line, where, settings)
+        name, value = _name_and_value(line, where, settings)
         if name in values:
             raise SettingsError(f"{where} sets {name!r} a second time; keep one of the two")
         if name in settings:
-            values[name] = _value(value, f"{where} sets {name!r}")
+            values[name] = _clean_value(value, f"{where} sets {name!r}")
         elif not _OTHERS.fullmatch(name):
-            raise SettingsError(_refusal(name, file, where, settings))
+            raise SettingsError(_refusal_message(name, file, where, settings))
     return values
 
 
-def _text(file: Path) -> str:
-    if file.is_fifo():
-        # It would be waited for.
-        raise ValueError("it is a pipe")
-    # Editors may begin it with a byte order mark.
-    return file.read_text(encoding="utf-8-sig")
-
-
-def value(file: Path, name: str) -> str:
-    """The value of one setting, whatever else is wrong with the file; empty if it cannot be told."""
+def value_of(name: str, file: Path) -> str:
+    """Return the value of one setting, even if other lines of the file are wrong; empty if it cannot be found."""
     try:
-        lines = _text(file).split("\n")
+        lines = _read_text(file).split("\n")
         found = [match["value"] for line in lines if (match := _ASSIGNMENT.fullmatch(line)) and match["name"] == name]
-        return _value(found[-1], "") if found else ""
+        return _clean_value(found[-1], "") if found else ""
     except (OSError, ValueError, SettingsError):
         return ""
 
 
-def _split(line: str, where: str, settings: Collection[str]) -> tuple[str, str]:
-    """Name and value of a line. What is no name may be a part of a secret, and is not repeated."""
+def unquoted(text: str) -> str:
+    """Return the text without one pair of quotes around it. `docker run --env-file` passes them on as well."""
+    return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _read_text(file: Path) -> str:
+    if file.is_fifo():
+        # Reading it would block.
+        raise ValueError("it is a pipe")
+    # Some editors write a byte order mark.
+    return file.read_text(encoding="utf-8-sig")
+
+
+def _name_and_value(line: str, where: str, settings: Collection[str]) -> tuple[str, str]:
+    """Split a line. The message for a malformed line does not quote it: it may be a part of a secret."""
     assignment = _ASSIGNMENT.fullmatch(line)
     if assignment is None:
         first = re.match(r"\W*(?:export\s+)?(\w*)", line)
@@ -118,39 +123,32 @@ def _split(line: str, where: str, settings: Collection[str]) -> tuple[str, str]:
     return assignment["name"], assignment["value"]
 
 
-def _value(text: str, where: str) -> str:
-    """What stands behind a name, without quotes and comment."""
+def _clean_value(text: str, where: str) -> str:
+    """Return the text after a name without its comment and quotes."""
     quoted = _QUOTED.fullmatch(text.strip())
-    if quoted is not None:
-        if quoted[1] == '"':
-            _require_no_variable(quoted[2], where)
-        return quoted[2]
-    if text.strip().startswith(("'", '"')):
-        raise SettingsError(f"{where} to what begins with a quote and does not end with it; close it")
-    plain = _COMMENT.sub("", text).strip()
-    _require_no_variable(plain, where)
-    return plain
-
-
-def _require_no_variable(value: str, where: str) -> None:
-    """Refuses what Docker Compose would replace, which reads the same file: here it would be taken as it stands."""
-    if _VARIABLE.search(value):
+    value = quoted[1] if quoted else _COMMENT.sub("", text).strip()
+    if quoted is None and value.startswith(("'", '"')):
+        raise SettingsError(f"{where} to a value with an opening quote and no closing quote at its end; close it")
+    # Docker Compose, which reads the same file, would replace a variable unless it is in single quotes.
+    if _VARIABLE.search(value) and not value.startswith("'"):
         raise SettingsError(
-            f"{where} to what holds $NAME, which is not replaced here; write the value, or put it in single quotes"
+            f"{where} to a value that holds $NAME, which is not replaced here; write the value, or put it in single "
+            "quotes"
         )
+    return unquoted(value)
 
 
-def _refusal(name: str, file: Path, where: str, settings: Collection[str]) -> str:
-    """Says where a name that is not a setting belongs, or which setting was probably meant."""
+def _refusal_message(name: str, file: Path, where: str, settings: Collection[str]) -> str:
+    """Return where a name that is no setting belongs, or which setting was probably meant."""
     upper = name.removeprefix("export").strip().upper()
     short = _PREFIX.sub("", upper, count=1)
-    known = _MEANT | {setting: setting for setting in settings}
+    known = _SETTING_OF | {setting: setting for setting in settings}
     meant = known.get(upper) or known.get(short) or _closest(upper, settings, cutoff=0.9)
     if meant is None and _ENVIRONMENT.fullmatch(upper):
         return f"{file} sets {name!r}, which is read from the environment alone; set it there"
     if meant := meant or _closest(upper, settings, cutoff=0.75):
         return f"{file} sets {name!r}, which is no setting; write {meant}=..."
-    # A line that holds a secret alone, in base64, ends in the sign behind a name. Names have one case, and are short.
+    # A base64 secret alone on a line ends in "=" and so looks like a name. Real names are short and have one case.
     is_name = len(name) <= _LONGEST_NAME and (name.isupper() or name.islower())
     shown = f"{file} sets {name!r}" if is_name else f"{where} sets a name"
     return f"{shown}, which is no setting; .env.example lists them all"

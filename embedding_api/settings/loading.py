@@ -1,9 +1,10 @@
-"""Settings from the environment and `.env`. The only reader of python-decouple."""
+"""Loads settings from the environment and `.env`. The only module that uses python-decouple."""
 
 import dataclasses
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import decouple
 
@@ -13,38 +14,26 @@ from embedding_api.settings.table import Settings
 
 
 def load_settings(file: Path = Path(".env")) -> Settings:
-    """Read the settings from the environment and, for what it does not hold, from a file.
+    """Return the settings. A variable of the environment overrides the file.
 
     Args:
-        file: A file of `KEY=value` lines, by default `.env` in the working folder; it need not exist.
+        file: A file of `NAME=value` lines, by default `.env` in the working folder; it need not exist.
 
     Raises:
-        SettingsError: A value breaks its rule, two contradict each other, or a line of the file sets nothing; names
-            key, value and rule.
+        SettingsError: A value breaks its rule, two values contradict each other, or a line of the file sets nothing.
+            The message names variable, value and rule.
     """
+    fields = dataclasses.fields(Settings)
     try:
-        in_file = env_file.read(file, [field.name.upper() for field in dataclasses.fields(Settings)])
+        in_file = env_file.read_values(file, [field.name.upper() for field in fields])
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(
-            f"{file.absolute()} cannot be read as UTF-8 text of KEY=value lines ({reason}); mend it, let this user "
-            "read it, or remove it"
+            f"{file.absolute()} cannot be read as UTF-8 text of NAME=value lines ({reason}); correct it, let this "
+            "user read it, or remove it"
         ) from error
-    # decouple's own reader of files knows no comments behind values, and passes over lines that set nothing.
-    read = decouple.Config(in_file)
-    values = {}
-    for field in dataclasses.fields(Settings):
-        key = field.name.upper()
-        text = parsing.unquoted(read(key, default="").strip()) or field.metadata["default"]
-        try:
-            parsing.require_text(text)
-            values[field.name] = field.metadata["parse"](text)
-        except ValueError as error:
-            shown = "(hidden)" if field.metadata["secret"] else repr(text[:100])
-            # An address may hold a password, wherever it does not belong.
-            line = re.sub(r"(?<=//)[^/\s]+@", "(hidden)@", f"{key}={shown} {error}")
-            raise SettingsError(line) from error
-    # Settings whose default depends on others.
+    values = {field.name: _parsed(field, _text(field.name.upper(), in_file)) for field in fields}
+    # These defaults depend on other settings.
     if values["require_auth"] is None:
         values["require_auth"] = bool(values["api_key_secret"])
     if values["workers"] is None:
@@ -57,15 +46,16 @@ def load_settings(file: Path = Path(".env")) -> Settings:
 
 
 def log_format(file: Path = Path(".env")) -> str:
-    """LOG_FORMAT, or `text` if it cannot be read: for the line that says that the settings are wrong."""
-    text = os.environ.get("LOG_FORMAT") or env_file.value(file, "LOG_FORMAT")
-    return "json" if parsing.unquoted(text.strip()).lower() == "json" else "text"
+    """Return LOG_FORMAT, or `text` if it is wrong. It works while other settings are wrong, to report that."""
+    text = _text("LOG_FORMAT", {"LOG_FORMAT": env_file.value_of("LOG_FORMAT", file)})
+    return "json" if text.lower() == "json" else "text"
 
 
 def env_example() -> str:
-    """The contents of `.env.example`: every setting with its meaning, commented out, with its default or an example.
+    """Return the contents of `.env.example`: every setting with its meaning, and its default or an example.
 
-    Commented out, so that a copy changes nothing: HOST, say, is another in the container image.
+    Settings are commented out, so that a copy of the file changes nothing: in the container image, for example, HOST
+    has another default.
     """
     blocks = []
     for field in dataclasses.fields(Settings):
@@ -73,3 +63,22 @@ def env_example() -> str:
         shown = field.metadata["default"] or field.metadata["example"]
         blocks.append(f'{doc}# {field.name.upper()}="{shown}"\n')
     return "\n".join(blocks)
+
+
+def _text(name: str, in_file: Mapping[str, str]) -> str:
+    """Return a variable's text from the environment, or else from the file's values; empty if it is unset."""
+    # decouple's own reader of files knows no comments after values, and skips lines that set nothing.
+    return env_file.unquoted(decouple.Config(in_file)(name, default="").strip())
+
+
+def _parsed(field: "dataclasses.Field[Any]", text: str) -> Any:
+    """Return the field's value, parsed from the text or from its default if the text is empty."""
+    text = text or field.metadata["default"]
+    try:
+        parsing.require_text(text)
+        return field.metadata["parse"](text)
+    except ValueError as error:
+        shown = "(hidden)" if field.metadata["secret"] else repr(text[:100])
+        message = f"{field.name.upper()}={shown} {error}"
+        # Any value may hold an address with a password, even one that should not.
+        raise SettingsError(re.sub(r"(?<=//)[^/\s]+@", "(hidden)@", message)) from error

@@ -81,7 +81,7 @@ def test_a_mistake_costs_a_line_and_the_settings_are_taken_once_it_is_mended(ser
             "REQUEST_TIMEOUT_S=60s": r"REQUEST_TIMEOUT_S='60s' must be a whole number",
             "LOG_LEVEL=LOUD": r"LOG_LEVEL='LOUD' must be one of",
             "OTEL_EXPORTER_OTLP_ENDPOINT=ftp://x": r"OTEL_EXPORTER_OTLP_ENDPOINT=\(hidden\) must be an address",
-            "DRAIN_S=30": r"DRAIN_S=30 is no less than GRACEFUL_TIMEOUT_S=30.*lower DRAIN_S",
+            "DRAIN_S=30": r"DRAIN_S=30 must be less than GRACEFUL_TIMEOUT_S=30.*lower DRAIN_S",
             "GRACEFUL_TIMEOUT_S=5": r"GRACEFUL_TIMEOUT_S=5 is no more than the DRAIN_S=5 with which.*restart",
             "API_KEY=s3cret": r"\.env sets 'API_KEY', which is no setting; write API_KEY_SECRET=",
             # Nor does the log change, which LOG_FORMAT would.

@@ -38,7 +38,7 @@ def load(tmp_path):
 )
 def test_a_value_ends_where_a_comment_begins_and_quotes_hold_one(tmp_path, line, value):
     (tmp_path / ".env").write_text(f"\n  # a comment\n{line}\n")
-    assert env_file.read(tmp_path / ".env", ["CACHE_DIR"]) == {"CACHE_DIR": value}
+    assert env_file.read_values(tmp_path / ".env", ["CACHE_DIR"]) == {"CACHE_DIR": value}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_line_that_sets_nothing_is_told_by_its_number_and_not_shown(load, line
 
 
 def test_a_quote_that_does_not_end_is_refused_and_its_value_not_shown(load):
-    with pytest.raises(SettingsError, match=r"^line 1 of \.env sets 'API_KEY_SECRET' to .* quote .* close it$"):
+    with pytest.raises(SettingsError, match=r"^line 1 of \.env sets 'API_KEY_SECRET' to .* quote .*; close it$"):
         load('API_KEY_SECRET="s3cret', 'more"')
 
 
@@ -133,7 +133,7 @@ def test_a_link_to_nowhere_is_no_file_that_may_be_missing(tmp_path):
 def test_a_line_that_may_be_a_secret_is_told_by_its_number_alone(tmp_path, line):
     (tmp_path / ".env").write_text(f"PORT=1\n{line}\n")
     with pytest.raises(SettingsError) as refused:
-        env_file.read(tmp_path / ".env", ["PORT"])
+        env_file.read_values(tmp_path / ".env", ["PORT"])
     assert line[:8] not in str(refused.value)
     assert "line 2 of " in str(refused.value)
 
@@ -142,13 +142,13 @@ def test_a_line_that_may_be_a_secret_is_told_by_its_number_alone(tmp_path, line)
 def test_a_variable_that_compose_would_replace_is_refused_unless_it_is_meant_as_it_stands(tmp_path, value):
     (tmp_path / ".env").write_text(f"API_KEY_SECRET={value}\n")
     with pytest.raises(SettingsError, match=r"holds \$NAME, which is not replaced here"):
-        env_file.read(tmp_path / ".env", ["API_KEY_SECRET"])
+        env_file.read_values(tmp_path / ".env", ["API_KEY_SECRET"])
     (tmp_path / ".env").write_text("API_KEY_SECRET='pa$Word'\n")
-    assert env_file.read(tmp_path / ".env", ["API_KEY_SECRET"]) == {"API_KEY_SECRET": "pa$Word"}
+    assert env_file.read_values(tmp_path / ".env", ["API_KEY_SECRET"]) == {"API_KEY_SECRET": "pa$Word"}
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / ".env")
     with pytest.raises(ValueError, match="it is a pipe"):
-        env_file.read(tmp_path / ".env", ["PORT"])
-    assert env_file.value(tmp_path / ".env", "LOG_FORMAT") == ""
+        env_file.read_values(tmp_path / ".env", ["PORT"])
+    assert env_file.value_of("LOG_FORMAT", tmp_path / ".env") == ""

@@ -165,7 +165,7 @@ def test_asking_for_keys_without_any_is_refused(monkeypatch):
         ({"PRECISION": "int8", "BACKEND": "torch"}, r"PRECISION=int8 with BACKEND=torch: .*unset BACKEND"),
         (
             {"PRECISION": "int8", "CALIBRATION_TEXTS": "/no/such"},
-            r"CALIBRATION_TEXTS=/no/such is not there; name a file",
+            r"CALIBRATION_TEXTS=/no/such does not exist; name a file",
         ),
         ({"PRECISION": "int8", "DEVICE": "mps"}, r"PRECISION=int8 with DEVICE=mps: .*unset DEVICE"),
     ],
@@ -356,7 +356,7 @@ def test_every_setting_is_in_the_readme(field):
     ("name", "value", "said"),
     [
         ("API_KEY_SECRET", "k\udcff", "API_KEY_SECRET=(hidden) must be text in UTF-8"),
-        ("CACHE_DIR", "~nobody-of-this-name/x", "begins with ~ and a user whose home nobody knows"),
+        ("CACHE_DIR", "~nobody-of-this-name/x", "begins with ~ and a user who has no known home folder"),
         ("SUPPORTED_MODELS", "a" * 300 + "/b/c", "each entry must be a Hugging Face name"),
         ("SUPPORTED_MODELS", "https://me:s3cret@hub/a/b", "https://(hidden)@hub/a/b"),
         ("HOST", "https://me:s3cret@host/", "https://(hidden)@host/"),
