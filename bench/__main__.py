@@ -7,8 +7,22 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from bench import interference, large, machine, measure, memory, plot, reference, report, soak, targets, workloads
+from bench import (
+    interference,
+    large,
+    machine,
+    measure,
+    memory,
+    pairs,
+    plot,
+    reference,
+    report,
+    soak,
+    targets,
+    workloads,
+)
 from bench.contestants import PEER, PEER_AT_ITS_BEST, PRECISIONS, Contestant, Field
 from bench.report import Results
 from bench.servers import ROOT
@@ -35,13 +49,13 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("all", "large", "soak"),
+        choices=("all", "large", "soak", "pairs"),
         default="all",
-        help="large: a model of 567M; soak: whether it stays as it is",
+        help="large: a model of 567M parameters; soak: mixed load for long; pairs: this checkout against another one",
     )
-    parser.add_argument(
-        "--seconds", type=float, default=1800, help="how long to soak; in whole minutes thirds are alike"
-    )
+    parser.add_argument("--seconds", type=float, default=1800, help="duration of the soak, best in whole minutes")
+    parser.add_argument("--before", type=Path, help="folder of the checkout that pairs compare this one with")
+    parser.add_argument("--pairs", type=int, help="pairs of each workload; by default as many as precision needs")
     parser.add_argument("--quick", action="store_true", help="short rounds: to see that it runs, not to believe")
     parser.add_argument("--only", default="", help="contestants that begin with one of these words, comma-separated")
     parser.add_argument("--workload", default="", help="workloads whose names hold this; 'beside' is the interference")
@@ -51,7 +65,10 @@ def command_line() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Reads the command line and measures."""
-    options = command_line().parse_args()
+    parser = command_line()
+    options = parser.parse_args()
+    if (options.what == "pairs") is not (options.before is not None):
+        parser.error("pairs needs --before, and only pairs takes it")
     # Whoever ends the bench ends what it started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.what == "large":
@@ -59,6 +76,9 @@ def main() -> None:
         return
     if options.what == "soak":
         soak.main(options.seconds)
+        return
+    if options.what == "pairs":
+        pairs.main(options.before, options.pairs)
         return
     wanted = tuple(options.only.split(","))
     names = [name for name in CONTESTANTS if name.startswith(wanted)]

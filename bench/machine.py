@@ -49,11 +49,11 @@ def here() -> dict[str, str]:
     }
 
 
-def commit() -> str:
-    """The commit's short name, with `-dirty` where files differ from it."""
+def commit(checkout: Path = ROOT) -> str:
+    """Return the short name of a checkout's commit, with `-dirty` if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     with contextlib.suppress(OSError):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
         return done.stdout.strip() or "unknown"
     return "unknown"
 

@@ -72,6 +72,7 @@ PLANNED = [
     ".venv/bin/python -m bench --memory",
     ".venv/bin/python -m bench large",
     ".venv/bin/python -m bench soak",
+    ".venv/bin/python -m bench pairs --before ../before",
 ]
 LOADS = [
     "k6 run k6_test.js",
