@@ -1,1 +1,1 @@
-"""Measures the service and what else there is, side by side: `make bench`; see README.md. Knows nothing of `web`."""
+"""Measures the service and its alternatives side by side: `make bench`; see README.md. Imports nothing of `web`."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: measures the service and what else there is, here and now, side by side. See README.md."""
+"""`python -m bench`: measures the service and its alternatives on this machine, side by side. See README.md."""
 
 import argparse
 import contextlib
@@ -23,7 +23,8 @@ from bench import (
     targets,
     workloads,
 )
-from bench.contestants import PEER, PEER_AT_ITS_BEST, PRECISIONS, Contestant, Field
+from bench.contestants import PEER, PEER_AT_ITS_BEST, PRECISIONS, Contestant
+from bench.field import Field
 from bench.report import Results
 from bench.servers import ROOT
 from bench.texts import Shelf
@@ -39,12 +40,12 @@ CONTESTANTS = (
     *(f"bare {precision}" for precision in PRECISIONS),
 )
 
-# Of more than one length, and one beyond the window, so that who reads more or less of it is found out.
+# Lengths of the probe texts. Those beyond the window find out a contestant that reads more or less of it.
 PROBE = ("short", "passage", "long", "long", "short")
 
 
 def command_line() -> argparse.ArgumentParser:
-    """What the command line may say."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "what",
@@ -56,20 +57,20 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=1800, help="duration of the soak, best in whole minutes")
     parser.add_argument("--before", type=Path, help="folder of the checkout that pairs compare this one with")
     parser.add_argument("--pairs", type=int, help="pairs of each workload; by default as many as precision needs")
-    parser.add_argument("--quick", action="store_true", help="short rounds: to see that it runs, not to believe")
+    parser.add_argument("--quick", action="store_true", help="short rounds, to see that it runs; figures mean nothing")
     parser.add_argument("--only", default="", help="contestants that begin with one of these words, comma-separated")
-    parser.add_argument("--workload", default="", help="workloads whose names hold this; 'beside' is the interference")
+    parser.add_argument("--workload", default="", help="workloads that contain this text; 'beside' is the interference")
     parser.add_argument("--memory", action="store_true", help="only memory after 1,000 requests a worker; takes long")
     return parser
 
 
 def main() -> None:
-    """Reads the command line and measures."""
+    """Read the command line and measure."""
     parser = command_line()
     options = parser.parse_args()
     if (options.what == "pairs") is not (options.before is not None):
         parser.error("pairs needs --before, and only pairs takes it")
-    # Whoever ends the bench ends what it started, as Ctrl-C does.
+    # SIGTERM stops the servers as well, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.what == "large":
         large.main()
@@ -95,20 +96,20 @@ def main() -> None:
         plot.draw(results.rows, f"{results.circumstances['machine']}, commit {results.circumstances['commit']}")
         print(*report.write(results), plot.PICTURE, sep="\n")
     else:
-        print("a part of the benchmark: nothing was written")
+        print("only a part of the benchmark ran: no file was written")
 
 
 def _measure(results: Results, settings: Settings, names: Sequence[str], wanted: str) -> None:
     spec = settings.supported_models[0]
     folder = sources.locate(spec, settings)
     shelf, started = Shelf(), time.monotonic()
-    probe = [shelf.take(kind) for kind in PROBE]
+    probe = [shelf.text(kind) for kind in PROBE]
     expected = reference.vectors(folder, probe)
     n_tokens = workloads.TokenCount(folder)
     with contextlib.ExitStack() as stack:
-        entrance = Field(stack, spec.name, folder, workloads.window(folder))
-        field = [each for each in entrance.enter(names) if _is_true(each, probe, expected, results)]
-        results.left_out |= entrance.left_out
+        starter = Field(stack, spec.name, folder, workloads.window(folder))
+        field = [each for each in starter.enter(names) if _is_correct(each, probe, expected, results)]
+        results.left_out |= starter.left_out
         _print_left_out(results.left_out)
         results.circumstances["idle contestants"] = f"{machine.idle_cores():.2f} cores"
         print(f"{time.monotonic() - started:.0f} s: {', '.join(each.name for each in field)} are ready", flush=True)
@@ -118,8 +119,8 @@ def _measure(results: Results, settings: Settings, names: Sequence[str], wanted:
                 continue
             rows = measure.measure(workload, field, shelf, n_tokens, results.pace, results.left_out)
             results.rows += rows
-            told = ", ".join(f"{row.contestant} {report.number(row.texts_per_s)}" for row in rows)
-            print(f"{time.monotonic() - started:.0f} s: {workload.name}: texts/s: {told}", flush=True)
+            rates = ", ".join(f"{row.contestant} {report.number(row.texts_per_s)}" for row in rows)
+            print(f"{time.monotonic() - started:.0f} s: {workload.name}: texts/s: {rates}", flush=True)
         if wanted in "short texts beside bulk work":
             results.interferences = interference.measure(field, shelf, results.pace)
         results.private_mb = memory.now(field)
@@ -134,12 +135,12 @@ def _memory(settings: Settings, names: Sequence[str]) -> None:
     folder = sources.locate(spec, settings)
     shelf = Shelf()
     measured = {}
-    for name in names:  # one after the other, so that each has the machine to itself
+    for name in names:  # one after the other, so that each has the whole machine
         with contextlib.ExitStack() as stack:
-            entrance = Field(stack, spec.name, folder, workloads.window(folder))
-            for contestant in entrance.enter([name]):
+            starter = Field(stack, spec.name, folder, workloads.window(folder))
+            for contestant in starter.enter([name]):
                 measured[name] = memory.after_requests(contestant, shelf)
-        _print_left_out(entrance.left_out)
+        _print_left_out(starter.left_out)
     print(f"\nafter {memory.N_REQUESTS} requests of 32 mixed texts a worker:")
     print(report.targets(targets.private_memory(measured)))
 
@@ -149,8 +150,8 @@ def _print_left_out(left_out: Mapping[str, str]) -> None:
         print(f"left out: {what}: {why}", flush=True)
 
 
-def _is_true(contestant: Contestant, probe: list[str], expected: list[list[float]], results: Results) -> bool:
-    """Whether a contestant gives the reference's vectors, in every variant; who does not is not measured."""
+def _is_correct(contestant: Contestant, probe: list[str], expected: list[list[float]], results: Results) -> bool:
+    """Return True if every variant of a contestant gives the reference's vectors; only then it is measured."""
     lowest = 1.0
     for variant in contestant.variants:
         vectors = variant.vectors(probe)
@@ -160,7 +161,9 @@ def _is_true(contestant: Contestant, probe: list[str], expected: list[list[float
         if vectors is not None:
             results.cosines[contestant.name] = lowest
     if lowest < contestant.lowest_cosine:
-        results.left_out[contestant.name] = f"its vectors have a cosine of {lowest:.5f} to those of encode"
+        results.left_out[contestant.name] = (
+            f"its vectors have a cosine of {lowest:.5f} to those of SentenceTransformer.encode"
+        )
         return False
     return True
 

@@ -1,8 +1,8 @@
-"""The bare backend: no HTTP, no queue, no tokenizer in the clock. What bulk work could at best reach on this machine.
+"""The bare backend: no HTTP, no queue, no tokenizer in the measured time. The upper limit for bulk work here.
 
-Loads the model as the service does, forks one process a core, and answers a line of JSON for each one that it reads:
+Loads the model as the service does, forks one process per core, and writes a line of JSON for each line that it reads:
 `[texts, batch_tokens]` gives `[elapsed_s, n_tokens]`. Batches are sorted by length, longest first, and each process
-takes the next one when it is done with its last. When standard input ends, it ends, and its processes with it.
+computes the next one when it has finished its last. The program ends, with its processes, when standard input ends.
 """
 
 import json
@@ -23,7 +23,7 @@ Job = tuple[list[list[Any]], int]
 
 
 def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Positions of texts, longest first, cut where a batch's rows times its longest text would be over the budget."""
+    """Return batches of positions, longest texts first. The rows of a batch times its longest text fit the budget."""
     order = [int(position) for position in np.argsort(-np.asarray(lengths), kind="stable")]
     cut: list[list[int]] = []
     for position in order:
@@ -34,7 +34,7 @@ def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 
 
 def compute(backend: Any, jobs: Connection, following: Any, all_ready: Any) -> None:
-    """What a forked process does: prepares once, then takes batches off each list that comes."""
+    """Run a forked process: prepare the backend once, then compute batches of each list that arrives."""
     backend.prepare()
     while True:
         todo, n_prompt_tokens = jobs.recv()
@@ -50,34 +50,34 @@ def compute(backend: Any, jobs: Connection, following: Any, all_ready: Any) -> N
 
 
 def main() -> None:
-    """Loads, forks, and answers until standard input ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr
+    """Load the model, fork, and serve until standard input ends."""
+    results, sys.stdout = sys.stdout, sys.stderr
     settings = load_settings(ROOT / ".env")
     route = registry.load(settings).models[0].route
     context = multiprocessing.get_context("fork")
     n_processes = cores.count()
     following, all_ready = context.Value("q", 0), context.Barrier(n_processes + 1)
-    ours = []
+    pipes = []
     for _ in range(n_processes):
-        mine, theirs = context.Pipe()
+        ours, theirs = context.Pipe()
         context.Process(target=compute, args=(route.backend, theirs, following, all_ready), daemon=True).start()
         theirs.close()
-        ours.append(mine)
-    told = {"precision": route.backend.precision, "backend": route.backend.name}
-    print(json.dumps(told), file=answers, flush=True)
+        pipes.append(ours)
+    loaded = {"precision": route.backend.precision, "backend": route.backend.name}
+    print(json.dumps(loaded), file=results, flush=True)
     for line in sys.stdin:
         texts, batch_tokens = json.loads(line)
         reading = route.reader.read(texts, route.prompt)
         ids = [tokens.ids for tokens in reading.tokens]
         todo = [[ids[position] for position in batch] for batch in batches([len(each) for each in ids], batch_tokens)]
         following.value = 0
-        for pipe in ours:
+        for pipe in pipes:
             pipe.send((todo, reading.n_prompt_tokens))
         all_ready.wait()
         started = time.perf_counter()
-        for pipe in ours:
+        for pipe in pipes:
             pipe.recv()
-        print(json.dumps([time.perf_counter() - started, sum(map(len, ids))]), file=answers, flush=True)
+        print(json.dumps([time.perf_counter() - started, sum(map(len, ids))]), file=results, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,30 @@
-"""Drives a server over HTTP from one thread, as cheaply as Python can: it runs on the cores that it measures.
+"""Drives a server over HTTP from one thread, as cheaply as Python can, because it runs on the cores that it measures.
 
-Requests are bytes before the clock starts and answers stay bytes until it has stopped; in between there is a loop over
-raw sockets that knows as much of HTTP as the contestants speak. What it costs is measured in every round.
+Requests are made before the clock starts, and responses are parsed after it has stopped. In between runs a loop over
+raw sockets that knows only the HTTP that the contestants speak. Every round measures what the loop itself costs.
 """
 
 import collections
 import gc
-import re
 import selectors
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-Address = tuple[str, int]
+from bench.connection import Address, Connection
 
 _STALLED_S = 180
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _READ_BYTES = 1 << 20
 
 
-class Answer(NamedTuple):
-    """What came back.
+class Response(NamedTuple):
+    """The response to one request.
 
     Attributes:
-        number: Of the request, from 0.
-        latency_s: From the first byte sent to the last received.
-        status: Of HTTP.
+        number: Number of the request, from 0.
+        latency_s: From the first byte sent to the last byte received.
+        status: HTTP status.
+        body: Bytes after the head.
     """
 
     number: int
@@ -37,28 +34,28 @@ class Answer(NamedTuple):
 
 
 class Drive(NamedTuple):
-    """What it took to get some answers.
+    """Responses, and what they cost.
 
     Attributes:
-        elapsed_s: From the first request to the last answer.
-        client_cpu_s: What of this the driver itself computed for, background included.
-        answers: In the order in which they came.
-        n_background: How many requests of the background were answered meanwhile.
+        elapsed_s: From the first request to the last response.
+        client_cpu_s: Processor time of the driver in that time, including the background.
+        responses: In the order of their arrival.
+        n_background: Number of background requests that were answered in that time.
     """
 
     elapsed_s: float
     client_cpu_s: float
-    answers: list[Answer]
+    responses: list[Response]
     n_background: int
 
 
 class Background(NamedTuple):
-    """Requests that keep a server busy, over and over, while others are measured.
+    """Requests that keep a server busy while others are measured.
 
     Attributes:
-        requests: In turn.
-        n_connections: On which there is always one on its way.
-        lead_s: For how long, before those that are measured begin.
+        requests: Sent in turn, again and again.
+        n_connections: Connections, each with one request under way at any time.
+        lead_s: Seconds from their beginning to that of the measured requests.
     """
 
     requests: Sequence[bytes]
@@ -67,7 +64,7 @@ class Background(NamedTuple):
 
 
 def post(path: str, body: bytes, *, key: str = "") -> bytes:
-    """A request's bytes, with a key if there is one."""
+    """Return the bytes of a POST request, with an API key if there is one."""
     head = [f"POST {path} HTTP/1.1", "Host: bench", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     if key:
         head.append(f"Authorization: Bearer {key}")
@@ -82,17 +79,17 @@ def drive(
     limit_s: float = float("inf"),
     background: Background | None = None,
 ) -> Drive:
-    """Sends all requests over so many connections, each the next one as soon as it has its answer.
+    """Send all requests over some connections. Each connection sends its next request once it has a response.
 
     Args:
-        address: Where the server listens.
-        requests: As `post` makes them.
-        n_connections: How many are on their way at once.
-        limit_s: After so long no further request begins.
-        background: What keeps the server busy meanwhile.
+        address: Address of the server.
+        requests: Requests as `post` makes them.
+        n_connections: Number of connections.
+        limit_s: Seconds after which no further request begins.
+        background: Requests that keep the server busy meanwhile.
 
     Raises:
-        RuntimeError: An answer broke off, or none came for minutes.
+        RuntimeError: A response broke off, or none came for minutes.
     """
     loop = _Loop(address)
     was_collecting = gc.isenabled()
@@ -103,12 +100,12 @@ def drive(
             loop.run(until=time.perf_counter() + background.lead_s)
         n_before = loop.n_background
         queue = collections.deque(enumerate(requests))
-        mine = loop.open(n_connections, _until(queue, time.perf_counter() + limit_s), begin=False)
+        measured = loop.open(n_connections, _until(queue, time.perf_counter() + limit_s), begin=False)
         cpu_s, started = time.thread_time(), time.perf_counter()
-        loop.begin(mine)
+        loop.begin(measured)
         loop.run()
         elapsed_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu_s
-        return Drive(elapsed_s, cpu_s, loop.answers, loop.n_background - n_before)
+        return Drive(elapsed_s, cpu_s, loop.responses, loop.n_background - n_before)
     finally:
         loop.close()
         if was_collecting:
@@ -125,81 +122,28 @@ def _until(queue: "collections.deque[tuple[int, bytes]]", deadline: float) -> It
         yield queue.popleft()
 
 
-class _Connection:
-    """A connection with at most one request on its way. A number of -1 is of the background."""
-
-    __slots__ = ("chunks", "closes", "n_missing", "number", "requests", "socket", "started", "unsent")
-
-    def __init__(self, address: Address, requests: Iterator[tuple[int, bytes]]) -> None:
-        self.socket = _connect(address)
-        self.requests = requests
-        self.number = -1
-        self.started = 0.0
-        self.unsent = memoryview(b"")
-        self.chunks: list[bytes] = []
-        self.n_missing = -1  # bytes of the answer; -1 while its head is not there
-        self.closes = False
-
-    def send(self) -> bool:
-        """Sends what the kernel takes; whether that was all."""
-        try:
-            n_sent = self.socket.send(self.unsent)
-        except BlockingIOError:
-            n_sent = 0
-        self.unsent = self.unsent[n_sent:]
-        return not self.unsent
-
-    def receive(self, buffer: memoryview) -> bool:
-        """Takes what has come, by way of a buffer; whether the answer is complete."""
-        n_bytes = self.socket.recv_into(buffer)
-        chunk = bytes(buffer[:n_bytes])
-        if not chunk:
-            raise RuntimeError(f"the server closed a connection in mid-answer, after {b''.join(self.chunks)[:300]!r}")
-        self.chunks.append(chunk)
-        if self.n_missing >= 0:
-            self.n_missing -= len(chunk)
-            return self.n_missing <= 0
-        received = chunk if len(self.chunks) == 1 else b"".join(self.chunks)
-        end = received.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        length = _LENGTH.search(received, 0, end)
-        if length is None:
-            raise RuntimeError(f"an answer without Content-Length: {received[:300]!r}")
-        self.closes = _CLOSES.search(received, 0, end) is not None
-        self.n_missing = end + 4 + int(length[1]) - len(received)
-        return self.n_missing <= 0
-
-
-def _connect(address: Address) -> socket.socket:
-    connection = socket.create_connection(address, timeout=10)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.settimeout(0)
-    return connection
-
-
 class _Loop:
     """All connections of one drive."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
         self._selector = selectors.DefaultSelector()
-        self._connections: list[_Connection] = []
+        self._connections: list[Connection] = []
         self._n_open = 0
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._done: list[tuple[int, float, list[bytes]]] = []
         self.n_background = 0
 
     @property
-    def answers(self) -> list[Answer]:
-        """Those that are measured, taken apart."""
-        return [_answer(number, latency_s, b"".join(chunks)) for number, latency_s, chunks in self._done]
+    def responses(self) -> list[Response]:
+        """Responses to the measured requests, parsed."""
+        return [_response(number, latency_s, b"".join(chunks)) for number, latency_s, chunks in self._done]
 
     def open(
         self, n_connections: int, requests: Iterator[tuple[int, bytes]], *, begin: bool = True
-    ) -> list[_Connection]:
-        """Connects, and sends first requests if told so."""
-        opened = [_Connection(self._address, requests) for _ in range(n_connections)]
+    ) -> list[Connection]:
+        """Return new connections; send their first requests unless `begin` is false."""
+        opened = [Connection(self._address, requests) for _ in range(n_connections)]
         self._connections += opened
         for connection in opened:
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
@@ -207,32 +151,32 @@ class _Loop:
             self.begin(opened)
         return opened
 
-    def begin(self, connections: Sequence[_Connection]) -> None:
-        """Sends each connection's first request."""
+    def begin(self, connections: Sequence[Connection]) -> None:
+        """Send the first request of each connection."""
         for connection in connections:
             self._next(connection)
 
     def run(self, until: float = float("inf")) -> None:
-        """Sends and receives until a time, or until all that is measured is answered."""
+        """Send and receive until a moment, or until all measured requests have a response."""
         while self._n_open if until == float("inf") else time.perf_counter() < until:
             events = self._selector.select(min(_STALLED_S, max(0, until - time.perf_counter())))
             if not events and until == float("inf"):
-                raise RuntimeError(f"the server did not answer for {_STALLED_S} s")
+                raise RuntimeError(f"the server did not respond for {_STALLED_S} s")
             for key, mask in events:
-                connection: _Connection = key.data
+                connection: Connection = key.data
                 if mask & selectors.EVENT_WRITE:
                     if connection.send():
                         self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
                 elif connection.receive(self._buffer):
-                    self._answered(connection)
+                    self._finish(connection)
 
     def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         for connection in self._connections:
             connection.socket.close()
         self._selector.close()
 
-    def _answered(self, connection: _Connection) -> None:
+    def _finish(self, connection: Connection) -> None:
         latency_s = time.perf_counter() - connection.started
         if connection.number < 0:
             self.n_background += 1
@@ -241,26 +185,24 @@ class _Loop:
             self._done.append((connection.number, latency_s, connection.chunks))
         self._next(connection)
 
-    def _next(self, connection: _Connection) -> None:
+    def _next(self, connection: Connection) -> None:
         following = next(connection.requests, None)
-        if following is None:  # what the server does with the connection now, such as close it, is its own affair
+        if following is None:  # from now on the server may do with the connection what it likes, such as close it
             self._selector.unregister(connection.socket)
             return
         connection.number, request = following
         if connection.number >= 0:
             self._n_open += 1
-        connection.chunks, connection.n_missing = [], -1
         connection.started = time.perf_counter()
-        if connection.closes:  # a user of such a server pays for a connection each time
+        if connection.closes:  # the time to connect counts, as it does for a user of such a server
             self._selector.unregister(connection.socket)
-            connection.socket.close()
-            connection.socket, connection.closes = _connect(self._address), False
+            connection.reconnect()
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
-        connection.unsent = memoryview(request)
+        connection.begin(request)
         if not connection.send():
             self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
 
 
-def _answer(number: int, latency_s: float, received: bytes) -> Answer:
+def _response(number: int, latency_s: float, received: bytes) -> Response:
     head, _, body = received.partition(b"\r\n\r\n")
-    return Answer(number, latency_s, int(head.split(None, 2)[1]), body)
+    return Response(number, latency_s, int(head.split(None, 2)[1]), body)

@@ -1,4 +1,4 @@
-"""Environments of their own for peers whose requirements differ from ours, made once, and the files that they need."""
+"""Virtual environments for peers whose requirements differ from ours, and the files that they need. Made once."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from bench.servers import ROOT
 
 ENVIRONMENTS = ROOT / "bench" / ".environments"
 
-# Run in the peer's environment: the same weights as ONNX, and the tokenizer beside them.
+# Runs in the peer's environment; writes the same weights as ONNX, and the tokenizer beside them.
 _EXPORT = """
 import sys
 from optimum.onnxruntime import ORTModelForFeatureExtraction
@@ -23,28 +23,28 @@ AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
 
 
 class UnavailableError(RuntimeError):
-    """Something that cannot be had here; says why."""
+    """A contestant cannot run here. The message says why."""
 
 
 def infinity(engine: str) -> Path:
-    """The folder of an environment with infinity and its engine, made if need be.
+    """Return the folder of an environment with infinity and its engine; make it if necessary.
 
     Raises:
-        UnavailableError: It cannot be installed.
+        UnavailableError: infinity cannot be installed.
     """
     requirements = ROOT / "bench" / f"requirements-infinity-{engine}.txt"
     folder = ENVIRONMENTS / f"infinity-{engine}"
     if not folder.exists():
         print(f"making {folder.relative_to(ROOT)} ...", flush=True)
-    _do([str(ROOT / "scripts/environment.sh"), sys.executable, str(folder), str(requirements)])
+    _run([str(ROOT / "scripts/environment.sh"), sys.executable, str(folder), str(requirements)])
     return folder
 
 
 def onnx(environment: Path, model: Path, window: int) -> Path:
-    """The folder of a model's weights as ONNX, made if need be.
+    """Return the folder of a model's weights as ONNX; make it if necessary.
 
-    infinity's optimum engine cuts texts at the configuration's `max_position_embeddings`, so that is set to the window
-    that sentence-transformers reads: otherwise it would read more and give other vectors.
+    infinity's optimum engine truncates texts at the configuration's `max_position_embeddings`. This sets it to the
+    window of sentence-transformers; otherwise the engine would read more and give other vectors.
 
     Raises:
         UnavailableError: The model cannot be exported.
@@ -55,7 +55,7 @@ def onnx(environment: Path, model: Path, window: int) -> Path:
     print(f"exporting {folder.relative_to(ROOT)} ...", flush=True)
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    _do([str(environment / "bin/python"), "-c", _EXPORT, str(model), str(part)])
+    _run([str(environment / "bin/python"), "-c", _EXPORT, str(model), str(part)])
     for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
         _set(part / name, key, window)
     part.rename(folder)
@@ -66,7 +66,7 @@ def _set(file: Path, key: str, value: int) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
 
 
-def _do(command: list[str]) -> None:
+def _run(command: list[str]) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = None
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a user would write without the service: Flask, and encode in the view. Served by Gunicorn; see `servers.py`."""
+"""The application that a user would write without the service: encode in a Flask view. `field.py` runs it."""
 
 import os
 
@@ -13,12 +13,12 @@ app = Flask(__name__)
 
 @app.post("/v1/embeddings")
 def embeddings():
-    """The vectors of the texts."""
+    """Return the vectors of the texts."""
     vectors = model.encode(request.get_json()["input"], show_progress_bar=False)
     return jsonify(data=[{"index": index, "embedding": vector.tolist()} for index, vector in enumerate(vectors)])
 
 
 @app.get("/health")
 def health():
-    """Which worker this is, so that the bench knows when all have loaded."""
+    """Return the worker's process id, so that the bench knows when all workers have loaded the model."""
     return str(os.getpid())

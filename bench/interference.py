@@ -1,4 +1,4 @@
-"""What single short texts wait for while a bulk client keeps the server full."""
+"""Measures the latency of single short texts while a bulk client keeps the server busy."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,19 +9,20 @@ from bench.measure import Pace, percentile
 from bench.texts import Shelf
 from bench.workloads import BULK_X_1
 
-# The bulk client has its next request waiting while one is answered. So many different ones, then again from the first.
+# The bulk client always has one request waiting behind the current one. It has this many different requests, sent in
+# turn.
 _N_BULK_CONNECTIONS, _N_BULK = 2, 12
 _LEAD_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Interference:
-    """Short texts one after another, idle and beside bulk work.
+    """Latencies of short texts, sent one after another to an idle server and beside bulk work.
 
     Attributes:
-        long_ms: Median time of one text that fills the window, alone on an idle server.
-        n_loaded: How many short texts were answered beside the bulk work.
-        bulk_texts_per_s: What the bulk client got meanwhile.
+        long_ms: Median latency of one text that fills the window, on an idle server.
+        n_loaded: Number of short texts answered beside the bulk work.
+        bulk_texts_per_s: Texts per second of the bulk client in that time.
     """
 
     contestant: str
@@ -36,12 +37,12 @@ class Interference:
 
     @property
     def bound_ms(self) -> float:
-        """What p99 beside bulk work should not exceed: two more texts that fill the window."""
+        """Bound on p99 beside bulk work: p99 on an idle server plus two texts that fill the window."""
         return self.idle_p99_ms + 2 * self.long_ms
 
 
 def measure(field: Sequence[Contestant], shelf: Shelf, pace: Pace) -> list[Interference]:
-    """Measures those contestants that are a single server: the service and infinity, with its default batch size."""
+    """Measure the contestants that are a single server: the service, and infinity with its default batch size."""
     bulk = [BULK_X_1.request(shelf) for _ in range(_N_BULK)]
     return [
         _measure(contestant.name, contestant.variants[0], shelf, pace, bulk)
@@ -54,9 +55,9 @@ def measure(field: Sequence[Contestant], shelf: Shelf, pace: Pace) -> list[Inter
 
 def _measure(name: str, served: Served, shelf: Shelf, pace: Pace, bulk: Sequence[list[str]]) -> Interference:
     n_most, limit_s = (400, 8.0 * pace.share)
-    short = [[shelf.take("short")] for _ in range(2 * n_most)]
+    short = [[shelf.text("short")] for _ in range(2 * n_most)]
     idle = served.run(short[:n_most], 1, limit_s=limit_s / 3)
-    long = served.run([[shelf.take("long")] for _ in range(30)], 1, limit_s=limit_s / 5)
+    long = served.run([[shelf.text("long")] for _ in range(30)], 1, limit_s=limit_s / 5)
     background = Background([served.request(texts) for texts in bulk], _N_BULK_CONNECTIONS, _LEAD_S)
     loaded = served.run(short[n_most:], 1, limit_s=limit_s, background=background)
     return Interference(
@@ -74,5 +75,5 @@ def _measure(name: str, served: Served, shelf: Shelf, pace: Pace, bulk: Sequence
 
 def _ms(latencies_s: Sequence[float], percent: float) -> float:
     value = percentile(latencies_s, percent)
-    assert value is not None, "limit_s is checked before a request and after it, so that there is at least one"
+    assert value is not None, "the first request begins before the limit"
     return 1000 * value

@@ -1,4 +1,4 @@
-"""`python -m bench large`: whether workers share a model of bge-m3's size, and what the whole service takes."""
+"""`python -m bench large`: measures how workers share a model of bge-m3's size, and the memory of the whole service."""
 
 import os
 import subprocess
@@ -20,13 +20,13 @@ from bench.workloads import MIXED
 N_WORKERS = 2
 MAX_PRIVATE_MB, MAX_ANONYMOUS_OF_WEIGHTS = 80, 1.3
 
-# Layers, hidden and intermediate size, as in `large_model.py`, which imports torch. A layer has four square matrices
-# and two of the intermediate size, each with its bias, and two layer norms.
+# Layers, hidden and intermediate size, as in `large_model.py`, which this module does not import because it imports
+# torch. A layer has four square matrices and two of the intermediate size, each with its bias, and two layer norms.
 _LAYERS, _DIM, _INTERMEDIATE = 24, 1024, 4096
 N_ENCODER_WEIGHTS = _LAYERS * (4 * _DIM * (_DIM + 1) + 2 * _DIM * _INTERMEDIATE + _INTERMEDIATE + _DIM + 4 * _DIM)
 _BYTES = {"float32": 4, "bfloat16": 2}
 
-# Half of a mixed batch of 32, so that requests take seconds and not minutes.
+# Half of a mixed batch of 32, so that a request takes seconds and not minutes.
 _N_REQUESTS, _TEXTS = 12, MIXED[:16]
 
 
@@ -34,9 +34,9 @@ class Footprint(NamedTuple):
     """Memory in MB (2**20 bytes).
 
     Attributes:
-        private: Of each worker.
-        anonymous: Of master and workers together; pages that several share count once.
-        file_backed: The same of pages of the converted model's files; what libraries have is not counted.
+        private: Private memory of each worker.
+        anonymous: Anonymous memory of master and workers together; shared pages count once.
+        file_backed: Memory mapped from the converted model's files, likewise; without libraries.
     """
 
     private: list[float]
@@ -45,10 +45,10 @@ class Footprint(NamedTuple):
 
 
 def footprint(master: psutil.Process, cache: Path) -> Footprint:
-    """What a master and its workers hold.
+    """Return the memory of a master and its workers.
 
-    A page that n processes share counts as 1/n for each (Pss), so that the sum over all that share it is one page.
-    Between these processes that is exact; of a library that others on this machine have mapped too a part is missing.
+    A page that n processes share counts as 1/n in each (Pss), so that it counts once in the sum over all of them. If
+    other processes on this machine map it as well, as with libraries, their part is missing.
     """
     workers = master.children()
     family = [process.pid for process in (master, *workers)]
@@ -60,7 +60,7 @@ def footprint(master: psutil.Process, cache: Path) -> Footprint:
 
 
 def model() -> Path:
-    """The folder of the model, made if need be."""
+    """Return the folder of the model; make it if necessary."""
     folder = ENVIRONMENTS / "large-model"
     if not (folder / "modules.json").exists():
         print(f"making {folder.relative_to(ROOT)}, 2.3 GB; remove it when it is no longer needed ...", flush=True)
@@ -70,10 +70,10 @@ def model() -> Path:
 
 
 def measure(folder: Path, precision: str, cache: Path) -> Footprint:
-    """Serves the model with two workers, has it work, and looks.
+    """Serve the model with two workers, send requests, and return the memory.
 
     Raises:
-        RuntimeError: It does not start, does not answer, or serves another precision.
+        RuntimeError: The service does not start, fails, or serves another precision.
     """
     environment = OURS | {
         "SUPPORTED_MODELS": f"large={folder}",
@@ -87,21 +87,21 @@ def measure(folder: Path, precision: str, cache: Path) -> Footprint:
         if f'"{precision}"'.encode() not in server.wait("/v1/models"):
             raise RuntimeError(f"asked for PRECISION={precision}, it serves another")
         shelf = Shelf()
-        requests = [[shelf.take(kind) for kind in _TEXTS] for _ in range(_N_REQUESTS)]
+        requests = [[shelf.text(kind) for kind in _TEXTS] for _ in range(_N_REQUESTS)]
         Served(server, "large").run(requests, 2 * N_WORKERS)
         return footprint(psutil.Process(server.process.pid), cache)
 
 
 def outcomes(precision: str, measured: Footprint, ir_mb: float | None) -> Sequence[Outcome]:
-    """The targets at this size.
+    """Return the targets at this size and their outcomes.
 
     Args:
-        precision: That was served.
-        measured: What master and workers hold.
-        ir_mb: Size of the converted model in the cache, if there is one.
+        precision: Precision that was served.
+        measured: Memory of master and workers.
+        ir_mb: Size of the converted model in the cache; None if there is none.
     """
     bound_mb = MAX_ANONYMOUS_OF_WEIGHTS * N_ENCODER_WEIGHTS * _BYTES[precision] / 2**20
-    told = [
+    found = [
         Outcome(
             f"{precision}: private memory of a worker, at most {MAX_PRIVATE_MB} MB",
             " and ".join(f"{value:.0f}" for value in measured.private) + " MB",
@@ -115,23 +115,23 @@ def outcomes(precision: str, measured: Footprint, ir_mb: float | None) -> Sequen
     ]
     target = f"{precision}: file-backed memory, at most the converted model once"
     if ir_mb is None:
-        return [*told, Outcome(target, f"{measured.file_backed:.0f} MB; no converted model was found", None)]
-    return [*told, Outcome(target, f"{measured.file_backed:.0f} MB of {ir_mb:.0f} MB", measured.file_backed <= ir_mb)]
+        return [*found, Outcome(target, f"{measured.file_backed:.0f} MB; no converted model was found", None)]
+    return [*found, Outcome(target, f"{measured.file_backed:.0f} MB of {ir_mb:.0f} MB", measured.file_backed <= ir_mb)]
 
 
 def main() -> None:
-    """Makes the model, measures at each precision, prints."""
+    """Make the model, measure at each precision, and print the targets."""
     folder = model()
     cache = ENVIRONMENTS / "large-cache"
     os.environ["CACHE_DIR"] = str(cache)
-    told: list[Outcome] = []
+    found: list[Outcome] = []
     for precision in _BYTES:
         try:
             measured = measure(folder, precision, cache)
         except RuntimeError as error:
             print(f"left out: {precision}: {error}")
             continue
-        # Weights and graph.
+        # Size of weights and graph.
         sizes = [file.stat().st_size + file.with_suffix(".xml").stat().st_size for file in cache.rglob("model.bin")]
-        told += outcomes(precision, measured, max(sizes) / 2**20 if sizes else None)
-    print(report.targets(told))
+        found += outcomes(precision, measured, max(sizes) / 2**20 if sizes else None)
+    print(report.targets(found))

@@ -1,6 +1,6 @@
 """Makes a model of bge-m3's size with random weights: XLM-RoBERTa large, CLS pooling, Normalize; 2.3 GB on disk.
 
-A program of its own: `python -m bench.large_model FOLDER`. Its vectors mean nothing, but they cost the same.
+A program of its own: `python -m bench.large_model FOLDER`. Its vectors mean nothing, but cost as much to compute.
 """
 
 import sys
@@ -17,18 +17,18 @@ from bench.texts import Shelf
 
 N_LAYERS, DIM, INTERMEDIATE, N_POSITIONS = 24, 1024, 4096, 8194
 
-# XLM-RoBERTa's own, in its order.
+# XLM-RoBERTa's special tokens, in its order.
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer that knows English docstrings; its ids are a small part of the model's vocabulary."""
+    """Return a byte-pair tokenizer trained on English docstrings. Its ids are a small part of the vocabulary."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.normalizer = normalizers.NFKC()
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     shelf = Shelf()
     trainer = trainers.BpeTrainer(vocab_size=8000, special_tokens=_SPECIAL, show_progress=False)
-    made.train_from_iterator((shelf.take("long") for _ in range(400)), trainer)
+    made.train_from_iterator((shelf.text("long") for _ in range(400)), trainer)
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -46,7 +46,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def main(folder: Path) -> None:
-    """Writes the model, first the encoder and its tokenizer, then the chain around them."""
+    """Write the model: first the encoder and its tokenizer, then the chain of modules around them."""
     torch.manual_seed(0)
     encoder = XLMRobertaModel(
         XLMRobertaConfig(

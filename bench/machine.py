@@ -1,4 +1,4 @@
-"""Where and how it is measured: one fact for each thing that could make other numbers come out."""
+"""The conditions of a measurement: everything that could change its numbers, and the memory of processes."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ _PACKAGES = ("torch", "openvino", "sentence-transformers", "transformers", "toke
 
 
 def circumstances(settings: Settings) -> dict[str, str]:
-    """What there is to know."""
+    """Return code, time, machine, versions and settings."""
     changed = [
         f"{field.name.upper()}={getattr(settings, field.name)}"
         for field in dataclasses.fields(settings)
@@ -38,7 +38,7 @@ def circumstances(settings: Settings) -> dict[str, str]:
 
 
 def here() -> dict[str, str]:
-    """Code, time and place."""
+    """Return code, time, machine and versions."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES if _is_installed(name)]
     return {
         "commit": commit(),
@@ -59,12 +59,12 @@ def commit(checkout: Path = ROOT) -> str:
 
 
 def private_mib(processes: list[psutil.Process]) -> list[float]:
-    """What each process holds for itself alone, in MiB, from the kernel's own sum over its mappings."""
+    """Return the private memory of each process (USS) in MiB, from the kernel's own sum over its mappings."""
     return [memory_kb(process.pid, "Private_Clean", "Private_Dirty") / 1024 for process in processes]
 
 
 def memory_kb(pid: int, *entries: str) -> int:
-    """The sum of entries of a process's smaps_rollup, in KiB."""
+    """Return the sum of entries of a process's smaps_rollup, in KiB."""
     found: Mapping[str, str] = dict(
         re.findall(r"^(\w+): +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     )
@@ -72,29 +72,29 @@ def memory_kb(pid: int, *entries: str) -> int:
 
 
 def mapped_kb(pid: int, folder: Path) -> float:
-    """What a process has in memory of files in a folder, in KiB; of a page that n processes share 1/n."""
+    """Return the resident memory of files in a folder in KiB; a page that n processes share counts as 1/n."""
     mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{pid}/smaps").read_text(), flags=re.MULTILINE)
     ours = [mapping for mapping in mappings if str(folder) in mapping.partition("\n")[0]]
     return sum(float(kb) for mapping in ours for kb in re.findall(r"^Pss: +(\d+) kB$", mapping, re.MULTILINE))
 
 
 class Others:
-    """What other work takes from the machine while this one is measured: no line of a table is worth more than this."""
+    """Measures the processor time of other work on this machine, which makes every other figure less reliable."""
 
     def __init__(self) -> None:
         self._started, self._used_s = time.monotonic(), _used_by_others_s()
 
     def cores(self) -> float:
-        """How many cores were busy for others, on average since the start."""
+        """Return the cores that other work used, on average since the start."""
         return self.used_s() / (time.monotonic() - self._started)
 
     def used_s(self) -> float:
-        """How many seconds others computed since the start, on all cores."""
+        """Return the processor time of other work since the start, in seconds over all cores."""
         return max(0.0, _used_by_others_s() - self._used_s)
 
 
 def idle_cores(wait_s: float = 2.0) -> float:
-    """How many cores the contestants take while nobody asks them anything."""
+    """Return the cores that idle contestants use, measured over some seconds."""
     before, started = _used_by_us_s(), time.monotonic()
     time.sleep(wait_s)
     return (_used_by_us_s() - before) / (time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""Lets contestants answer the same new texts in turn, round by round, each as many as it can in about the same time."""
+"""Gives contestants the same new texts in turn, round by round, each as many as it serves in about the same time."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ _MAX_REQUESTS = 3000
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How long measuring takes.
+    """The duration of a measurement.
 
     Attributes:
-        n_rounds: That count.
-        share: Of each workload's `round_s`.
-        heat_s: In which variants get warm and the fastest is found.
+        n_rounds: Number of rounds that count.
+        share: Share of each workload's `round_s`.
+        heat_s: Seconds of the heat, which warms variants up and finds the fastest.
     """
 
     n_rounds: int = 3
@@ -31,13 +31,13 @@ QUICK = Pace(n_rounds=2, share=0.3, heat_s=0.1)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a contestant did in a workload. Rates are medians over rounds.
+    """The figures of a contestant in a workload. Rates are medians over rounds.
 
     Attributes:
-        texts_per_s_of_rounds: One number a round; round by round all contestants had the same texts and neighbours.
-        p50_ms, p99_ms: Of the requests of all rounds; None for the bare backend.
-        n_requests: How many those were; p99 is the slowest where there are fewer than 100.
-        client_ms: What the client computed for each request.
+        texts_per_s_of_rounds: One number a round. In each round all contestants had the same texts and neighbours.
+        p50_ms, p99_ms: Latencies over the requests of all rounds; None for the bare backend.
+        n_requests: Number of those requests. With fewer than 100, p99 is the slowest.
+        client_ms: Processor time of the client for each request.
     """
 
     workload: str
@@ -62,15 +62,15 @@ def measure(
     pace: Pace,
     left_out: dict[str, str],
 ) -> list[Row]:
-    """Measures a workload.
+    """Measure a workload.
 
     Args:
-        workload: What is asked.
-        field: All contestants; the workload says which of them it is for.
-        shelf: Where texts come from.
-        n_tokens: Counts them.
-        pace: How long to measure.
-        left_out: Takes why a contestant, or a variant of it, is not in the rows.
+        workload: The workload.
+        field: All contestants. The workload chooses those that it applies to.
+        shelf: Supplies the texts.
+        n_tokens: Counts the tokens of texts.
+        pace: Duration of the measurement.
+        left_out: Gets the reason for each contestant or variant that has no row.
     """
     heats = [
         (contestant, heat)
@@ -98,7 +98,7 @@ def measure(
 def _heat(
     workload: Workload, contestant: Contestant, shelf: Shelf, pace: Pace, left_out: dict[str, str]
 ) -> tuple[Variant, float] | None:
-    """Warms all variants up; the fastest and its requests a second, or None if none can do it."""
+    """Warm up all variants; return the fastest and its requests per second, or None if all fail."""
     rates = []
     n_first = workload.n_connections if contestant.is_server else 1
     for variant in contestant.variants:
@@ -106,7 +106,7 @@ def _heat(
             requests = [workload.request(shelf) for _ in range(n_first)]
             elapsed_s = variant.run(requests, workload.n_connections).elapsed_s
             n_more = round(pace.heat_s / elapsed_s * len(requests))
-            if n_more > len(requests):  # the first ones were over before anything was warm
+            if n_more > len(requests):  # the first requests were too few to warm anything up
                 requests = [workload.request(shelf) for _ in range(min(n_more, _MAX_REQUESTS))]
                 elapsed_s = variant.run(requests, workload.n_connections).elapsed_s
             rates.append((len(requests) / elapsed_s, variant))
@@ -119,7 +119,7 @@ def _heat(
 
 
 def _n_requests(rate: float, workload: Workload, pace: Pace) -> int:
-    """How many requests a round takes of a contestant: at least one a connection."""
+    """Return the number of requests in a contestant's round: at least one for each connection."""
     return min(_MAX_REQUESTS, max(workload.n_connections, round(rate * workload.round_s * pace.share)))
 
 
@@ -146,7 +146,7 @@ def _row(
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The smallest of the values that so many percent of them do not exceed; None of none."""
+    """Return the smallest value that this percentage of the values does not exceed; None if there are no values."""
     if not values:
         return None
     ordered = sorted(values)

@@ -1,4 +1,4 @@
-"""What the service's workers hold for themselves alone after real work."""
+"""Measures the private memory of processes after work."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ _AT_ONCE = 50
 
 
 def after_requests(contestant: Contestant, shelf: Shelf, n_requests: int = N_REQUESTS) -> list[float]:
-    """Sends so many requests of 32 mixed texts to each worker, on average, and looks; MiB of each worker.
+    """Send requests of 32 mixed texts, on average this many to each worker; return the private MiB of each worker.
 
-    Requests are made a few at a time: the client's memory is nobody's business, but it should not grow.
+    Requests are made a few at a time, so that the client stays small.
     """
     (served,) = contestant.variants
     assert isinstance(served, Served)
@@ -31,9 +31,9 @@ def after_requests(contestant: Contestant, shelf: Shelf, n_requests: int = N_REQ
 
 
 def now(field: Sequence[Contestant]) -> dict[str, list[float]]:
-    """MiB of each process that computes, of the first variant of each contestant."""
-    told = {}
+    """Return the private MiB of each computing process, for the first variant of each contestant."""
+    found = {}
     for contestant in field:
         processes: list[psutil.Process] = contestant.variants[0].computing()
-        told[contestant.name] = machine.private_mib(processes)
-    return told
+        found[contestant.name] = machine.private_mib(processes)
+    return found

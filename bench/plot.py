@@ -1,4 +1,4 @@
-"""Draws throughput and p99 of one short text against how many are asked at once."""
+"""Draws throughput and p99 of one short text against the number of connections."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from bench.workloads import SHORT
 
 PICTURE = ROOT / "docs" / "benchmark.png"
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; marks and line styles do it on paper too.
+# Okabe and Ito's colours, which colour-blind people can tell apart. Marks and line styles differ for print.
 _STYLES = {
     "service float32": ("#0072B2", "o", "-"),
     "service bfloat16": ("#56B4E9", "s", "-"),
@@ -23,12 +23,12 @@ _WIDTH, _HEIGHT, _DPI = 10, 4.2, 150
 
 
 def draw(rows: Sequence[Row], circumstances: str, path: Path = PICTURE) -> None:
-    """Writes the picture; what was not measured is not in it.
+    """Write the picture of what was measured.
 
     Args:
-        rows: Those of other workloads are passed over.
-        circumstances: One line below it.
-        path: Of the PNG.
+        rows: Rows of any workloads; those of other workloads are ignored.
+        circumstances: Text below the picture.
+        path: Path of the PNG file.
     """
     import matplotlib as mpl
 

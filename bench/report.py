@@ -1,4 +1,4 @@
-"""Tables of what was measured, as Markdown and as JSON. They claim nothing beyond it."""
+"""Tables of the measurements, as Markdown and as JSON."""
 
 import dataclasses
 import json
@@ -16,21 +16,21 @@ from bench.targets import Outcome, ratios
 RESULTS = ROOT / "bench" / "results"
 
 _HOW_TO_READ = """\
-Rates are medians of {n_rounds} rounds. In each round all answer the same new texts, in turn. p50, p99: of the n
-requests of all rounds; p99 is the slowest where n is below 100. Ratios are of texts/s, the medians of the rounds'
-(least to most). Tokens are the service's count for all. Each contestant with several settings has those that were the
-fastest in the workload."""
+Rates are medians of {n_rounds} rounds. In each round all contestants get the same new texts, in turn. p50 and p99 are
+over the n requests of all rounds; p99 is the slowest request if n is below 100. Ratios are of texts/s: the median of
+the rounds' ratios (lowest to highest). Tokens are counted as the service counts them, for all. Of a contestant with
+several settings, the table shows those that were the fastest in the workload."""
 
 
 @dataclasses.dataclass
 class Results:
-    """Everything that a run found.
+    """Everything that a run measured.
 
     Attributes:
-        circumstances: Where and how.
-        cosines: For each contestant the least that its vectors of the probe texts have in common with the reference's.
-        private_mb: For each contestant the private memory of each process that computes, after the run.
-        left_out: Who did not take part in what, and why.
+        circumstances: Conditions of the measurement.
+        cosines: For each contestant the lowest cosine of its probe vectors to the reference's.
+        private_mb: For each contestant the private memory of each computing process, after the run.
+        left_out: What was not measured, with the reason.
     """
 
     circumstances: dict[str, str]
@@ -44,7 +44,7 @@ class Results:
 
 
 def write(results: Results) -> tuple[Path, Path]:
-    """Writes both forms under the commit's name; where they are."""
+    """Write both forms under the commit's name, and return their paths."""
     RESULTS.mkdir(exist_ok=True)
     stem = RESULTS / results.circumstances["commit"]
     as_text, as_data = stem.with_suffix(".md"), stem.with_suffix(".json")
@@ -54,12 +54,12 @@ def write(results: Results) -> tuple[Path, Path]:
 
 
 def write_data(results: Results, path: Path) -> None:
-    """Writes everything as JSON."""
+    """Write the results as JSON."""
     path.write_text(json.dumps(dataclasses.asdict(results), indent=1) + "\n")
 
 
 def markdown(results: Results) -> str:
-    """The whole report."""
+    """Return the whole report."""
     parts = [
         f"# Measured at {results.circumstances['commit']}",
         "\n".join(f"- {name}: {value}" for name, value in results.circumstances.items()),
@@ -78,12 +78,12 @@ def markdown(results: Results) -> str:
 
 
 def main_table(rows: Sequence[Row]) -> str:
-    """Every row that is not for the plot alone."""
+    """Return the table of all rows that are not for the plot alone."""
     peers, best = ({row.workload: row for row in rows if row.contestant == name} for name in (PEER, PEER_AT_ITS_BEST))
     names = {workload.name for workload in workloads.ALL if workload.is_main}
     header = (
         "workload", "contestant", "requests/s", "texts/s", "tokens/s", "p50 ms", "p99 ms", "n",
-        f"against {PEER}", "in batches of 8",        "settings",
+        f"against {PEER}", "in batches of 8", "settings",
     )  # fmt: skip
     return table(
         header,
@@ -108,7 +108,7 @@ def main_table(rows: Sequence[Row]) -> str:
 
 
 def against(row: Row, peer: Row | None) -> str:
-    """A row's ratio to the peer's, with its range over rounds."""
+    """Return a row's ratio to the peer's, with its range over rounds."""
     if peer is None:
         return ""
     if row is peer:
@@ -118,7 +118,7 @@ def against(row: Row, peer: Row | None) -> str:
 
 
 def concurrency(rows: Sequence[Row]) -> str:
-    """Requests a second and p99 of one short text, by how many are asked at once."""
+    """Return the table of requests per second and p99 of one short text, by number of connections."""
     names = [workload.name for workload in workloads.SHORT]
     found = {(row.contestant, row.n_connections): row for row in rows if row.workload in names}
     numbers = sorted({n for _, n in found})
@@ -138,7 +138,7 @@ def concurrency(rows: Sequence[Row]) -> str:
 
 
 def copies(rows: Sequence[Row]) -> str:
-    """What it gains that many texts of a request are equal."""
+    """Return the table of what equal texts in a request gain."""
     different = {row.contestant: row for row in rows if row.workload == workloads.MIXED_X_4.name}
     return table(
         ("contestant", "texts/s, all different", "texts/s, a quarter different", "gain"),
@@ -156,7 +156,7 @@ def copies(rows: Sequence[Row]) -> str:
 
 
 def interference(measured: Sequence[Interference]) -> str:
-    """Short texts idle and beside bulk work."""
+    """Return the table of short texts on an idle server and beside bulk work."""
     return table(
         ("contestant", "idle p50, p99 ms", "one full window ms", "loaded p50, p99 ms", "bound ms", "n", "bulk texts/s"),
         [
@@ -175,7 +175,7 @@ def interference(measured: Sequence[Interference]) -> str:
 
 
 def vectors_and_memory(results: Results) -> str:
-    """How near each comes to the reference, and what its processes hold."""
+    """Return the table of lowest cosines and private memory."""
     return table(
         ("contestant", "lowest cosine to encode", "private MB of each process"),
         [
@@ -186,23 +186,23 @@ def vectors_and_memory(results: Results) -> str:
 
 
 def client(rows: Sequence[Row]) -> str:
-    """What the driver computed for each request, so that nobody has to guess what it takes from the contestants."""
+    """Return the driver's processor time per request, which it takes from the contestants, as a sentence."""
     costs: dict[str, list[float]] = {}
     for row in rows:
         if row.client_ms is not None:
             costs.setdefault(row.workload, []).append(row.client_ms)
-    told = "; ".join(f"{name} {median(values):.2f} ms" for name, values in costs.items())
-    return f"The client's own computing for each request, on the same cores: {told}." if told else ""
+    shown = "; ".join(f"{name} {median(values):.2f} ms" for name, values in costs.items())
+    return f"The client's own processor time for each request, on the same cores: {shown}." if shown else ""
 
 
 def targets(outcomes: Sequence[Outcome]) -> str:
-    """Each target and what became of it."""
+    """Return the table of targets and their outcomes."""
     words = {True: "met", False: "NOT met", None: ""}
     return table(("target", "measured", ""), [[each.target, each.measured, words[each.met]] for each in outcomes])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned so that it reads in a terminal too; nothing without rows."""
+    """Return a Markdown table, aligned for reading in a terminal; empty if there are no rows."""
     if not rows:
         return ""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -213,14 +213,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits that mean something."""
+    """Return a number with three significant digits; empty for None."""
     if value is None:
         return ""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def load(path: Path) -> list[Row]:
-    """The rows of a run that was written, to draw it again."""
+    """Return the rows of a written run, to draw it again."""
     return [Row(**row) for row in json.loads(path.read_text())["rows"]]
 
 

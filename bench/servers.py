@@ -1,4 +1,4 @@
-"""Starts what is measured as a process of its own on a free port, and stops it with all its children."""
+"""Starts servers as processes of their own on free ports, and stops them with all their children."""
 
 import contextlib
 import dataclasses
@@ -29,11 +29,11 @@ class Server:
     """A server on loopback.
 
     Attributes:
-        name: For messages.
-        address: Where it listens.
+        name: Name in messages.
+        address: Address that it listens on.
         process: Its first process.
-        n_workers: How many children of that compute; 0 if it computes itself.
-        log: What it wrote.
+        n_workers: Number of that process's children that compute; 0 if the process computes itself.
+        log: File of its output.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Server:
     log: IO[bytes]
 
     def wait(self, path: str, body: bytes | None = None) -> bytes:
-        """Asks until the answer is 200, and returns it.
+        """Send a request until the status is 200, and return the body.
 
         Raises:
-            RuntimeError: It ended, or is not ready within READY_S; tells the end of its log.
+            RuntimeError: The server ended, or is not ready within READY_S. The message has the end of its log.
         """
         deadline = time.monotonic() + READY_S
         url = "http://{}:{}{}".format(*self.address, path)
@@ -60,12 +60,12 @@ class Server:
             time.sleep(0.1)
 
     def logged(self) -> str:
-        """What it wrote so far; its own place in the file stays where it is."""
+        """Return its output so far, without moving its own position in the file."""
         number = self.log.fileno()
         return os.pread(number, os.fstat(number).st_size, 0).decode(errors="replace").strip()
 
     def computing(self) -> list[psutil.Process]:
-        """The processes that compute."""
+        """Return the processes that compute."""
         master = psutil.Process(self.process.pid)
         return master.children() if self.n_workers else [master]
 
@@ -74,14 +74,14 @@ class Server:
 def start(
     name: str, command: Sequence[str], environment: Mapping[str, str], *, n_workers: int = 0, cwd: Path = ROOT
 ) -> Iterator[Server]:
-    """Starts a server without waiting for it; stops it in the end.
+    """Start a server without waiting for it, and stop it in the end.
 
     Args:
-        name: For messages.
-        command: `{port}` in it becomes the port.
-        environment: On top of the bench's own; `{port}` as well.
+        name: Name in messages.
+        command: Its command; `{port}` is replaced by the port.
+        environment: Variables besides the bench's own; `{port}` is replaced as well.
         n_workers: See `Server`.
-        cwd: Where it runs.
+        cwd: Working folder.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

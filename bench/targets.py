@@ -1,4 +1,4 @@
-"""What the service is to reach, and whether it did: arithmetic on what was measured, nothing else."""
+"""The targets of the service and their outcomes: arithmetic on the measurements, nothing else."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from bench.interference import Interference
 from bench.measure import Row
 from bench.workloads import Workload
 
-# texts/s over the peer's, at float32, bfloat16 and int8.
+# Lowest ratio of texts/s to the peer's, at float32, bfloat16 and int8.
 AGAINST_PEER: Mapping[Workload, tuple[float, float, float]] = {
     workloads.ONE: (2.5, 3.5, 4.5),
     workloads.ONE_X_32: (2.6, 5, 6.5),
@@ -18,7 +18,7 @@ AGAINST_PEER: Mapping[Workload, tuple[float, float, float]] = {
     workloads.MIXED_X_4: (2.2, 4, 5.5),
 }
 
-# Bulk tokens/s over the bare backend's, and texts/s of one bulk client over those of four.
+# Lowest ratios of bulk tokens/s to the bare backend's, and of texts/s of one bulk client to those of four.
 OF_BARE, ONE_CLIENT_OF_FOUR = 0.85, 0.90
 
 MAX_PRIVATE_MB = 40
@@ -26,12 +26,12 @@ MAX_PRIVATE_MB = 40
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A target and what became of it.
+    """A target and its outcome.
 
     Attributes:
-        target: In words, with its bound.
-        measured: With the range over rounds where there is one.
-        met: Whether; None if there is nothing to tell it from.
+        target: The target in words, with its bound.
+        measured: The measured value, with the range over rounds if there is one.
+        met: True if the target is met; None if it was not measured.
     """
 
     target: str
@@ -40,14 +40,14 @@ class Outcome:
 
 
 def ratios(ours: Row, theirs: Row) -> list[float]:
-    """texts/s over texts/s, round by round."""
+    """Return the ratios of texts/s, round by round."""
     return [one / other for one, other in zip(ours.texts_per_s_of_rounds, theirs.texts_per_s_of_rounds, strict=True)]
 
 
 def outcomes(rows: Sequence[Row], interferences: Sequence[Interference]) -> list[Outcome]:
-    """All targets, in the order in which they are told."""
+    """Return the outcomes of all targets, in the report's order."""
     by_name = {(row.workload, row.contestant): row for row in rows}
-    told = []
+    found = []
     for workload, bounds in AGAINST_PEER.items():
         for precision, bound in zip(PRECISIONS, bounds, strict=True):
             ours, theirs = (by_name.get((workload.name, name)) for name in (f"service {precision}", PEER))
@@ -56,21 +56,21 @@ def outcomes(rows: Sequence[Row], interferences: Sequence[Interference]) -> list
             if ours is not None and best is not None:
                 more = f"{outcome.measured}; {median(ratios(ours, best)):.2f}x in batches of 8"
                 outcome = dataclasses.replace(outcome, measured=more)
-            told.append(outcome)
+            found.append(outcome)
     four, one = workloads.BULK_X_4.name, workloads.BULK_X_1.name
     for precision in PRECISIONS:
         ours, bare = (by_name.get((four, f"{kind} {precision}")) for kind in ("service", "bare"))
-        told.append(_at_least(f"bulk, {precision}, against the bare backend", ours, bare, OF_BARE, "%"))
+        found.append(_at_least(f"bulk, {precision}, against the bare backend", ours, bare, OF_BARE, "%"))
     for precision in PRECISIONS:
         ours, theirs = (by_name.get((name, f"service {precision}")) for name in (one, four))
-        told.append(_at_least(f"bulk, {precision}, one client against four", ours, theirs, ONE_CLIENT_OF_FOUR, "%"))
+        found.append(_at_least(f"bulk, {precision}, one client against four", ours, theirs, ONE_CLIENT_OF_FOUR, "%"))
     by_contestant = {each.contestant: each for each in interferences}
-    told += [_bounded(precision, by_contestant.get(f"service {precision}")) for precision in PRECISIONS]
-    return told
+    found += [_bounded(precision, by_contestant.get(f"service {precision}")) for precision in PRECISIONS]
+    return found
 
 
 def private_memory(megabytes: Mapping[str, Sequence[float]]) -> list[Outcome]:
-    """Whether workers stay small; one outcome for each contestant that is the service."""
+    """Return the outcomes of the target for private memory, one for each precision of the service."""
     return [
         Outcome(
             f"private memory of a worker, {name.removeprefix('service ')}, at most {MAX_PRIVATE_MB} MB",

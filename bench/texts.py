@@ -1,4 +1,4 @@
-"""Real English to embed: the docstrings of Python's own library, cut to length. No text is ever handed out twice."""
+"""English texts to embed: docstrings of Python's standard library, cut to length. No text is used twice."""
 
 import ast
 import functools
@@ -7,23 +7,23 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-# Words, and about how many tokens of a BERT vocabulary they make: 16, 145, and more than MiniLM's window of 256.
+# Words of each kind. They make about 16, 145, and more than 256 tokens of a BERT vocabulary; 256 is MiniLM's window.
 N_WORDS = {"short": 9, "passage": 88, "long": 220}
 
-# What a mixed batch of 32 holds, as an index of documents and headings would.
+# The kinds in a mixed batch of 32, as in an index of documents and headings.
 MIXED = ("short", "passage", "short", "passage", "short", "passage", "short", "long") * 4
 
 _NOT_PROSE = {"idlelib", "lib2to3", "site-packages", "test", "tests"}
 
 
 class Shelf:
-    """Texts from the shelf, each once, in an order that is the same in every run with one Python.
+    """Supplies each text once, in an order that is the same in every run with one version of Python.
 
-    The library has about 250,000 words. Whoever has read them all begins again, each time one word later, so that
-    sentences return but no text does.
+    The library has about 250,000 words. After the last one, texts begin again, each time one word later, so that
+    sentences return but texts do not.
 
     Args:
-        words: To cut texts from, in place of the library's.
+        words: Words to use instead of the library's.
     """
 
     def __init__(self, words: Sequence[str] | None = None) -> None:
@@ -31,8 +31,8 @@ class Shelf:
         self._words = itertools.chain.from_iterable(itertools.islice(words, start, None) for start in range(len(words)))
         self._given: set[str] = set()
 
-    def take(self, kind: str) -> str:
-        """The next text of a kind in N_WORDS.
+    def text(self, kind: str) -> str:
+        """Return the next text of a kind in N_WORDS.
 
         Raises:
             RuntimeError: There are no words left.

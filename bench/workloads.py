@@ -1,4 +1,4 @@
-"""What is asked: how many texts of which length in a request, from how many connections at once, and of whom."""
+"""The workloads: number and length of the texts in a request, number of connections, and contestants."""
 
 import dataclasses
 import json
@@ -15,16 +15,16 @@ SERVED = ("service", "Flask", "infinity")
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is asked.
+    """A workload.
 
     Attributes:
-        name: As the tables show it.
-        kinds: Of the texts in one request, each text another.
-        n_connections: From how many connections at once.
-        of: First words of the contestants that are asked.
-        n_copies: How often each text stands in its request.
-        round_s: How long a round shall take about.
-        is_main: Whether it has rows in the main table; the others are for the plot.
+        name: Name in the tables.
+        kinds: Kinds of the different texts in one request.
+        n_connections: Number of connections.
+        of: First words of the contestants that it applies to.
+        n_copies: Number of times that each text stands in its request.
+        round_s: Approximate seconds of a round.
+        is_main: True if it has rows in the main table; other workloads are for the plot.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Workload:
 
     @property
     def n_texts(self) -> int:
-        """Of one request."""
+        """Number of texts in one request."""
         return len(self.kinds) * self.n_copies
 
     def request(self, shelf: Shelf) -> Texts:
-        """New texts; copies stand apart, as they do where many items share a heading."""
-        return [shelf.take(kind) for kind in self.kinds] * self.n_copies
+        """Return new texts. Copies stand apart, as in a list of items of which many share a heading."""
+        return [shelf.text(kind) for kind in self.kinds] * self.n_copies
 
 
 def _short(n_connections: int, *, round_s: float = 1.0, is_main: bool = True) -> Workload:
@@ -58,14 +58,14 @@ BULK_X_1 = Workload("256 mixed texts x 1 connection", MIXED * 8, 1, of=("service
 BULK_X_4 = Workload("256 mixed texts x 4 connections", MIXED * 8, 4, of=("service", "bare"), round_s=3.0)
 COPIES = Workload("32 texts, 8 of them different, x 4 connections", MIXED[:8], 4, of=("service",), n_copies=4)
 
-# The concurrency of one short text, for the plot; its ends have rows of their own.
+# One short text on more and more connections, for the plot. The first and the last are in the main table as well.
 SHORT = [ONE, *(_short(n, round_s=0.7, is_main=False) for n in (2, 4, 8, 16)), ONE_X_32]
 
 ALL = [*SHORT, MIXED_X_1, MIXED_X_4, COPIES, BULK_X_1, BULK_X_4]
 
 
 def window(folder: Path) -> int | None:
-    """Tokens that a model reads, as sentence-transformers finds it in its folder."""
+    """Return the window in tokens that sentence-transformers finds in a model's folder; None if there is none."""
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if (folder / name).exists():
             limit = json.loads((folder / name).read_text()).get(key)
@@ -75,11 +75,11 @@ def window(folder: Path) -> int | None:
 
 
 class TokenCount:
-    """Counts tokens as the service reads them: the same count for all, whatever a server says of itself."""
+    """Counts tokens as the service does, for all contestants, whatever a server reports itself."""
 
     def __init__(self, folder: Path) -> None:
         self._reader = Reader(Tokenizer.from_file(str(folder / "tokenizer.json")), window=window(folder))
 
     def __call__(self, texts: Texts) -> int:
-        """Tokens of texts, special ones included, cut to the window."""
+        """Return the number of tokens of texts, with special tokens, truncated to the window."""
         return sum(len(tokens.ids) for tokens in self._reader.read(texts).tokens)

@@ -1,4 +1,4 @@
-"""Count the code lines of `embedding_api`: without docstrings, comments and blank lines."""
+"""Counts the code lines of `embedding_api`, without docstrings, comments and blank lines."""
 
 import ast
 import io
@@ -10,7 +10,7 @@ _NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, to
 
 
 def n_code_lines(source: str) -> int:
-    """Lines of Python that hold code."""
+    """Return the number of lines that hold code."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     lines = {line for token in tokens if token.type not in _NO_CODE for line in range(token.start[0], token.end[0] + 1)}
     for node in ast.walk(ast.parse(source)):
@@ -20,7 +20,7 @@ def n_code_lines(source: str) -> int:
 
 
 def main(root: Path) -> None:
-    """Print the number of each file, the largest first, and the sum."""
+    """Print the code lines of each file, most first, and their sum."""
     counts = {path: n_code_lines(path.read_text()) for path in root.rglob("*.py")}
     for path, count in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{count:6} {path.relative_to(root.parent)}")

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes a virtual environment with the packages of a requirements file, or mends the one that is there.
+# Makes a virtual environment with the packages of a requirements file, or repairs an existing one.
 #
 #   scripts/environment.sh PYTHON FOLDER REQUIREMENTS
 #
-# The file FOLDER/bin/.installed tells what was installed, and where. While it is right, this ends at once and asks no index.
-# Every step may be repeated: whatever interrupts one, the next call mends it. PYTHON makes an environment and is not needed
-# for one that is there.
+# The stamp FOLDER/bin/.installed records what was installed, and where. If it is right, this script ends at once and asks
+# no package index. Every step may be repeated: if one is interrupted, the next call repairs it. PYTHON makes a new
+# environment; an existing one does not need it.
 set -eu
 base=$1
 folder=$2
@@ -20,15 +20,15 @@ fail() {
     exit 1
 }
 
-# Prints the environment's folder of packages, whose name holds the version of Python.
+# Prints the environment's folder of packages. Its name contains the version of Python.
 packages() { "$python" -I -c 'import os, sysconfig; print(os.path.realpath(sysconfig.get_path("purelib")))'; }
 
-# Prints what a right stamp holds: that folder, the requirements file, and the files that it names with -r.
+# Prints the contents of a right stamp: that folder, the requirements file, and the files that it names with -r.
 state() {
     packages && cat "$requirements" $(sed -n "s|^-r *|$(dirname "$requirements")/|p" "$requirements")
 }
 
-# Succeeds if the environment's Python runs, belongs to this folder, and is of the version that the packages are for.
+# Succeeds if the environment's Python runs, belongs to this folder, and has the version that the packages are for.
 python_is_right() {
     "$python" -I -c '
 import os, sys, sysconfig
@@ -46,7 +46,7 @@ if ! python_is_right; then
     is_recent "$base" || fail "Python 3.11 or newer is needed, and $base is not: name one, as in make PYTHON=python3.11 run"
     if [ -e "$folder/pyvenv.cfg" ] || [ -e "$folder/bin/.installed" ]; then
         echo "$folder: its Python is gone or of another version; making the environment anew" >&2
-        # pyvenv.cfg stays until it is written anew, so that an interrupted removal still leaves an environment.
+        # Keeps pyvenv.cfg until it is overwritten, so that an interrupted removal still leaves an environment.
         find "$folder/" -mindepth 1 -maxdepth 1 ! -name pyvenv.cfg -exec rm -rf {} +
     elif [ -n "$(ls -A "$folder" 2>/dev/null)" ]; then
         fail "$folder is not a virtual environment and stays as it is: name another folder, as in make VENV=.venv run"
@@ -56,8 +56,8 @@ fi
 is_recent "$python" || fail "$folder has a Python older than 3.11: make clean removes it, then make PYTHON=python3.11 run"
 
 rm -f "$folder"/bin/.installed*
-# pip writes a package's RECORD last. It takes one without for installed, though its scripts may be missing. A name that
-# begins with ~ is a package that pip was about to replace.
+# pip writes a package's RECORD last. It considers a package without RECORD installed, although its scripts may be missing.
+# A name that begins with ~ is a package that pip was about to replace.
 find "$(packages)" -maxdepth 1 \( -name '~*' -o -name '*.dist-info' ! -exec test -e '{}/RECORD' \; \) -exec rm -rf {} +
 if [ ! -e "$folder/bin/pip" ] || ! "$python" -m pip --version >/dev/null 2>&1; then
     "$python" -c 'import ensurepip' 2>/dev/null ||

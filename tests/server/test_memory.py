@@ -26,7 +26,7 @@ def private_mb(pid: int) -> float:
 def test_a_worker_holds_little_for_itself_after_200_requests_of_32_mixed_texts(launch, capsys):
     server = launch(WORKERS="2")
     shelf = Shelf()
-    pool = [shelf.take(kind) for _ in range(200) for kind in ("short", "passage", "long")]
+    pool = [shelf.text(kind) for _ in range(200) for kind in ("short", "passage", "long")]
     before = {worker.pid: private_mb(worker.pid) for worker in server.workers}
 
     def served() -> Counter:

@@ -51,8 +51,8 @@ def asking(n: int, **more) -> bytes:
 def test_every_request_is_answered_once_over_connections_that_stay(server):
     done = drive(server.server_address, [asking(n) for n in range(40)], 4)
 
-    assert sorted(answer.number for answer in done.answers) == list(range(40))
-    for number, latency_s, status, body in done.answers:
+    assert sorted(response.number for response in done.responses) == list(range(40))
+    for number, latency_s, status, body in done.responses:
         assert status == 200
         assert body == str(number).encode() + b"x" * 1000 * number
         assert 0 < latency_s <= done.elapsed_s
@@ -60,40 +60,40 @@ def test_every_request_is_answered_once_over_connections_that_stay(server):
 
 
 def test_large_requests_and_answers_arrive_whole(server):
-    (answer,) = drive(server.server_address, [asking(5000, padding="x" * 8_000_000)], 1).answers
+    (response,) = drive(server.server_address, [asking(5000, padding="x" * 8_000_000)], 1).responses
 
-    assert len(answer.body) == 5_000_004
+    assert len(response.body) == 5_000_004
 
 
 def test_a_server_that_closes_after_each_answer_is_connected_to_again(server):
     done = drive(server.server_address, [asking(1, closes=True)] * 5, 2)
 
-    assert len(done.answers) == 5
+    assert len(done.responses) == 5
     assert len(server.n_asked) == 5
 
 
 def test_an_answer_that_breaks_off_is_an_error(server):
-    with pytest.raises(RuntimeError, match="closed a connection in mid-answer"):
+    with pytest.raises(RuntimeError, match="closed a connection in mid-response"):
         drive(server.server_address, [asking(1, breaks=10)], 1)
 
 
 def test_what_was_refused_is_told_not_hidden(server):
-    (answer,) = drive(server.server_address, [asking(1, status=503)], 1).answers
+    (response,) = drive(server.server_address, [asking(1, status=503)], 1).responses
 
-    assert answer.status == 503
+    assert response.status == 503
 
 
 def test_no_request_begins_after_the_limit(server):
     done = drive(server.server_address, [asking(1, waits=0.05)] * 1000, 1, limit_s=0.2)
 
-    assert 1 <= len(done.answers) <= 5
+    assert 1 <= len(done.responses) <= 5
 
 
 def test_the_background_goes_on_until_all_that_is_measured_is_answered(server):
     background = Background([asking(7), asking(8)], n_connections=2, lead_s=0.05)
     done = drive(server.server_address, [asking(1, waits=0.05)] * 4, 1, background=background)
 
-    assert len(done.answers) == 4
+    assert len(done.responses) == 4
     assert done.n_background > 4
 
 

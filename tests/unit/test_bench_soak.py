@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from bench import soak
-from bench.crowd import Visit
-from bench.soak import Counts, Course, Span
+from bench import verdict
+from bench.site import Visit
+from bench.verdict import Counts, Course, Span
 
 # Memory at rest wavers; MB, once a second.
 WAVES = [30.0, 31.5, 30.2, 33.0, 30.1]
@@ -39,7 +39,7 @@ def course(**seen):
 
 
 def missed(course):
-    return [outcome.target.split(":")[0] for outcome in soak.outcomes(course) if not outcome.met]
+    return [outcome.target.split(":")[0] for outcome in verdict.outcomes(course) if not outcome.met]
 
 
 def test_a_service_that_stays_as_it_is_passes():
@@ -89,7 +89,7 @@ def test_slower_answers_are_found_unless_others_took_the_machine(monkeypatch):
 
 
 def test_what_no_client_may_see_is_found():
-    assert missed(course(flaws=Counter({"short: wrong vectors": 1}))) == ["every answer as it must be"]
+    assert missed(course(flaws=Counter({"short: wrong vectors": 1}))) == ["every response as it must be"]
     assert missed(course(visits=[*visits(), Visit("batch", 50, 0.1, 500)])) == ["5xx"]
     # Of who left before the answer only the log tells.
     assert missed(course(log="INFO [1] request status=504 ms=3")) == ["5xx"]

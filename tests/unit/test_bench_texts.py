@@ -21,7 +21,7 @@ def tokenizer() -> Tokenizer:
 def test_no_text_is_given_twice():
     shelf = Shelf()
     # Far enough to meet docstrings that the library repeats.
-    texts = [shelf.take("short") for _ in range(20_000)]
+    texts = [shelf.text("short") for _ in range(20_000)]
 
     assert len(set(texts)) == 20_000
 
@@ -29,13 +29,13 @@ def test_no_text_is_given_twice():
 def test_two_shelves_give_the_same_texts():
     one, other = Shelf(), Shelf()
 
-    assert [one.take(kind) for kind in MIXED] == [other.take(kind) for kind in MIXED]
+    assert [one.text(kind) for kind in MIXED] == [other.text(kind) for kind in MIXED]
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("short", 12, 20), ("passage", 120, 170), ("long", 256, 512)])
 def test_texts_have_about_as_many_tokens_as_they_say(tokenizer, kind, low, high):
     shelf = Shelf()
-    lengths = sorted(len(tokenizer.encode(shelf.take(kind))) for _ in range(100))
+    lengths = sorted(len(tokenizer.encode(shelf.text(kind))) for _ in range(100))
 
     assert low <= lengths[50] <= high
     # Even the lower half of the long ones fill the model's window, or nearly so.
@@ -44,7 +44,7 @@ def test_texts_have_about_as_many_tokens_as_they_say(tokenizer, kind, low, high)
 
 def test_whoever_has_read_all_words_begins_again_one_word_later():
     shelf = Shelf([str(number) for number in range(20)])
-    texts = [shelf.take("short").split() for _ in range(4)]
+    texts = [shelf.text("short").split() for _ in range(4)]
 
     assert [text[0] for text in texts] == ["0", "9", "18", "8"]
     assert texts[2][:4] == ["18", "19", "1", "2"]
@@ -54,4 +54,4 @@ def test_an_empty_shelf_says_so():
     shelf = Shelf(["few", "words"])
 
     with pytest.raises(RuntimeError, match="no docstrings left"):
-        shelf.take("long")
+        shelf.text("long")
