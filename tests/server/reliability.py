@@ -1,12 +1,13 @@
-"""docs/reliability.md, made by a run of the tests: `make reliability`.
+"""docs/reliability.md, written by a run of the tests: `make reliability`.
 
-A test that makes a fault happen says which, `@pytest.mark.fault("overload")`, and tells the fixture `observed` what it
-saw. `pytest --reliability=FILE` makes a table of it, a row for each fault there is. (The sign is needed: pytest looks
-for its plugins before it knows this option, and would look beside a FILE that stands alone.)
+A test that makes a fault happen names it, `@pytest.mark.fault("overload")`, and passes what it saw to the fixture
+`observed`. `pytest --reliability=FILE` writes a section for each fault. (The sign = is needed: pytest looks for its
+plugins before it knows this option, and would search beside a FILE that stands alone.)
 """
 
 import shlex
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,89 +15,118 @@ import pytest
 
 
 class Fault(NamedTuple):
-    """A row: what happens, and what must happen then."""
+    """A section: its title, what goes wrong, and what the service must do then."""
 
+    title: str
     what: str
-    must: str
+    required: str
 
 
 FAULTS = {
     "overload": Fault(
-        "more work than the queue takes, of many small requests or of large ones",
-        "429 at once, counted, with a `Retry-After` from the rate at which work is done; what was accepted keeps its "
-        "latency, memory stays bounded, and 2 s after the load all is as before; a request alone is never refused",
+        "Overload",
+        "More work arrives than the queue takes, as many small requests or as large ones.",
+        "The service refuses new requests with 429 at once, counts them, and computes `Retry-After` from the rate at "
+        "which work is done. Accepted requests keep their latency. Memory stays bounded. 2 s after the load everything "
+        "is as before. A request that is alone is never refused.",
     ),
     "deadline": Fault(
-        "a request older than its deadline, the server's or the client's own",
-        "504; its texts leave the queue, and nothing is computed for it",
+        "Deadline exceeded",
+        "A request is older than its deadline, which the server or the client has set.",
+        "The request gets 504. Its texts leave the queue, and nothing is computed for it.",
     ),
-    "client gone": Fault("the client goes away", "its waiting texts are dropped, and counted"),
+    "client gone": Fault(
+        "Client gone",
+        "The client closes its connection.",
+        "The service drops the waiting texts of that client and counts them.",
+    ),
     "raising text": Fault(
-        "a text that makes the backend raise", "500 for its request alone; others of the batch are computed without it"
+        "A text that raises an error",
+        "The backend raises an error for one text.",
+        "Only the request with that text gets 500. The service computes the other texts of the batch without it.",
     ),
     "not finite": Fault(
-        "NaN or infinity in a vector", "500 for that text's request, counted; never NaN or null in an answer"
+        "NaN or infinity in a vector",
+        "The model computes NaN or infinity for a text.",
+        "The request with that text gets 500, and the service counts it. No response contains NaN or null.",
     ),
     "hang": Fault(
-        "the backend hangs in a batch",
-        "seen after `INFERENCE_TIMEOUT_S`: the worker hands its waiting work on, answers its clients, and is replaced; "
-        "meanwhile it is not ready, and says so",
+        "A batch that hangs",
+        "The backend hangs in a batch.",
+        "The service notices it after `INFERENCE_TIMEOUT_S`. The worker passes its waiting work to other workers, "
+        "answers its clients, and is replaced. Until then its readiness check fails.",
     ),
     "kill": Fault(
-        "SIGKILL of a worker, 20 times under load",
-        "no request through nginx fails; direct clients lose the killed worker's connections at most; "
-        "ready again within 2 s",
+        "Workers killed",
+        "SIGKILL ends a worker, 20 times under load.",
+        "No request through nginx fails. Direct clients lose only the connections to the killed worker. The service "
+        "is ready again within 2 s.",
     ),
     "out of memory": Fault(
-        "a worker killed for lack of memory",
-        "as any killed worker; and the log says that it was memory, from the control group's own counters, "
-        "and of no other kill",
+        "Out of memory",
+        "The kernel kills a worker for lack of memory.",
+        "The same as for any killed worker. In addition the log names the cause, which it reads from the counters of "
+        "the control group, and it names this cause for no other kill.",
     ),
     "sigterm": Fault(
         "SIGTERM under load",
-        "for `DRAIN_S` readiness and new work get 503 and `Connection: close`; running requests finish; exit code 0 "
-        "within `GRACEFUL_TIMEOUT_S`",
+        "SIGTERM stops the service while requests are running.",
+        "For `DRAIN_S` readiness and new work get 503 and `Connection: close`. Running requests finish. The exit code "
+        "is 0, within `GRACEFUL_TIMEOUT_S`.",
     ),
-    "sighup": Fault("SIGHUP under load", "all workers are renewed, and no request is lost"),
+    "sighup": Fault(
+        "SIGHUP under load",
+        "SIGHUP renews the workers while requests are running.",
+        "All workers are replaced, and no request is lost.",
+    ),
     "reload": Fault(
         "SIGHUP with a mistake in the settings",
-        "one line says which; the service goes on as it was, loses no request, and takes the settings once mended",
+        "SIGHUP reads settings that are wrong.",
+        "One log line names the mistake. The service goes on as before and loses no request. After the mistake is "
+        "corrected, the next SIGHUP applies the settings.",
     ),
     "start": Fault(
-        "a start with a bad setting, an unreadable cache, a full disk, a used port, a missing model",
-        "one line says what and how to mend it, and the exit code is not 0, within seconds; a damaged cache is remade",
+        "A start that fails",
+        "A setting is wrong, the cache cannot be read, the disk is full, the port is in use, or a model is missing.",
+        "One line says what is wrong and how to correct it. The exit code is not 0. Both happen within seconds. A "
+        "damaged cache is built again.",
     ),
     "slow clients": Fault(
-        "headers a byte a second, bodies that never end, as many as there are threads",
-        "408 for them after `CLIENT_TIMEOUT_S`; others are served as before; through nginx they reach no worker",
+        "Slow clients",
+        "As many clients as there are threads send headers one byte a second, or bodies that never end.",
+        "They get 408 after `CLIENT_TIMEOUT_S`. Other clients are served as before. Through nginx the slow clients "
+        "reach no worker.",
     ),
     "refused by gunicorn": Fault(
-        "what Gunicorn refuses by itself: a bad header or chunk, a long URI, large headers", "the envelope of errors"
+        "Requests that Gunicorn refuses",
+        "Gunicorn itself refuses a request: a bad header or chunk, a long URI, large headers.",
+        "The response has the same error body as every other error.",
     ),
     "malformed": Fault(
-        "10,000 malformed bodies, the oddities of real clients, and what schemathesis makes of the OpenAPI document",
-        "never 5xx, never a hang, always the envelope",
+        "Malformed requests",
+        "10,000 malformed bodies, unusual requests of real clients, and requests that schemathesis makes from the "
+        "OpenAPI document.",
+        "The service never responds with 5xx, never hangs, and always sends its error body.",
     ),
     "soak": Fault(
-        "30 minutes of mixed load (`make soak`; a minute of it in the tests)",
-        "a worker's private memory grows by less than 5 MB after the first minute; no descriptor or thread is left "
-        "behind; p99 does not rise",
+        "Half an hour of load",
+        "30 minutes of mixed load (`make soak`; one minute of it in the tests).",
+        "The private memory of a worker grows by less than 5 MB after the first minute. No descriptor and no thread "
+        "remains. p99 does not rise.",
     ),
 }
 
 HEAD = """\
 # What happens when things go wrong
 
-Made by a run of the tests, `make reliability`, and not by hand: in each test the fault happened to real processes.
-Figures are those of this one run."""
-COLUMNS = "| fault | what must happen | what happened | tests |\n| --- | --- | --- | --- |"
-BREAK = "<br>"
-NOTHING = {"no test", "not run", "skipped"}
+A run of the tests wrote this page: `make reliability`. Each test made the fault happen to real processes. The figures
+are those of this one run."""
+NO_TEST = "No test makes this fault happen."
 
 
 @pytest.fixture
 def observed(record_property):
-    """Notes for docs/reliability.md what this test saw, in a few words with figures."""
+    """Record for docs/reliability.md what this test saw, in a few words with figures."""
     return lambda text: record_property("observed", text)
 
 
@@ -121,19 +151,23 @@ def faults_of(item) -> set[str]:
 
 
 class Run(NamedTuple):
-    """One test's outcome: "passed", "failed", "skipped" or "not run", and what it observed."""
+    """One run of a test: "passed", "failed", "skipped" or "not run", and what the test observed."""
 
     outcome: str
     observed: tuple[str, ...] = ()
 
 
+# Of one fault, by the name of the test function; a function with parameters runs several times.
+Tests = Mapping[str, Sequence[Run]]
+
+
 class Record:
-    """What became of every fault test there is, those left out of this run included."""
+    """The outcome of every fault test that exists, those left out of this run included."""
 
     def __init__(self, config):
         self.config = config
         self.file = config.option.reliability.absolute()
-        # By key of FAULTS and test function; a function that has parameters runs several times.
+        # Node ids, by key of FAULTS and by test function.
         self.tests = defaultdict(lambda: defaultdict(list))
         self.runs = {}
 
@@ -150,39 +184,62 @@ class Record:
             self.runs[report.nodeid] = Run(report.outcome, noted)
 
     def pytest_sessionfinish(self):
-        self.file.write_text(self.document())
-
-    def document(self) -> str:
         from bench import machine  # here, since most runs need none of it
 
         command = shlex.join(["pytest", *self.config.invocation_params.args])
-        facts = {"command": f"`{command}`", **machine.here()}
-        rows = {key: self.row(key) for key in FAULTS}
-        left_out = [key for key, (happened, _) in rows.items() if NOTHING & set(happened.split(BREAK))]
-        return (
-            f"{HEAD}\n\n"
-            + (f"**Not the whole of it: tests are missing or were not run for {', '.join(left_out)}.**\n\n")
-            * bool(left_out)
-            + "".join(f"- {name}: {value}\n" for name, value in facts.items())
-            + f"\n{COLUMNS}\n"
-            + "".join(f"| {' | '.join([*FAULTS[key], *row])} |\n" for key, row in rows.items())
-        )
+        self.file.write_text(document({"command": f"`{command}`", **machine.here()}, self.outcomes()))
 
-    def row(self, key) -> tuple[str, str]:
-        """The last two cells: what happened, and the tests that saw it."""
-        tests = self.tests[key]
-        happened = [told([self.runs.get(run, Run("not run")) for run in runs]) for runs in tests.values()]
-        return BREAK.join(happened or ["no test"]).replace("|", r"\|"), BREAK.join(f"`{name}`" for name in tests)
+    def outcomes(self) -> dict[str, Tests]:
+        """The runs of each test function, by key of FAULTS."""
+        return {
+            key: {name: [self.runs.get(run, Run("not run")) for run in runs] for name, runs in self.tests[key].items()}
+            for key in FAULTS
+        }
 
 
-def told(runs) -> str:
-    """What one test function has to say, whatever it was run with."""
+def document(facts: Mapping[str, str], outcomes: Mapping[str, Tests]) -> str:
+    """The whole page.
+
+    Args:
+        facts: When and where the tests ran.
+        outcomes: The runs of each test function, by key of FAULTS.
+    """
+    incomplete = [FAULTS[key].title for key, tests in outcomes.items() if not is_complete(tests)]
+    warning = f"**Incomplete: tests are missing or did not run for: {', '.join(incomplete)}.**\n\n"
+    return (
+        f"{HEAD}\n\n"
+        + warning * bool(incomplete)
+        + "".join(f"- {name}: {value}\n" for name, value in facts.items())
+        + "".join(section(FAULTS[key], tests) for key, tests in outcomes.items())
+    )
+
+
+def is_complete(tests: Tests) -> bool:
+    """True if the fault has tests and each of them ran."""
+    return bool(tests) and all(summary(runs) not in {"not run", "skipped"} for runs in tests.values())
+
+
+def section(fault: Fault, tests: Tests) -> str:
+    """The section of one fault."""
+    observed = "".join(item(name, runs) for name, runs in tests.items()) or f"{NO_TEST}\n"
+    return (
+        f"\n## {fault.title}\n\n**Fault:** {fault.what}\n\n**Required:** {fault.required}\n\n"
+        f"**Observed:**\n\n{observed}"
+    )
+
+
+def item(name: str, runs: Sequence[Run]) -> str:
+    """The list item of one test function: its name, a summary if it did not just pass, and what it observed."""
+    observed = [*dict.fromkeys(text for run in runs for text in run.observed)]
+    if (text := summary(runs)) == "passed":
+        text = "" if observed else "as required"
+    head = f"- `{name}`{text and ': '}{text}\n"
+    return head + "".join(f"    - {line}\n" for line in observed)
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """The outcome of all runs of one test function."""
     outcomes = [run.outcome for run in runs]
-    noted = "; ".join(dict.fromkeys(text for run in runs for text in run.observed))
     if n_failed := outcomes.count("failed"):
-        return f"**failed** ({n_failed} of {len(runs)}){noted and ': '}{noted}"
-    if "not run" in outcomes:
-        return "not run"
-    if "passed" in outcomes:
-        return noted or "as it must"
-    return "skipped"
+        return f"**failed** ({n_failed} of {len(runs)})"
+    return next(outcome for outcome in ("not run", "passed", "skipped") if outcome in outcomes)

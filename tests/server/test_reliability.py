@@ -1,5 +1,6 @@
-"""docs/reliability.md says of each fault test what became of it, and of all that there are."""
+"""docs/reliability.md has a section for each fault, with the outcome of each of its tests."""
 
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests.conftest import CACHE_DIR
 from tests.server.conftest import ROOT, environment
-from tests.server.reliability import BREAK, FAULTS, NOTHING
+from tests.server.reliability import FAULTS, NO_TEST
 
 COMMITTED = ROOT / "docs" / "reliability.md"
 
@@ -17,23 +18,28 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
 
 
-def rows(file):
-    """The table's rows by key of FAULTS: fault, what must happen, what happened, tests."""
-    cells = [line.strip("| ").split(" | ") for line in file.read_text().splitlines() if line.startswith("| ")]
-    _header, _dashes, *rows = [[*row, ""][:4] for row in cells]
-    return dict(zip(FAULTS, rows, strict=True))
+def sections(file):
+    """The sections by key of FAULTS: title, fault, what is required, and what was observed."""
+    found = [part.split("\n\n", 4) for part in file.read_text().split("\n## ")[1:]]
+    assert {tuple(parts[3:4]) for parts in found} == {("**Observed:**",)}
+    texts = [[title, *(part.partition("** ")[2] for part in parts), last] for title, *parts, _, last in found]
+    return dict(zip(FAULTS, texts, strict=True))
 
 
-def test_the_document_has_the_rows_of_all_fault_tests(tmp_path):
+def names_in(observed):
+    return re.findall(r"^- `(.*?)`", observed, re.MULTILINE)
+
+
+def test_the_document_has_the_sections_of_all_fault_tests(tmp_path):
     """Whoever adds a test for a fault, or renames one, runs `make reliability` before it is committed."""
     now = tmp_path / "now.md"
     done = run("tests/server", "--collect-only", "-q", "--reliability", now)
     assert done.returncode == 0, done.stdout
-    for key, (fault, must, happened, tests) in rows(COMMITTED).items():
-        assert [fault, must, tests] == [*FAULTS[key], rows(now)[key][3]]
-        if tests:
-            assert not NOTHING & set(happened.split(BREAK)), f"{key}: {happened}"
-            assert "**failed**" not in happened, f"{key}: {happened}"
+    for key, (title, fault, required, observed) in sections(COMMITTED).items():
+        assert [title, fault, required] == [*FAULTS[key]]
+        assert names_in(observed) == names_in(sections(now)[key][3])
+        assert not re.search(r"^- `.*?`: (not run|skipped|\*\*failed)", observed, re.MULTILINE), f"{key}: {observed}"
+    assert "**Incomplete" not in COMMITTED.read_text()
 
 
 TESTS = """
@@ -76,25 +82,23 @@ def test_broken_afterwards(broken):
 
 
 def test_each_fault_tells_what_its_tests_saw(tmp_path):
-    file, table = tmp_path / "test_some.py", tmp_path / "table.md"
+    file, page = tmp_path / "test_some.py", tmp_path / "page.md"
     file.write_text(TESTS)
-    done = run(file, "-p", "tests.server.reliability", "--reliability", table, "-k", "not elsewhere")
+    done = run(file, "-p", "tests.server.reliability", "--reliability", page, "-k", "not elsewhere")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
-    assert {key: row[2:] for key, row in rows(table).items()} == {
-        **{key: ["no test", ""] for key in FAULTS},
-        "overload": [r"3 requests \| none lost; 4 requests \| none lost", "`test_some.py::test_good`"],
-        "deadline": [
-            "as it must<br>**failed** (1 of 2): one lost",
-            "`test_some.py::test_silent`<br>`test_some.py::test_bad`",
-        ],
-        "hang": ["not run", "`test_some.py::test_elsewhere`"],
-        "kill": ["not run", "`test_some.py::test_elsewhere`"],
-        "sighup": ["skipped", "`test_some.py::test_skipped`"],
-        "start": ["**failed** (1 of 1)", "`test_some.py::test_broken_afterwards`"],
+    assert {key: parts[3].strip() for key, parts in sections(page).items()} == {
+        **dict.fromkeys(FAULTS, NO_TEST),
+        "overload": "- `test_some.py::test_good`\n    - 3 requests | none lost\n    - 4 requests | none lost",
+        "deadline": "- `test_some.py::test_silent`: as required\n"
+        "- `test_some.py::test_bad`: **failed** (1 of 2)\n    - one lost",
+        "hang": "- `test_some.py::test_elsewhere`: not run",
+        "kill": "- `test_some.py::test_elsewhere`: not run",
+        "sighup": "- `test_some.py::test_skipped`: skipped",
+        "start": "- `test_some.py::test_broken_afterwards`: **failed** (1 of 1)",
     }
-    (left_out,) = (line for line in table.read_text().splitlines() if line.startswith("**Not the whole"))
-    assert "hang, kill" in left_out
-    assert "overload" not in left_out
+    (incomplete,) = (line for line in page.read_text().splitlines() if line.startswith("**Incomplete"))
+    for key, fault in FAULTS.items():
+        assert (fault.title in incomplete) == (key not in {"overload", "deadline", "start"})
 
 
 def test_the_cache_is_that_of_the_outer_tests_and_outlives_the_inner(tmp_path):
