@@ -23,12 +23,13 @@ test: environment-dev ## run the tests, without the slow ones
 test-all: environment-dev ## run every test, as CI does
 	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
 
-check: environment-dev ## lint, format, types, layers, spelling
+check: environment-dev ## lint, format, types, layers, spelling, the manual
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: environment-dev ## put the code into the one format
 	$(BIN)/ruff check --fix .
@@ -47,7 +48,7 @@ reliability: environment-dev ## make every fault happen, and write docs/reliabil
 clean: ## remove the environment and what tools left behind
 	@[ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || [ -e $(VENV)/bin/.installed ] || \
 		{ echo "$(VENV) is not a virtual environment, and is left alone: remove it yourself if it may go" >&2; exit 1; }
-	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build/docs
 
 environment:
 	@scripts/environment.sh $(PYTHON) $(VENV) requirements.txt

@@ -3,17 +3,17 @@
 import re
 from pathlib import Path
 
-from tests.readme import curl_examples
+from tests import documents
+from tests.documents import ROOT
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md", *(ROOT / "docs").rglob("*.md")]
 COMMENTED = [
-    *(ROOT / name for name in ("Dockerfile", "Makefile", "k6_test.js", "requirements.txt", "requirements-dev.txt")),
+    *(ROOT / name for name in ("Dockerfile", "Makefile", "k6_test.js", "mkdocs.yml")),
+    *(ROOT / name for name in ("requirements.txt", "requirements-dev.txt")),
     *(file for name in ("deploy", "scripts") for file in (ROOT / name).rglob("*.*") if file.suffix != ".json"),
 ]
-# What a block holds that is no command. A block without a language holds commands.
-OTHER_LANGUAGES = {"json", "python", "text", "dotenv"}
-# What makes a command of words in a sentence, beside the programs that blocks call.
+# Languages of blocks that hold no commands. A block without a language holds commands.
+OTHER_LANGUAGES = {"dotenv", "ini", "json", "python", "text"}
+# A span of code in a sentence is a command if it begins with one of these, or with a program that a block calls.
 PROGRAMS = {
     "apt-get", "cp", "curl", "docker", "git", "gunicorn", "k6", "kill", "make", "nginx", "pip", "promtool", "pytest",
     "python", "python3", "sudo", "systemctl",
@@ -23,7 +23,7 @@ PROGRAMS = {
 def shown() -> dict[str, str]:
     """Each command with the place that shows it; `a && b` is two commands."""
     blocks, spans = {}, {}
-    for file in DOCUMENTS:
+    for file in documents.ALL:
         _collect(file.read_text(), re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL), file, blocks, spans)
     for file in COMMENTED:
         comments = re.findall(r"^ *(?:#|//)(?!!)( .*|)$", file.read_text(), re.MULTILINE)
@@ -51,7 +51,7 @@ def _collect(text: str, block: re.Pattern[str], file: Path, blocks: dict[str, st
 def _commands(block: str) -> list[str]:
     """The commands of a block, each in one line and without its comment."""
     # A test of its own runs these, whose quotes hold line feeds.
-    for command, _ in curl_examples():
+    for command, _ in documents.curl_examples():
         block = block.replace(command, "")
     lines = re.sub(r"\\\n *", "", block).splitlines()
     return [part.strip() for line in lines for part in re.sub(r"(^| )#.*", "", line).split(" && ") if part.strip()]

@@ -4,6 +4,7 @@ Here it runs as it stands, in a copy of the checkout whose environment has this 
 folders outside of the checkout are replaced.
 """
 
+import configparser
 import functools
 import os
 import re
@@ -21,7 +22,7 @@ import pytest
 
 from bench.__main__ import command_line
 from embedding_api import settings as config
-from tests import readme
+from tests import documents
 from tests.collector import collecting
 from tests.commands import program, shown
 from tests.server.conftest import MINILM, ROOT, environment
@@ -119,10 +120,34 @@ def test_what_another_test_runs_is_run_there(command, test):
     assert re.search(rf"^def {name}\(" if name else rf"^{command}$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", [line for block in readme.blocks("dotenv") for line in block.splitlines()])
+@pytest.mark.parametrize("line", [line for block in documents.blocks("dotenv") for line in block.splitlines()])
 def test_the_settings_that_are_shown_are_right(line, tmp_path):
     (tmp_path / ".env").write_text(line)
     assert config.load_settings(tmp_path / ".env").supported_models
+
+
+def systemd_service() -> dict[str, str]:
+    """The options of the service in the systemd unit that the manual shows."""
+    (unit,) = documents.blocks("ini")
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str
+    parser.read_string(unit)
+    return dict(parser["Service"])
+
+
+def test_the_systemd_unit_starts_the_service_in_its_folder_and_waits_for_its_end():
+    service = systemd_service()
+    folder, command = service["WorkingDirectory"], service["ExecStart"]
+    assert command.removeprefix(f"{folder}/.venv/bin/") in SERVES
+    assert int(service["TimeoutStopSec"]) > config.load_settings().graceful_timeout_s
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_finds_no_fault_in_the_unit(checkout, tmp_path):
+    (unit,) = documents.blocks("ini")
+    file = tmp_path / "memementor.service"
+    file.write_text(unit.replace(systemd_service()["WorkingDirectory"], str(checkout)).replace("=memementor", "=root"))
+    run(f"systemd-analyze verify --man=no {file}", checkout)
 
 
 def _copy(folder: Path) -> Path:
@@ -228,7 +253,7 @@ def test_a_command_that_takes_long_has_no_target_or_option_that_is_not_there(com
 
 @functools.cache
 def assert_pytest_takes(words: tuple[str, ...], checkout: Path) -> None:
-    file = () if words and words[-1].endswith(".py") else ("tests/unit/test_slots.py",)
+    file = () if words and words[-1].endswith(".py") else ("tests/unit/test_counters.py",)
     # 5: of that file no test is chosen.
     run(shlex.join(["pytest", *words, "--collect-only", "--no-cov", *file]), checkout, codes=(0, 5))
 

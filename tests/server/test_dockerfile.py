@@ -239,7 +239,7 @@ def test_what_traces_need_can_be_built_in():
     (argument,) = [step.rest for step in read_steps() if step.word == "ARG"]
     assert argument == "EXTRA_PACKAGES="
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for file in ("Dockerfile", "README.md"):
+    for file in ("Dockerfile", "docs/running.md"):
         assert f'`--build-arg EXTRA_PACKAGES="{" ".join(extras["tracing"])}"`' in (ROOT / file).read_text()
 
 

@@ -17,8 +17,8 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from embedding_api.settings import Settings
 from embedding_api.telemetry import metrics
+from tests import documents
 from tests.conftest import until
-from tests.readme import README
 from tests.server import wire
 from tests.server.conftest import MINILM, ROOT, free_port
 from tests.server.faulty import APP, SLOW
@@ -69,11 +69,12 @@ def test_every_metric_is_on_the_dashboard(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: samples(metric)[0])
-def test_every_metric_is_in_the_readme_with_its_labels_and_meaning(metric):
+def test_every_metric_is_in_the_manual_with_its_labels_and_meaning(metric):
     labels = ", ".join(f"`{label}`" for label in metric._labelnames)
     (family,) = metric.describe()
     name = family.name if family.type == "histogram" else samples(metric)[0]
-    assert f"| `{name}` | {labels} | {family.documentation} |\n".replace("|  |", "| |") in README
+    row = f"| `{name}` | {labels} | {family.documentation} |\n".replace("|  |", "| |")
+    assert row in documents.page("monitoring.md")
 
 
 def test_only_what_is_counted_is_asked_for():

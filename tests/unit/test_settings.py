@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pwd
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from embedding_api import settings as config
 from embedding_api.errors import SettingsError
 from embedding_api.settings import Settings, load_settings
 from embedding_api.settings.model_spec import ModelSpec
+from tests import documents
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 FIELDS = dataclasses.fields(Settings)
@@ -348,8 +350,15 @@ def test_every_setting_is_in_the_example_and_can_be_uncommented(monkeypatch, tmp
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_every_setting_is_in_the_readme(field):
-    assert f"| `{field.name.upper()}` |" in (ROOT / "README.md").read_text()
+def test_every_setting_is_in_the_manual_with_its_default(field):
+    default = field.metadata["default"]
+    cells = f"| `{field.name.upper()}` | " + (f"`{default}` | " if default else "")
+    assert documents.page("settings.md").count(cells) == 1
+
+
+def test_the_manual_has_no_setting_that_does_not_exist():
+    shown = re.findall(r"^\| `(\w+)` \|", documents.page("settings.md"), re.MULTILINE)
+    assert shown == [field.name.upper() for field in FIELDS]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the README shows is what a user gets."""
+"""Every example in README and in the manual gives the response that is shown below it."""
 
 import base64
 import contextlib
@@ -10,14 +10,14 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests import readme
+from tests import documents
 
 # Two builds of torch, or two kinds of CPU, may round differently.
 TOLERANCE = 1e-5
 
 
 def assert_like(got, shown, where="answer"):
-    """The answer is the one shown, where "..." ends a list that goes on, and a time is another time."""
+    """Assert that `got` equals `shown`, where "..." ends a shortened list, and times and measured values may differ."""
     if isinstance(shown, dict):
         assert got.keys() == shown.keys(), where
         for key in shown.keys() - {"created", "value"}:
@@ -41,7 +41,7 @@ def assert_like(got, shown, where="answer"):
         assert got == shown, where
 
 
-@pytest.mark.parametrize(("command", "shown"), readme.curl_examples(), ids=lambda text: text.splitlines()[0][:60])
+@pytest.mark.parametrize(("command", "shown"), documents.curl_examples(), ids=lambda text: text.splitlines()[0][:60])
 def test_each_curl_line_gives_the_answer_shown(server, command, shown):
     assert "http://127.0.0.1:8000" in command
     here = command.replace("http://127.0.0.1:8000", server.url).replace("curl ", "curl --silent --fail-with-body ", 1)
@@ -50,14 +50,17 @@ def test_each_curl_line_gives_the_answer_shown(server, command, shown):
 
 
 def test_every_curl_line_has_an_answer_and_every_endpoint_a_curl_line(server):
-    assert len(readme.curl_examples()) == readme.README.count("\ncurl ")
-    asked = " ".join(command for command, _ in readme.curl_examples())
-    for path in re.findall(r"(?:GET|POST) (/[\w/]*)", " ".join(re.findall(r"^### .*$", readme.README, re.MULTILINE))):
+    text = documents.text()
+    assert len(documents.curl_examples()) == text.count("\ncurl ")
+    asked = " ".join(command for command, _ in documents.curl_examples())
+    endpoints = re.findall(r"(?:GET|POST) (/[\w/]*)", " ".join(re.findall(r"^### .*$", text, re.MULTILINE)))
+    assert "/v1/embeddings" in endpoints
+    for path in endpoints:
         assert f"8000{path}" in asked
 
 
-def test_the_python_example_runs(server):
-    (example,) = readme.blocks("python")
+@pytest.mark.parametrize("example", documents.blocks("python"))
+def test_each_python_example_runs(server, example):
     printed, names = io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
         exec(example.replace("http://127.0.0.1:8000", server.url), names)

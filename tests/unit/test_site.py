@@ -1,0 +1,118 @@
+"""The manual in docs/ is a site that loads nothing from another host, and its links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import documents
+from tests.documents import ROOT
+
+# Elements whose href a browser loads, without a click.
+LOADED_LINKS = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect", "dns-prefetch", "manifest"}
+
+
+class Resources(HTMLParser):
+    """Collects the addresses that a browser loads to show a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.urls = set()
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.urls |= {found[name] for name in ("src", "srcset", "poster", "data") if name in found}
+        if tag == "link" and LOADED_LINKS & set(found.get("rel", "").split()):
+            self.urls.add(found["href"])
+        self.urls.update(outside_urls(found.get("style") or ""))
+
+    def handle_data(self, data):
+        self.urls.update(outside_urls(data) if self.lasttag == "style" else ())
+
+
+def resources(page: str) -> set[str]:
+    parser = Resources()
+    parser.feed(page)
+    return parser.urls
+
+
+def outside_urls(css: str) -> set[str]:
+    """The addresses on another host that a style sheet loads."""
+    return set(re.findall(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')\s]+)""", css))
+
+
+def is_outside(url: str) -> bool:
+    return re.match(r"(\w+:)?//", url) is not None
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; links and anchors that lead nowhere fail the build."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_every_page_of_the_manual_is_on_the_site(site):
+    for document in documents.MANUAL:
+        name = document.relative_to(ROOT / "docs").with_suffix(".html")
+        assert (site / (name.with_name("index.html") if name.stem == "README" else name)).is_file()
+
+
+def test_no_page_loads_anything_from_another_host(site):
+    pages = [*site.rglob("*.html")]
+    loaded = {url for page in pages for url in resources(page.read_text())}
+    assert any(url.endswith(".js") for url in loaded)
+    assert any(url.endswith(".css") for url in loaded)
+    assert "benchmark.png" in loaded
+    assert {url for url in loaded if is_outside(url)} == set()
+    assert {url for sheet in site.rglob("*.css") for url in outside_urls(sheet.read_text())} == set()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '<script src="https://example.org/a.js"></script>',
+        '<link rel="stylesheet" href="//example.org/a.css">',
+        '<img src="http://example.org/a.png">',
+        "<style>@import 'https://example.org/a.css';</style>",
+        '<p style="background: url(https://example.org/a.png)">',
+    ],
+)
+def test_a_resource_of_another_host_is_found(page):
+    assert [url for url in resources(page) if is_outside(url)]
+
+
+def test_links_out_of_the_manual_are_its_paths_on_the_site(site):
+    page = (site / "running.html").read_text()
+    assert "<code>deploy/nginx/nginx.conf</code> is a complete" in page
+    assert 'href="../' not in page
+
+
+@pytest.mark.parametrize("document", [*documents.ALL, ROOT / "CHANGES.md"], ids=lambda document: document.name)
+def test_each_link_in_the_repository_leads_somewhere(document):
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", text):
+        file = (document.parent / target).resolve() if target else document
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that a code host gives to the headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_contents_list_every_page():
+    contents = (ROOT / "docs" / "README.md").read_text()
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    pages = [page for entry in navigation for page in entry.values()]
+    names = [page if isinstance(page, str) else page[0] for page in pages]
+    assert [f"({name})" in contents for name in names[1:]] == [True] * len(names[1:])
