@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -116,3 +117,35 @@ def test_the_contents_list_every_page():
     pages = [page for entry in navigation for page in entry.values()]
     names = [page if isinstance(page, str) else page[0] for page in pages]
     assert [f"({name})" in contents for name in names[1:]] == [True] * len(names[1:])
+
+
+def pictures(document: Path) -> list[list[set[str]]]:
+    """The rows of each picture of imports: a row holds the modules that stand side by side."""
+    section = document.read_text().partition("\n## Imports\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```text\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return [[set(re.split(" {4}", row)[0].split()) for row in block.splitlines() if "│" not in row] for block in blocks]
+
+
+@pytest.mark.parametrize("document", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"])
+def test_the_pictures_of_imports_have_the_layers_of_the_contracts(document):
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    assert pictures(document) == [
+        [{name.removeprefix("embedding_api.") for name in row.split(" | ")} for row in rows] for rows in layers
+    ]
+
+
+@pytest.mark.parametrize("document", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"])
+def test_the_tree_has_the_files_and_folders_that_exist(document):
+    section = document.read_text().partition("\n## The tree\n")[2]
+    (tree,) = re.findall(r"^```text\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    parents, shown = [ROOT], set()
+    for indentation, name in re.findall(r"^((?:  ){0,2})([\w./]+)", tree, re.MULTILINE):
+        depth = len(indentation) // 2
+        parents[depth + 1 :] = [parents[depth] / name]
+        assert parents[-1].exists(), name
+        shown.add(parents[-1])
+    package = ROOT / "embedding_api"
+    for folder in (package, package / "engine"):
+        missing = {path for path in folder.iterdir() if not path.name.startswith("__")} - shown
+        assert missing == set()
