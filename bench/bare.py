@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bench.servers import ROOT
-from embedding_api.engine.models import registry
-from embedding_api.machine import cores
+from embedding_api.engine.start import load_models
+from embedding_api.machine import cores, memory
 from embedding_api.settings import load_settings
 
 Job = tuple[list[list[Any]], int]
@@ -53,7 +53,9 @@ def main() -> None:
     """Load the model, fork, and serve until standard input ends."""
     results, sys.stdout = sys.stdout, sys.stderr
     settings = load_settings(ROOT / ".env")
-    route = registry.load(settings).models[0].route
+    route = load_models(settings).models[0].route
+    route.backend.warm_up(route.reader.window)
+    memory.freeze()
     context = multiprocessing.get_context("fork")
     n_processes = cores.count()
     following, all_ready = context.Value("q", 0), context.Barrier(n_processes + 1)

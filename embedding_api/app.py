@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from embedding_api import __version__, web
-from embedding_api.engine.engine import Engine, load_engine
+from embedding_api.engine.engine import Engine
+from embedding_api.engine.start import load_engine
 from embedding_api.errors import SettingsError
 from embedding_api.service import Service
 from embedding_api.settings import Settings, load_settings

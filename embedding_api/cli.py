@@ -12,7 +12,7 @@ from embedding_api import __version__
 from embedding_api import settings as config
 from embedding_api.app import create_app
 from embedding_api.engine.backends import Task
-from embedding_api.engine.engine import load_engine
+from embedding_api.engine.start import load_engine
 from embedding_api.errors import ServiceError
 from embedding_api.telemetry import log
 
@@ -61,10 +61,10 @@ def check() -> None:
     """Check the settings, load every model and print what the service would serve."""
     loaded = _load_settings()
     for model in load_engine(loaded).models.models:
+        facts = model.describe()
         click.echo(
-            f"{model.name}: {model.route.backend.dim} dimensions, window "
-            f"{model.route.reader.window or 'without limit'} tokens, {model.route.backend.name} "
-            f"{model.route.backend.precision}, against sentence-transformers {model.proof}"
+            f"{facts.name}: {facts.dimensions} dimensions, window {facts.window or 'without limit'} tokens, "
+            f"{facts.backend} {facts.precision}, against sentence-transformers {facts.proof}"
         )
     keys = "keys" if loaded.require_auth else "open"
     click.echo(f"{loaded.bind}: {loaded.workers} workers, {loaded.threads} threads each, {keys}")

@@ -9,15 +9,13 @@ import numpy as np
 
 from embedding_api.engine.backends import Route, Task
 from embedding_api.engine.backends.text import Prompt, Reading, Text, Tokens
-from embedding_api.engine.models import registry
 from embedding_api.engine.models.registry import Model, Registry
-from embedding_api.engine.scheduling import cost
 from embedding_api.engine.scheduling.admission import UNLIMITED, Limits
 from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.engine.work import Vectors
 from embedding_api.engine.workers.dispatch import Dispatcher
-from embedding_api.engine.workers.exchange import WORKERS_CAN_SEND, Exchange, Seat
+from embedding_api.engine.workers.exchange import Exchange, Seat
 from embedding_api.errors import (
     ContextLengthExceededError,
     DeadlineExceededError,
@@ -27,22 +25,10 @@ from embedding_api.errors import (
     UnknownPromptError,
     UnsupportedDimensionsError,
 )
-from embedding_api.machine import cores
 from embedding_api.request import Caller
-from embedding_api.server.framing import MAX_HEAD_BYTES
-from embedding_api.settings import Settings
 from embedding_api.telemetry import metrics
 
 logger = logging.getLogger(__name__)
-
-# Seconds of computing that may wait, if MAX_QUEUED_TOKENS does not say: half of REQUEST_TIMEOUT_S by default.
-_QUEUE_S = 30
-
-# Bytes of a request for each token that may wait: a token has about five, and JSON may take six for each of those.
-_BYTES_PER_TOKEN = 32
-
-# What a device is taken for, since it cannot be measured before the fork; nobody has measured one.
-_DEVICE_TOKENS_PER_S = 30_000
 
 
 @dataclass(frozen=True)
@@ -241,90 +227,6 @@ class Engine:
             metrics.BAD_VECTORS.labels(model.name).inc(int((~are_good).sum()))
             raise NonFiniteVectorError(f"model {model.name} gave NaN or infinity")
         return job.vectors
-
-
-def load_engine(settings: Settings) -> Engine:
-    """Loads the models of the settings, in the process that will fork.
-
-    Raises:
-        StartError: A model or the device cannot be had.
-    """
-    return make_engine(registry.load(settings), settings)
-
-
-def make_engine(models: Registry, settings: Settings) -> Engine:
-    """Measures what models cost, and decides how many workers compute and how much may wait.
-
-    Args:
-        models: Loaded.
-        settings: What the service is told.
-    """
-    on_cpu = settings.device == "cpu"
-    # A device cannot be used before the fork.
-    windows = {route.backend: route.reader.window for model in models.models for route in model.routes.values()}
-    costs = [cost.measure(backend, windows[backend]) if on_cpu else cost.UNMEASURED for backend in models.backends]
-    n_computing = min(settings.workers, cores.count()) if on_cpu else 1
-    # The slowest backend's, so that no queue is longer than it should be.
-    rates = [
-        cost.tokens_per_s(one, backend.max_batch_tokens) for one, backend in zip(costs, models.backends, strict=True)
-    ]
-    rate = n_computing * min(rates) if on_cpu else _DEVICE_TOKENS_PER_S
-    n_tokens = settings.max_queued_tokens or round(_QUEUE_S * rate)
-    # Two requests of the largest size have room in any case.
-    n_bytes = max(_BYTES_PER_TOKEN * n_tokens, 2 * (settings.max_body_bytes + MAX_HEAD_BYTES))
-    _say_topology(settings, n_computing)
-    _say_limits(settings, rate, n_tokens, n_bytes)
-    _describe(models, n_tokens)
-    return Engine(
-        models,
-        costs,
-        n_seats=settings.max_workers if WORKERS_CAN_SEND else 0,
-        n_computing=n_computing,
-        limits=Limits(n_tokens, n_bytes, rate),
-        accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
-        inference_timeout_s=settings.inference_timeout_s,
-    )
-
-
-def _describe(models: Registry, limit_tokens: int) -> None:
-    metrics.QUEUE_LIMIT.set(limit_tokens)
-    for model in models.models:
-        backend = model.route.backend
-        metrics.MODEL_INFO.labels(
-            model.name, backend.name, backend.precision, backend.dim, model.route.reader.window or ""
-        ).set(1)
-        for metric in metrics.OF_A_MODEL:
-            metric.labels(model.name)
-
-
-def _say_topology(settings: Settings, n_computing: int) -> None:
-    fields = {
-        "device": settings.device,
-        "cores": cores.count(),
-        "workers": settings.workers,
-        "computing": n_computing,
-        "threads_per_inference": max(1, cores.count() // settings.workers),
-        "exchange": WORKERS_CAN_SEND and settings.workers > 1,
-        "requests_per_worker": settings.threads,
-    }
-    logger.info("topology", extra={"fields": fields})
-
-
-def _say_limits(settings: Settings, rate: float, n_tokens: int, n_bytes: int) -> None:
-    """What may wait, how much of it is computed in a second, and for how long anything may take."""
-    fields = {
-        "queued_tokens": n_tokens,
-        "tokens_per_s": round(rate),
-        "held_bytes": n_bytes,
-        "body_bytes": settings.max_body_bytes,
-        "inputs": settings.max_inputs,
-        "request_s": settings.request_timeout_s,
-        "client_s": settings.client_timeout_s,
-        "inference_s": settings.inference_timeout_s,
-        "drain_s": settings.drain_s,
-        "grace_s": settings.graceful_timeout_s,
-    }
-    logger.info("limits", extra={"fields": fields})
 
 
 def _prompt(model: Model, route: Route, name: str) -> Prompt:

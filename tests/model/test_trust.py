@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedding_api.engine.engine import load_engine
+from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
 from tests import models

@@ -6,9 +6,8 @@ import time
 import numpy as np
 
 from embedding_api.app import create_app
-from embedding_api.engine.engine import make_engine
-from embedding_api.engine.models import registry
 from embedding_api.engine.models.registry import Registry
+from embedding_api.engine.start import load_models, make_engine
 from embedding_api.settings import load_settings
 from embedding_api.telemetry import log
 
@@ -57,5 +56,5 @@ def faulty(model):
 def make_app():
     settings = load_settings()
     log.configure(settings)
-    models = [faulty(model) for model in registry.load(settings).models]
+    models = [faulty(model) for model in load_models(settings).models]
     return create_app(settings, make_engine(Registry(models), settings))

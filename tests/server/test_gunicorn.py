@@ -87,7 +87,7 @@ FORK_PROGRAM = """
 import os, signal, sys
 if sys.argv[1] == "as we load":
     from embedding_api.settings import load_settings
-    from embedding_api.engine.engine import load_engine
+    from embedding_api.engine.start import load_engine
     engine = load_engine(load_settings())
 import torch
 if sys.argv[1] == "carelessly":

@@ -5,7 +5,7 @@ import pytest
 
 from embedding_api.engine.backends.layout import Packing, Padding
 from embedding_api.engine.scheduling.batching import company
-from embedding_api.engine.scheduling.cost import Cost, measure
+from embedding_api.engine.scheduling.cost import Cost
 from tests.fakes import FakeBackend
 
 COST = Cost(start_s=3e-3, token_s=1e-4)
@@ -53,18 +53,3 @@ def test_of_equal_ones_the_first_are_taken():
 
 def test_nobody_is_there():
     assert company(16, [], PADDED, COST, 64) == []
-
-
-@pytest.mark.parametrize("window", [None, 512, 16])
-def test_a_cost_is_measured_from_the_backend_within_its_window(monkeypatch, window):
-    """Given a clock that a batch moves by 2 s and 0.01 s a padded token, then the cost says so."""
-    clock = [0.0]
-    monkeypatch.setattr("embedding_api.engine.scheduling.cost.time.perf_counter", lambda: clock[0])
-
-    class Timed(FakeBackend):
-        def embed(self, batch, n_prompt_tokens):
-            assert max(map(len, batch)) <= (window or 64)
-            clock[0] += 2.0 + 0.01 * len(batch) * max(map(len, batch))
-            return super().embed(batch, n_prompt_tokens)
-
-    assert measure(Timed(), window) == pytest.approx((2.0, 0.01))

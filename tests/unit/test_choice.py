@@ -72,7 +72,7 @@ def test_whatever_fails_in_openvino_auto_goes_on_with_torch_and_says_so_in_a_lin
     assert load(monkeypatch, openvino).name == "torch"
     (line,) = [record.getMessage() for record in caplog.records]
     (error,) = broken.values()
-    assert f"is served by torch in float32, which is slower, since for OpenVINO: {type(error).__name__}: " in line
+    assert f"is served by torch in float32 (slower) because OpenVINO cannot serve it: {type(error).__name__}: " in line
     assert "\n" not in line
     with pytest.raises(ModelLoadError, match=r"cannot be served by openvino: \w+Error: .*; set BACKEND=auto"):
         load(monkeypatch, openvino, BACKEND="openvino")
@@ -90,7 +90,7 @@ def test_a_model_that_does_not_bear_a_precision_is_served_in_float32_and_the_fig
     openvino = Loader("openvino", off={precision: 1})
     backend = load(monkeypatch, openvino, PRECISION=precision)
     assert (backend.name, backend.precision) == ("openvino", "float32")
-    assert f"is served in float32, which is slower, since its vectors in {precision} differ" in caplog.text
+    assert f"is served in float32 (slower) because its vectors in {precision} differ" in caplog.text
     assert "cosine 0." in caplog.text
     with pytest.raises(ModelLoadError, match=rf"its vectors in {precision} differ.*; set PRECISION=float32"):
         load(monkeypatch, openvino, BACKEND="openvino")

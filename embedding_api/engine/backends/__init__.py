@@ -32,6 +32,13 @@ class Backend(Protocol):
     def prepare(self) -> None:
         """Makes this thread ready to compute; runs once, in the inference thread of a worker."""
 
+    def warm_up(self, window: int | None) -> None:
+        """Compute, in the process that will fork, what the first batches would otherwise compile in every worker.
+
+        Args:
+            window: The most tokens that the model reads of a text; None for no limit.
+        """
+
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
         """See `Layout.n_computed`."""
 
@@ -63,6 +70,11 @@ class Route:
     prompt: Prompt
     prompts: Mapping[str, Prompt]
     reference: Vectors
+
+    def probe(self) -> Vectors:
+        """Return the backend's vectors of the probe texts, float32, (n_probe_texts, dim)."""
+        reading = self.reader.read(proof.PROBE_TEXTS, self.prompt)
+        return self.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
 
     @functools.cached_property
     def is_normalized(self) -> bool:

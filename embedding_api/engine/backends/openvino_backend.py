@@ -70,7 +70,6 @@ def load(folder: Path, *, precision: str) -> Loaded:
     except RuntimeError as error:
         raise UnfitError(f"OpenVINO cannot compile it: {next(iter(str(error).splitlines()), '')}") from error
     backend = OpenVinoBackend(compiled, _layout(**description["layout"]), precision=precision, dim=description["dim"])
-    _warm_up(backend, reader.window or _BATCH_TOKENS)
     prompts = {name: Prompt(text) for name, text in description["prompts"].items()}
     routes: Routes = {
         task: Route(reader, backend, Prompt(text), prompts, reference)
@@ -98,15 +97,6 @@ def _keep(item: object) -> None:
 
 def _layout(name: str, **fields: Any) -> Packing | Padding:
     return Packing(**fields) if name == "Packing" else Padding(**fields)
-
-
-def _warm_up(backend: "OpenVinoBackend", window: int) -> None:
-    """Computes one batch of each shape, the fullest first, until the time is over."""
-    ends = time.monotonic() + _WARM_UP_S
-    for lengths in sorted(_shapes(backend.layout, min(window, _BATCH_TOKENS)), key=sum, reverse=True):
-        if time.monotonic() > ends:
-            return
-        backend.embed([np.zeros(length, dtype=np.int64) for length in lengths], 0)
 
 
 def _shapes(layout: Packing | Padding, longest: int) -> Iterator[list[int]]:
@@ -140,6 +130,15 @@ class OpenVinoBackend:
         self._n_batches = 0
         self.precision = precision
         self.dim = dim
+
+    def warm_up(self, window: int | None) -> None:
+        """Compute one batch of each shape, the fullest first, until _WARM_UP_S is over."""
+        end_s = time.monotonic() + _WARM_UP_S
+        longest = min(window or _BATCH_TOKENS, _BATCH_TOKENS)
+        for lengths in sorted(_shapes(self.layout, longest), key=sum, reverse=True):
+            if time.monotonic() > end_s:
+                return
+            self.embed([np.zeros(length, dtype=np.int64) for length in lengths], 0)
 
     def prepare(self) -> None:
         """Keeps what the master compiled."""

@@ -260,6 +260,9 @@ class TorchBackend:
         self.dim = dim
         self.max_batch_tokens = _CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS
 
+    def warm_up(self, window: int | None) -> None:
+        """Do nothing: torch compiles nothing for a shape."""
+
     def prepare(self) -> None:
         """Takes the threads and the device that are this worker's; OpenMP keeps the former for each thread."""
         torch.set_num_threads(self._n_threads)

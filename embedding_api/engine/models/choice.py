@@ -1,114 +1,117 @@
-"""One model: which backend serves it, loaded and proven."""
+"""Load one model with the first backend and precision whose vectors equal sentence-transformers' own."""
 
 import dataclasses
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError, proof
+from embedding_api.engine.backends import Loaded, Routes, UnfitError, proof
 from embedding_api.engine.backends.proof import Proof
-from embedding_api.engine.findings import Finding, UnservableError, in_a_line
+from embedding_api.engine.findings import UnservableError, in_a_line
 from embedding_api.engine.models import conversion, kind
 from embedding_api.engine.models.inspection import Inspected, unservable
+from embedding_api.engine.models.registry import Model
 from embedding_api.errors import ModelLoadError, StartError
 from embedding_api.machine import cores
 from embedding_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Loads a model.
+# A function that loads a model with one backend, in the precision of the settings.
 Loader = Callable[[Inspected, Settings], Loaded]
 
 
-class Proven(NamedTuple):
-    """A model whose vectors were compared with sentence-transformers' own.
+class Attempt(NamedTuple):
+    """A backend, and the precision that it is asked for."""
 
-    Attributes:
-        proof: Of the route that came out worst.
-        findings: What its operator should know.
-    """
-
-    routes: Routes
-    proof: Proof
-    findings: Sequence[Finding]
+    backend: str
+    precision: str
 
 
 class _ImpreciseError(UnfitError):
-    """The vectors are out of bounds in a precision below float32, which may be all that is wrong with them."""
+    """The vectors differ too much in a precision below float32. The backend may still serve the model in float32."""
 
 
-def load(model: Inspected, settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Proven:
-    """Loads a model with the backend that was named, or with the first that can serve it, and tells what was found.
+def attempts(settings: Settings) -> list[Attempt]:
+    """Return what to try, in this order, until one attempt succeeds."""
+    # This service computes no int8 with torch.
+    by_torch = Attempt("torch", "float32" if settings.precision == "int8" else settings.precision)
+    by_openvino = Attempt("openvino", settings.precision)
+    if settings.backend == "openvino":
+        return [by_openvino]
+    if settings.backend == "torch" or settings.device != "cpu":
+        return [by_torch]
+    return list(dict.fromkeys([by_openvino, Attempt("openvino", "float32"), by_torch]))
+
+
+def load(model: Inspected, settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Model:
+    """Load and prove a model, and log what its operator should know.
 
     Args:
-        model: Which.
-        settings: Of which backend, precision, device and those of the cache matter.
-        loaders: How each backend loads, by name; those of this package if None.
+        model: The inspected model.
+        settings: The settings of the service.
+        loaders: The loader of each backend, by the backend's name; the loaders of this package if None.
 
     Raises:
-        ModelLoadError: No backend that may serve it can.
+        ModelLoadError: Every attempt failed, or no backend can serve the model.
     """
     loaders = loaders or {"openvino": _openvino, "torch": _torch}
     try:
-        proven = _first_that_can(model, settings, loaders)
-        assumed = list(kind.assumptions(model.source, model.modules, proven.routes[None].reader.window))
+        loaded, worst = _first_success(model, settings, loaders)
+        default = loaded.routes[None]
+        assumed = kind.assumptions(model.source, model.modules, default.reader.window)
+        findings = [*model.findings, *assumed, *loaded.findings]
     except UnservableError as error:
         raise unservable(model.spec, model.source, error) from error
-    for finding in (*model.findings, *assumed, *proven.findings):
+    for finding in findings:
         logger.log(finding.level, "model %s: %s", model.spec.name, finding.message)
-    return proven
-
-
-def _first_that_can(model: Inspected, settings: Settings, loaders: Mapping[str, Loader]) -> Proven:
-    if settings.backend != "auto" or settings.device != "cpu":
-        return _by_name(model, settings, loaders)
-    try:
-        return _by_openvino(model, settings, loaders["openvino"])
-    except UnfitError as error:
-        proven = _by_name(model, settings, loaders)
-        # Not before: a model that torch cannot load either is told in one line.
-        logger.warning(
-            "model %s is served by torch in %s, which is slower, since for OpenVINO: %s; BACKEND=torch says that you "
-            "know",
-            model.spec.name,
-            _torch_precision(settings),
-            error,
-        )
-        return proven
-
-
-def _by_name(model: Inspected, settings: Settings, loaders: Mapping[str, Loader]) -> Proven:
-    """With the backend that was named; by auto that is torch, once OpenVINO cannot."""
-    name = "openvino" if settings.backend == "openvino" else "torch"
-    try:
-        return _tried(model, settings, loaders[name])
-    except UnfitError as error:
-        cure = "; set BACKEND=auto" if name == "openvino" else ""
-        if isinstance(error, _ImpreciseError):
-            cure = "; set PRECISION=float32"
+    if not proof.tells_apart(default.reference):
         raise ModelLoadError(
-            f"model {model.spec.name} from {model.source} cannot be served by {name}: {error}{cure}"
-        ) from error
-
-
-def _by_openvino(model: Inspected, settings: Settings, loader: Loader) -> Proven:
-    """In the precision that was asked for, or in float32 where the model does not bear that."""
-    try:
-        return _tried(model, settings, loader)
-    except _ImpreciseError as error:
-        logger.warning(
-            "model %s is served in float32, which is slower, since %s; PRECISION=float32 says that you know",
-            model.spec.name,
-            error,
+            f"model {model.spec.name} from {model.source} gives different texts the same vector; check that its "
+            "tokenizer's files are there"
         )
-        return _tried(model, dataclasses.replace(settings, precision="float32"), loader)
+    return Model(
+        name=model.spec.name,
+        names=model.spec.names,
+        owner="local" if model.spec.is_folder else model.spec.source.partition("/")[0],
+        loaded_at=int(time.time()),
+        routes=loaded.routes,
+        proof=worst,
+    )
 
 
-def _tried(model: Inspected, settings: Settings, loader: Loader) -> Proven:
-    """Loads and proves a model; whatever fails in a backend on the way is an UnfitError, a wrong setting itself."""
+def _first_success(model: Inspected, settings: Settings, loaders: Mapping[str, Loader]) -> tuple[Loaded, Proof]:
+    failures: list[tuple[Attempt, UnfitError]] = []
+    for attempt in attempts(settings):
+        # Less precision may be all that is wrong. After any other failure the backend would fail in float32, too.
+        if any(
+            earlier.backend == attempt.backend and not isinstance(why, _ImpreciseError) for earlier, why in failures
+        ):
+            continue
+        try:
+            loaded = _load(loaders[attempt.backend], model, dataclasses.replace(settings, precision=attempt.precision))
+            worst = _prove(loaded.routes)
+        except UnfitError as error:
+            failures.append((attempt, error))
+            continue
+        if failures:
+            _warn_of_fallback(model.spec.name, attempt, *failures[-1])
+        return loaded, worst
+    last, cause = failures[-1]
+    cure = "; set BACKEND=auto" if last.backend == "openvino" else ""
+    if isinstance(cause, _ImpreciseError):
+        cure = "; set PRECISION=float32"
+    raise ModelLoadError(
+        f"model {model.spec.name} from {model.source} cannot be served by {last.backend}: {cause}{cure}"
+    ) from cause
+
+
+def _load(loader: Loader, model: Inspected, settings: Settings) -> Loaded:
+    """Load a model. Whatever fails in a library is an UnfitError, so that the next attempt follows."""
     try:
-        return _proven(loader(model, settings))
+        return loader(model, settings)
     except (UnfitError, UnservableError, StartError):
         raise
     except Exception as error:
@@ -116,47 +119,60 @@ def _tried(model: Inspected, settings: Settings, loader: Loader) -> Proven:
         raise UnfitError(in_a_line(error)) from error
 
 
-def _proven(loaded: Loaded) -> Proven:
-    worst = max((_proof(route) for route in loaded.routes.values()), key=lambda proven: proven.share)
-    return Proven(loaded.routes, worst, loaded.findings)
+def _prove(routes: Routes) -> Proof:
+    """Compare the vectors of every route with sentence-transformers' own, and return the worst result.
+
+    Raises:
+        UnfitError: The vectors of a route differ too much, or the backend cannot compute them.
+    """
+    proofs = []
+    for route in routes.values():
+        precision = route.backend.precision
+        try:
+            result = proof.prove(route.reference, route.probe(), precision)
+        except Exception as error:
+            raise UnfitError(in_a_line(error)) from error
+        if not result.holds:
+            raise (UnfitError if precision == "float32" else _ImpreciseError)(
+                f"its vectors in {precision} differ from sentence-transformers' own: {result}"
+            )
+        proofs.append(result)
+    return max(proofs, key=lambda result: result.share)
 
 
-def _proof(route: Route) -> Proof:
-    reading = route.reader.read(proof.PROBE_TEXTS, route.prompt)
-    vectors = route.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
-    precision = route.backend.precision
-    proven = proof.prove(route.reference, vectors, precision)
-    if not proven.holds:
-        raise (UnfitError if precision == "float32" else _ImpreciseError)(
-            f"its vectors in {precision} differ from sentence-transformers' own: {proven}"
-        )
-    return proven
+def _warn_of_fallback(name: str, success: Attempt, failure: Attempt, error: UnfitError) -> None:
+    if success.backend == failure.backend:
+        logger.warning(
+            "model %s is served in %s (slower) because %s. Set PRECISION=%s to silence this warning.",
+            name, success.precision, error, success.precision,
+        )  # fmt: skip
+    else:
+        logger.warning(
+            "model %s is served by %s in %s (slower) because OpenVINO cannot serve it: %s. Set BACKEND=%s to silence "
+            "this warning.",
+            name, success.backend, success.precision, error, success.backend,
+        )  # fmt: skip
 
 
 def _openvino(model: Inspected, settings: Settings) -> Loaded:
     if importlib.util.find_spec("openvino") is None:
         raise UnfitError("openvino is not installed; pip install openvino")
     converted = conversion.converted(model.folder, settings, trust_remote_code=model.may_run_code, name=model.spec.name)
-    # Here, since it takes a quarter of a second, and since not every service needs it.
+    # Imported here because the import takes a quarter of a second, and not every service needs it.
     from embedding_api.engine.backends import openvino_backend
 
     return openvino_backend.load(converted, precision=settings.precision)
 
 
 def _torch(model: Inspected, settings: Settings) -> Loaded:
-    # Here, since it takes seconds and torch must not be imported before the process is prepared.
+    # Imported here because the import takes seconds, and must come after memory.prepare().
     from embedding_api.engine.backends import torch_backend
 
     return torch_backend.load(
         model.folder,
         device=settings.device,
-        precision=_torch_precision(settings),
+        precision=settings.precision,
         n_threads=max(1, cores.count() // settings.workers),
         trust_remote_code=model.may_run_code,
         allow_pickle=settings.allow_pickle,
     )
-
-
-def _torch_precision(settings: Settings) -> str:
-    """What torch computes in; it has no int8 here."""
-    return "float32" if settings.precision == "int8" else settings.precision

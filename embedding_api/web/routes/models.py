@@ -72,16 +72,16 @@ def show(model_id: str) -> Response:
 
 
 def _dump(model: Model) -> dict[str, Any]:
-    route = model.route
+    facts = model.describe()
     return {
-        "id": model.name,
+        "id": facts.name,
         "object": "model",
-        "created": model.loaded_at,
-        "owned_by": model.owner,
-        "dimensions": route.backend.dim,
-        "max_input_tokens": route.reader.window,
-        "prompts": {name: prompt.text for name, prompt in route.prompts.items()},
-        "backend": route.backend.name,
-        "precision": route.backend.precision,
-        "proof": dataclasses.asdict(model.proof),
+        "created": facts.loaded_at,
+        "owned_by": facts.owner,
+        "dimensions": facts.dimensions,
+        "max_input_tokens": facts.window,
+        "prompts": facts.prompts,
+        "backend": facts.backend,
+        "precision": facts.precision,
+        "proof": dataclasses.asdict(facts.proof),
     }

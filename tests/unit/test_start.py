@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from embedding_api.engine.models import registry
+from embedding_api.engine import start
+from embedding_api.engine.backends import devices
 from embedding_api.errors import DeviceNotFoundError, ModelLoadError
 from embedding_api.machine import memory
 from embedding_api.settings import load_settings
@@ -20,18 +21,18 @@ def test_thread_settings_are_overwritten_not_defaulted(monkeypatch):
 
 
 def test_a_device_that_is_not_there_is_told(monkeypatch):
-    monkeypatch.setitem(registry._DEVICE_TESTS, "cuda", "False")
+    monkeypatch.setitem(devices._TESTS, "cuda", "False")
     monkeypatch.setenv("DEVICE", "cuda")
     with pytest.raises(DeviceNotFoundError, match=r"DEVICE=cuda: torch finds no such device.*set DEVICE=cpu"):
-        registry.load(load_settings())
+        start.load_models(load_settings())
 
 
 def test_a_device_that_is_there_is_asked_for_and_accepted(monkeypatch):
-    monkeypatch.setitem(registry._DEVICE_TESTS, "mps", "True")
+    monkeypatch.setitem(devices._TESTS, "mps", "True")
     monkeypatch.setenv("DEVICE", "mps")
     monkeypatch.setenv("SUPPORTED_MODELS", "/no/such")
     with pytest.raises(ModelLoadError, match="no folder"):
-        registry.load(load_settings())
+        start.load_models(load_settings())
 
 
 @pytest.mark.parametrize(
@@ -45,4 +46,4 @@ def test_a_device_that_is_there_is_asked_for_and_accepted(monkeypatch):
 )
 def test_the_revision_that_is_told_is_the_one_that_was_found(monkeypatch, folder, told, revision):
     monkeypatch.setenv("SUPPORTED_MODELS", told)
-    assert registry._revision(load_settings().supported_models[0], Path(folder)) == revision
+    assert start._revision(load_settings().supported_models[0], Path(folder)) == revision

@@ -1,0 +1,178 @@
+"""Build the engine in the process that will fork: find, load, prove, warm up and measure the models, set the limits."""
+
+import contextlib
+import logging
+import time
+from functools import partial
+from pathlib import Path
+
+from embedding_api.engine.backends import devices
+from embedding_api.engine.engine import Engine
+from embedding_api.engine.models import choice, snapshots, sources, speed
+from embedding_api.engine.models.inspection import Inspected, inspected, require_trust_used
+from embedding_api.engine.models.registry import Model, Registry
+from embedding_api.engine.scheduling import cost
+from embedding_api.engine.scheduling.admission import Limits
+from embedding_api.engine.workers.exchange import WORKERS_CAN_SEND
+from embedding_api.machine import cores, memory
+from embedding_api.server.framing import MAX_HEAD_BYTES
+from embedding_api.settings import Settings
+from embedding_api.settings.model_spec import ModelSpec
+from embedding_api.telemetry import metrics
+
+logger = logging.getLogger(__name__)
+
+# Seconds of work that may wait where MAX_QUEUED_TOKENS is not set: half of the default of REQUEST_TIMEOUT_S.
+_QUEUE_S = 30
+
+# Bytes of a request body for each token that may wait. A token has about 5 bytes, and JSON may escape each as 6.
+_BYTES_PER_TOKEN = 32
+
+# The assumed speed of a device, which cannot be measured before the fork. An estimate: nobody has measured one.
+_DEVICE_TOKENS_PER_S = 30_000
+
+
+def load_engine(settings: Settings) -> Engine:
+    """Load the models of the settings and build the engine that serves them.
+
+    Raises:
+        StartError: A model cannot be served, or the device cannot be used; the message says why and what to do.
+    """
+    return make_engine(load_models(settings), settings)
+
+
+def load_models(settings: Settings) -> Registry:
+    """Find, inspect, convert, load and prove every model.
+
+    Raises:
+        DeviceNotFoundError: The machine does not have the device.
+        ModelLoadError: A model cannot be found, loaded or proven.
+        SettingsError: TRUST_REMOTE_CODE names nothing that is served.
+    """
+    memory.prepare()
+    devices.require(settings.device)
+    fetch = partial(sources.fetch_code, settings=settings)
+    with contextlib.ExitStack() as stack:
+        # All models are found before the first is loaded, so that a missing one ends the start at once.
+        located = [(spec, sources.locate(spec, settings)) for spec in settings.supported_models]
+        models = [stack.enter_context(inspected(spec, source, settings, fetch)) for spec, source in located]
+        require_trust_used(models, settings)
+        return Registry([_load(model, settings) for model in models])
+
+
+def make_engine(models: Registry, settings: Settings) -> Engine:
+    """Warm up and measure loaded models, freeze the memory that workers will share, and set the limits of the queue.
+
+    Args:
+        models: The loaded models.
+        settings: The settings of the service.
+    """
+    windows = {route.backend: route.reader.window for model in models.models for route in model.routes.values()}
+    # A device cannot be used before the fork.
+    on_cpu = settings.device == "cpu"
+    if on_cpu:
+        for backend, window in windows.items():
+            backend.warm_up(window)
+    costs = [speed.measure(each, windows[each]) if on_cpu else cost.UNMEASURED for each in models.backends]
+    memory.freeze()
+    n_computing = min(settings.workers, cores.count()) if on_cpu else 1
+    # The rate of the slowest backend, so that no queue takes longer than _QUEUE_S.
+    rates = [
+        cost.tokens_per_s(one, backend.max_batch_tokens) for one, backend in zip(costs, models.backends, strict=True)
+    ]
+    rate = n_computing * min(rates) if on_cpu else _DEVICE_TOKENS_PER_S
+    limits = _limits(settings, rate)
+    _log_topology(settings, n_computing)
+    _log_limits(settings, limits)
+    _publish(models, limits)
+    return Engine(
+        models,
+        costs,
+        n_seats=settings.max_workers if WORKERS_CAN_SEND else 0,
+        n_computing=n_computing,
+        limits=limits,
+        accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
+        inference_timeout_s=settings.inference_timeout_s,
+    )
+
+
+def _load(model: Inspected, settings: Settings) -> Model:
+    """Load and prove one model, and log what serves it."""
+    started = time.monotonic()
+    loaded = choice.load(model, settings)
+    facts = loaded.describe()
+    fields = {
+        "model": facts.name,
+        "source": model.spec.source,
+        **_revision(model.spec, model.source),
+        "folder": str(model.source),
+        "backend": facts.backend,
+        "precision": facts.precision,
+        "dimensions": facts.dimensions,
+        "window": facts.window,
+        "against_sentence_transformers": str(facts.proof),
+        "load_s": round(time.monotonic() - started, 1),
+    }
+    logger.info("model loaded", extra={"fields": fields})
+    return loaded
+
+
+def _revision(spec: ModelSpec, folder: Path) -> dict[str, str]:
+    """Return the commit that the hub's cache holds, or else the revision that SUPPORTED_MODELS asks for, if any."""
+    revision = folder.name if snapshots.is_snapshot(folder) else spec.revision
+    return {} if revision is None else {"revision": revision}
+
+
+def _limits(settings: Settings, rate: float) -> Limits:
+    """Return how much may wait.
+
+    Args:
+        settings: MAX_QUEUED_TOKENS and MAX_BODY_BYTES matter.
+        rate: Tokens per second of all workers.
+    """
+    n_tokens = settings.max_queued_tokens or round(_QUEUE_S * rate)
+    # Two requests of the largest size fit in any case.
+    n_bytes = max(_BYTES_PER_TOKEN * n_tokens, 2 * (settings.max_body_bytes + MAX_HEAD_BYTES))
+    return Limits(n_tokens, n_bytes, rate)
+
+
+def _publish(models: Registry, limits: Limits) -> None:
+    """Set the metrics that are known at the start, and begin those of each model at 0."""
+    metrics.QUEUE_LIMIT.set(limits.n_tokens)
+    for model in models.models:
+        facts = model.describe()
+        metrics.MODEL_INFO.labels(facts.name, facts.backend, facts.precision, facts.dimensions, facts.window or "").set(
+            1
+        )
+        for metric in metrics.OF_A_MODEL:
+            metric.labels(facts.name)
+
+
+def _log_topology(settings: Settings, n_computing: int) -> None:
+    fields = {
+        "device": settings.device,
+        "cores": cores.count(),
+        "workers": settings.workers,
+        "computing": n_computing,
+        "threads_per_inference": max(1, cores.count() // settings.workers),
+        "exchange": WORKERS_CAN_SEND and settings.workers > 1,
+        "requests_per_worker": settings.threads,
+    }
+    logger.info("topology", extra={"fields": fields})
+
+
+def _log_limits(settings: Settings, limits: Limits) -> None:
+    """Log how much may wait, how many tokens per second are computed, and the time-outs."""
+    fields = {
+        "queued_tokens": limits.n_tokens,
+        "tokens_per_s": round(limits.tokens_per_s),
+        "held_bytes": limits.n_bytes,
+        "body_bytes": settings.max_body_bytes,
+        "inputs": settings.max_inputs,
+        "request_s": settings.request_timeout_s,
+        "client_s": settings.client_timeout_s,
+        "inference_s": settings.inference_timeout_s,
+        "drain_s": settings.drain_s,
+        "grace_s": settings.graceful_timeout_s,
+    }
+    logger.info("limits", extra={"fields": fields})

@@ -1,0 +1,21 @@
+"""The cost of a batch is measured from the backend."""
+
+import pytest
+
+from embedding_api.engine.models.speed import measure
+from tests.fakes import FakeBackend
+
+
+@pytest.mark.parametrize("window", [None, 512, 16])
+def test_a_cost_is_measured_from_the_backend_within_its_window(monkeypatch, window):
+    """Given a clock that a batch moves by 2 s and 0.01 s a padded token, then the cost says so."""
+    clock = [0.0]
+    monkeypatch.setattr("embedding_api.engine.models.speed.time.perf_counter", lambda: clock[0])
+
+    class Timed(FakeBackend):
+        def embed(self, batch, n_prompt_tokens):
+            assert max(map(len, batch)) <= (window or 64)
+            clock[0] += 2.0 + 0.01 * len(batch) * max(map(len, batch))
+            return super().embed(batch, n_prompt_tokens)
+
+    assert measure(Timed(), window) == pytest.approx((2.0, 0.01))
