@@ -7,7 +7,6 @@ ends itself when its engine hangs.
 
 import errno
 import logging
-import math
 import mmap
 import os
 import selectors
@@ -28,6 +27,7 @@ from embedding_api.server import refusals
 from embedding_api.server.connection import Answer, Connection, State
 from embedding_api.server.connections import Reception
 from embedding_api.server.framing import Verdict
+from embedding_api.server.lifecycle import Lifecycle, Phase
 from embedding_api.service import service_of
 from embedding_api.settings import Settings
 from embedding_api.telemetry import metrics
@@ -37,11 +37,7 @@ logger = logging.getLogger(__name__)
 
 # For what must not wait behind embeddings: health checks, and refusals.
 N_SPARE_THREADS = 2
-# How long a worker that hangs waits for others to compute what waited in it; and then, until its answers are sent.
-RETIRE_S, LAST_S = 5.0, 1.0
 TICK_S, STOPPING_TICK_S = 1.0, 0.1
-# Who ends a service may signal its workers before its master, which alone knows that all of them end.
-SETTLE_S = 0.2
 _READ_BYTES = 2**20
 
 # Whether the whole server stops, in memory that the master shares with its workers: a worker gets the same SIGTERM
@@ -92,7 +88,6 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self._n_threads_taken = 0
         self._said = (0, 0)
         self._next_tick_s = self._accepts_from_s = 0.0
-        self._stopped_s = self._retired_s = math.inf
         super().init_process()
 
     def load_wsgi(self) -> None:
@@ -102,6 +97,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         service = service_of(app)
         self._engine: Engine = service.engine
         self._settings: Settings = service.settings
+        self._lifecycle = Lifecycle(self._settings.drain_s, self.cfg.graceful_timeout)
         self._reception = Reception(self.poller, self.cfg, service.settings, self)
         # Gunicorn keeps no connection alive when there are too many here.
         self.keepalived_conns = self._reception.idle
@@ -124,13 +120,12 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     def run(self) -> None:
         """Serves until the worker is told to stop, or must."""
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
-        while not self._is_over():
-            self._tick()
+        while self._advance() is not Phase.ENDED:
             self.set_accept_enabled(self._may_accept())
             self.wait_for_and_dispatch_events(self._timeout_s())
             self._reception.expire()
             self._say_arriving()
-        if self._is_retired:
+        if self._lifecycle.is_retired:
             logging.shutdown()
             # Python's own exit would wait for the thread that hangs. Codes 3 and 4 would end the master.
             os._exit(1)
@@ -149,11 +144,11 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self.notify()
         if not self.is_parent_alive():
             self.alive = False
-        if not self._is_retired and self._engine.retire_if_stuck():
+        if not self._lifecycle.is_retired and self._engine.retire_if_stuck():
             timeout_s = self._settings.inference_timeout_s
             logger.critical("a batch has hung for %d s: this worker hands on its other work and ends", timeout_s)
             self.alive = False
-            self._retired_s = now
+            self._lifecycle.retire(now)
         # Who waited for a thread until its time was over is told, whenever one is free.
         while self._line and now >= self._line[0].sock.caller.arrived_s + self._settings.request_timeout_s:
             self._submit(self._spare_pool, self._next_in_line())
@@ -171,46 +166,31 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     # How it ends
 
-    @property
-    def _is_retired(self) -> bool:
-        """Whether it ends because its engine hangs."""
-        return self._retired_s < math.inf
+    def _advance(self) -> Phase:
+        """Do what is due now, and return the phase that the worker is in."""
+        self._tick()
+        before = self._lifecycle.phase
+        phase = self._lifecycle.advance(
+            time.monotonic(),
+            is_told_to_stop=not self.alive,
+            server_stops=bool(_server_stops[0]),
+            n_connections=self._reception.n_connections,
+        )
+        if phase is not before:
+            self._enter(phase)
+        return phase
 
-    @property
-    def _drain_s(self) -> float:
-        """For how long a worker that was told to stop goes on accepting; 0 if others accept in its place."""
-        stops = _server_stops[0] and not self.alive and not self._is_retired
-        return self._settings.drain_s if stops else 0.0
+    def _enter(self, phase: Phase) -> None:
+        if phase in {Phase.WINDING_UP, Phase.RETIRING, Phase.ENDED}:
+            self._reception.wind_up()
+        if phase in {Phase.WINDING_UP, Phase.ENDED} and _server_stops[0]:
+            self._stop_listening()
+        if phase is Phase.GIVING_UP:
+            self._engine.refuse_rest()
 
     def _may_accept(self) -> bool:
-        now = time.monotonic()
-        if not self.alive and now >= self._stopped_s + self._drain_s:
-            return False
-        return self._reception.n_connections < self.worker_connections and now >= self._accepts_from_s
-
-    def _is_over(self) -> bool:
-        if self.alive:
-            return False
-        now = time.monotonic()
-        self._stopped_s = min(self._stopped_s, now)
-        if self._is_retired:
-            return self._has_retired(now)
-        if now < self._stopped_s + max(self._drain_s, SETTLE_S):
-            return False
-        if _server_stops[0]:
-            self._stop_listening()
-        self._reception.wind_up()
-        # The master kills after the grace time. To end the engine, which tells those that wait for it, is part of it,
-        # and so is sending the last spans.
-        grace_s = self.cfg.graceful_timeout
-        return not self._reception.n_connections or now >= self._stopped_s + grace_s - min(2.0, grace_s / 4)
-
-    def _has_retired(self, now: float) -> bool:
-        """Whether all clients have their answers, or have waited as long as they may."""
-        self._reception.wind_up()
-        if now >= self._retired_s + RETIRE_S:
-            self._engine.refuse_rest()
-        return not self._reception.n_connections or now >= self._retired_s + RETIRE_S + LAST_S
+        has_room = self._reception.n_connections < self.worker_connections
+        return self._lifecycle.phase.accepts and has_room and time.monotonic() >= self._accepts_from_s
 
     def _stop_listening(self) -> None:
         """Refuses connections once no worker listens; while one does, the kernel takes them, and they would be lost."""
@@ -258,7 +238,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             self._submit(self._spare_pool, connection)
 
     def _refusal(self, connection: Connection, verdict: Verdict) -> ServiceError | None:
-        if self._drain_s:
+        if self._lifecycle.phase is Phase.DRAINING:
             return NotReadyError("the server is stopping; ask another, or come again when it is back")
         # Its client would send more, and may not.
         self._say_arriving()
