@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 # Keys of the WSGI environment, for what the worker that holds the connection knows of a request: its Caller; and the
 # error to answer it with if it would be too much, or None.
-CALLER, REFUSAL = "embedding_api.request", "embedding_api.refusal"
+CALLER, REFUSAL = "embedding_api.caller", "embedding_api.refusal"
+
+# Bytes of a request's head: more than any proxy lets through. Gunicorn alone would hold 800 KB for every client.
+MAX_HEAD_BYTES = 65_536
 
 
 class Caller:

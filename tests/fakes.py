@@ -12,6 +12,7 @@ from embedding_api.engine.backends.text import NO_PROMPT, Prompt, Reader
 from embedding_api.engine.engine import Engine
 from embedding_api.engine.models.registry import Model, Registry
 from embedding_api.engine.scheduling.cost import Cost
+from embedding_api.engine.workers.workers import Workers
 
 DIM = 8
 WINDOW = 16
@@ -96,6 +97,11 @@ def fake_model(name="org/fake", names=None, routes=None, **changes) -> Model:
 COST = Cost(start_s=8e-4, token_s=1e-4)
 
 
-def fake_engine(*served, **options) -> Engine:
-    registry = Registry(served or [fake_model()])
-    return Engine(registry, [COST] * len(registry.backends), **options)
+def fake_workers(models: Registry, **options) -> Workers:
+    return Workers(list(models.backends.values()), list(models.backends), [COST] * len(models.backends), **options)
+
+
+def fake_engine(*served, accepts_token_ids=False, **options) -> Engine:
+    """An engine of fake models; options are those of `Workers`."""
+    models = Registry(served or [fake_model()])
+    return Engine(models, fake_workers(models, **options), accepts_token_ids=accepts_token_ids)

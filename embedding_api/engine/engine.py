@@ -1,6 +1,6 @@
 """The door to the engine room: `Engine.embed(model, texts)` gives vectors. The web room knows this file alone."""
 
-import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -10,25 +10,22 @@ import numpy as np
 from embedding_api.engine.backends import Route, Task
 from embedding_api.engine.backends.text import Prompt, Reading, Text, Tokens
 from embedding_api.engine.models.registry import Model, Registry
-from embedding_api.engine.scheduling.admission import UNLIMITED, Limits
-from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.scheduling.timing import Timing
-from embedding_api.engine.work import Vectors
-from embedding_api.engine.workers.dispatch import Dispatcher
-from embedding_api.engine.workers.exchange import Exchange, Seat
+from embedding_api.engine.work import Lane, Vectors
+from embedding_api.engine.workers.board import Seat
+from embedding_api.engine.workers.runner import Runner
+from embedding_api.engine.workers.workers import Workers
 from embedding_api.errors import (
     ContextLengthExceededError,
     DeadlineExceededError,
     NonFiniteVectorError,
-    OverloadedError,
+    NotReadyError,
     TokenIdsNotAcceptedError,
     UnknownPromptError,
     UnsupportedDimensionsError,
 )
 from embedding_api.request import Caller
 from embedding_api.telemetry import metrics
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,99 +51,58 @@ class Engine:
 
     Args:
         models: What is served.
-        costs: Of a batch, for each backend of the models.
-        n_seats: The most workers that send each other batches; 0 if each computes alone.
-        n_computing: How many workers compute at the same time.
-        limits: What all workers take.
-        accepts_token_ids: Whether `embed` takes the model's own token ids in the place of texts.
-        inference_timeout_s: Seconds after which a batch counts as stuck.
+        workers: What computes; its backends are those of the models.
+        accepts_token_ids: Whether `embed` takes the model's own token ids in place of texts.
+
+    Attributes:
+        models: See above.
+        workers: See above.
     """
 
-    def __init__(
-        self,
-        models: Registry,
-        costs: Sequence[Cost],
-        *,
-        n_seats: int = 0,
-        n_computing: int = 1,
-        limits: Limits = UNLIMITED,
-        accepts_token_ids: bool = False,
-        inference_timeout_s: float = 30.0,
-    ) -> None:
+    def __init__(self, models: Registry, workers: Workers, *, accepts_token_ids: bool = False) -> None:
         self.models = models
-        self._places = {backend: place for place, backend in enumerate(models.backends)}
-        self._n_seats = n_seats
-        self._exchange: Exchange | None = None
+        self.workers = workers
         self._accepts_token_ids = accepts_token_ids
-        self._inference_timeout_s = inference_timeout_s
-        backends = models.backends
-        self._dispatcher = Dispatcher(list(backends.values()), list(backends), costs, n_computing, limits)
+        self._indices = {backend: index for index, backend in enumerate(workers.backends)}
+        self._runner: Runner | None = None
+        self._is_closed = False
+        self._starting = threading.Lock()
 
-    def take_seat(self) -> Seat | None:
-        """A place on the exchange for a worker that is about to be forked; None if there is none, so it works alone.
+    @property
+    def runner(self) -> Runner:
+        """This process's part in computing, started on first use; in a server after the fork, by `start`."""
+        return self._runner or self.start()
 
-        The master calls it, and `leave` of what it got when that worker is gone.
-        """
-        if self._n_seats and self._exchange is None:
-            self._exchange = Exchange(self._n_seats)
-        seat = None if self._exchange is None else self._exchange.take_seat()
-        if self._n_seats and seat is None:
-            logger.warning("all %d seats are taken; a new worker computes alone until others are gone", self._n_seats)
-        return seat
-
-    def start(self, seat: Seat | None = None) -> None:
-        """Starts to compute in this process; in a worker, after the fork. Raises what a backend's `prepare` raises."""
-        self._dispatcher.start(seat)
-
-    def close(self) -> None:
-        """Finishes the batch in work and ends the threads; requests that still wait get NotReadyError."""
-        self._dispatcher.close()
-        if self._exchange is not None:
-            self._exchange.close()
-
-    def is_full(self) -> bool:
-        """Whether a request that came now would be refused with `overloaded`."""
-        return (admission := self._dispatcher.admission) is not None and admission.is_full()
-
-    def has_room(self, n_bytes: int) -> bool:
-        """Whether requests, in all workers, may take so many bytes more than `say_arriving` told."""
-        return (admission := self._dispatcher.admission) is None or admission.has_room(n_bytes)
-
-    def overloaded(self) -> OverloadedError:
-        """The error for a request that is not even read, since the queue is full; after `start`."""
-        if self._dispatcher.admission is None:
-            raise RuntimeError("asked before the start; this is a bug")
-        return self._dispatcher.admission.overloaded()
-
-    def say_arriving(self, n_tokens: int, n_bytes: int) -> None:
-        """Tells all workers what this one holds of requests.
+    def start(self, seat: Seat | None = None) -> Runner:
+        """Start to compute in this process.
 
         Args:
-            n_tokens: A guess at the tokens of those that `embed` has not been called for.
-            n_bytes: The bytes of all that are not answered.
+            seat: Of this worker on the exchange; None if it computes alone.
+
+        Raises:
+            NotReadyError: The engine is closed.
+            Exception: What `Runner.start` raises.
         """
-        self._dispatcher.say_arriving(n_tokens, n_bytes)
-
-    def retire_if_stuck(self) -> bool:
-        """Whether a batch that this process computes has taken longer than it may: then the process must end soon.
-
-        That batch is given up, and what waits is left to other workers.
-        """
-        return self._dispatcher.retire(self._inference_timeout_s)
-
-    def refuse_rest(self) -> None:
-        """Whoever still waits gets NotReadyError."""
-        self._dispatcher.refuse_rest()
+        with self._starting:
+            if self._is_closed:
+                raise NotReadyError("this worker is stopping")
+            if self._runner is None:
+                self._runner = Runner(self.workers, seat)
+                self._runner.start()
+            return self._runner
 
     def problem(self) -> str | None:
-        """What keeps this process from answering, or None if nothing does."""
-        if (problem := self._dispatcher.problem()) is not None:
-            return problem
-        busy_for_s = self._dispatcher.busy_for_s()
-        # Told before the worker is replaced for it, so that whoever asks every few seconds sees it.
-        if busy_for_s > self._inference_timeout_s / 2:
-            return f"the batch in work has taken {busy_for_s:.0f} s so far"
-        return None
+        """Return what keeps this process from answering; None if nothing does, or nothing has started."""
+        return None if self._runner is None else self._runner.problem()
+
+    def close(self) -> None:
+        """Finish the batch on the core, and refuse what waits."""
+        with self._starting:
+            self._is_closed = True
+        if self._runner is not None:
+            self._runner.close()
+        if self.workers.exchange is not None:
+            self.workers.exchange.close()
 
     def embed(
         self,
@@ -220,13 +176,13 @@ class Engine:
             )
 
     def _compute(self, model: Model, route: Route, reading: Reading, caller: Caller, timing: Timing) -> Vectors:
-        ids = [tokens.ids for tokens in reading.tokens]
-        job = self._dispatcher.compute(self._places[route.backend], ids, reading.n_prompt_tokens, caller, timing)
-        are_good = np.isfinite(job.vectors).all(axis=1)
+        lane = Lane(self._indices[route.backend], reading.n_prompt_tokens)
+        vectors: Vectors = self.runner.compute(lane, [tokens.ids for tokens in reading.tokens], caller, timing).values
+        are_good = np.isfinite(vectors).all(axis=1)
         if not are_good.all():
             metrics.BAD_VECTORS.labels(model.name).inc(int((~are_good).sum()))
             raise NonFiniteVectorError(f"model {model.name} gave NaN or infinity")
-        return job.vectors
+        return vectors
 
 
 def _prompt(model: Model, route: Route, name: str) -> Prompt:
@@ -264,6 +220,8 @@ def _shortened(vectors: Vectors, dimensions: int | None, *, is_normalized: bool)
         return vectors
     vectors = np.ascontiguousarray(vectors[:, :dimensions])
     if is_normalized:
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors /= np.where(lengths > 0, lengths, 1)
+        lengths: Vectors = np.linalg.norm(vectors, axis=1, keepdims=True)
+        lengths[lengths == 0] = 1
+        # Not in place: another request may have the same rows.
+        vectors = np.divide(vectors, lengths, dtype=np.float32)
     return vectors

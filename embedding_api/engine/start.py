@@ -13,9 +13,10 @@ from embedding_api.engine.models.inspection import Inspected, inspected, require
 from embedding_api.engine.models.registry import Model, Registry
 from embedding_api.engine.scheduling import cost
 from embedding_api.engine.scheduling.admission import Limits
-from embedding_api.engine.workers.exchange import WORKERS_CAN_SEND
+from embedding_api.engine.workers.mailbox import WORKERS_CAN_SEND, Exchange
+from embedding_api.engine.workers.workers import Workers
 from embedding_api.machine import cores, memory
-from embedding_api.server.framing import MAX_HEAD_BYTES
+from embedding_api.request import MAX_HEAD_BYTES
 from embedding_api.settings import Settings
 from embedding_api.settings.model_spec import ModelSpec
 from embedding_api.telemetry import metrics
@@ -85,15 +86,16 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     _log_topology(settings, n_computing)
     _log_limits(settings, limits)
     _publish(models, limits)
-    return Engine(
-        models,
-        costs,
-        n_seats=settings.max_workers if WORKERS_CAN_SEND else 0,
+    workers = Workers(
+        names=list(models.backends.values()),
+        backends=list(models.backends),
+        costs=costs,
+        exchange=Exchange(settings.max_workers) if WORKERS_CAN_SEND else None,
         n_computing=n_computing,
         limits=limits,
-        accepts_token_ids=settings.token_ids == "model",  # noqa: S105 - tokens of texts, no password
         inference_timeout_s=settings.inference_timeout_s,
     )
+    return Engine(models, workers, accepts_token_ids=settings.token_ids == "model")  # noqa: S105 - no password
 
 
 def _load(model: Inspected, settings: Settings) -> Model:

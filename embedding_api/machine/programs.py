@@ -61,7 +61,7 @@ def ask(
         stderr=subprocess.PIPE,
         pass_fds=keep,
         # A process that loads models has one thread, so that nothing is locked in its fork.
-        preexec_fn=partial(_end_with_parent, os.getpid()),
+        preexec_fn=partial(end_with_parent, os.getpid()),
     ) as child:
         try:
             output, errors = _read(child, program, logging.DEBUG if is_quiet else logging.WARNING)
@@ -76,7 +76,7 @@ def ask(
     return answer if isinstance(answer, dict) else {"end": _end(child.returncode, errors)}
 
 
-def _end_with_parent(pid: int) -> None:
+def end_with_parent(pid: int) -> None:
     """Ends this process when the one that started it ends: nobody would take what it makes, and it may hold a lock."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != pid:

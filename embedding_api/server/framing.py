@@ -7,8 +7,8 @@ the parser will refuse is handed over as it is, so that the answer need not wait
 import enum
 import re
 
-# More than any proxy lets through; Gunicorn alone would hold 800 KB of every client.
-MAX_HEAD_BYTES = 65_536
+from embedding_api.request import MAX_HEAD_BYTES
+
 # Of a chunk's size with its extensions, as in Gunicorn's reader.
 _MAX_SIZE_LINE_BYTES = 8190
 # What chunks may cost beyond as many bytes as they carry.

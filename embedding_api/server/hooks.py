@@ -1,6 +1,7 @@
 """What happens when Gunicorn starts, reloads, forks and loses a worker; `gunicorn.conf.py` names these functions."""
 
 import contextlib
+import logging
 import mmap
 import os
 from pathlib import Path
@@ -16,6 +17,8 @@ from embedding_api.service import Service, service_of
 from embedding_api.settings import Settings
 from embedding_api.telemetry import metrics
 from embedding_api.telemetry.metrics import counters
+
+logger = logging.getLogger(__name__)
 
 
 def when_ready(server: Arbiter) -> None:
@@ -39,7 +42,11 @@ def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> 
 
 def pre_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
     """Gives the worker its place among those that exchange batches, and among those that count."""
-    worker.seat, worker.slot = _engine(worker).take_seat(), counters.take()
+    exchange = _engine(worker).workers.exchange
+    worker.seat = None if exchange is None else exchange.take_seat()
+    worker.slot = counters.take()
+    if exchange is not None and worker.seat is None:
+        logger.warning("all seats are taken; worker %d computes alone until another worker has ended", worker.age)
     # One byte that the worker sets when it ends by itself.
     worker.has_ended = mmap.mmap(-1, 1)
     metrics.WORKERS.set(counters.n_taken())
@@ -68,8 +75,9 @@ def post_worker_init(worker: Worker) -> None:
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
     """Lets the other workers know that one is gone, so that they compute again what it had of theirs; and counts it."""
-    if worker.seat is not None:
-        worker.seat.leave()
+    exchange = _engine(worker).workers.exchange
+    if exchange is not None and worker.seat is not None:
+        exchange.leave(worker.seat)
     counters.leave(worker.slot)
     metrics.WORKERS.set(counters.n_taken())
     metrics.RESTARTS.inc()

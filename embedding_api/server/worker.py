@@ -20,7 +20,7 @@ from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, ParseE
 from gunicorn.workers.gthread import ThreadWorker
 
 from embedding_api.engine.engine import Engine
-from embedding_api.engine.workers.exchange import Seat
+from embedding_api.engine.workers.board import Seat
 from embedding_api.errors import NotReadyError, ServiceError, StartError
 from embedding_api.request import CALLER, REFUSAL
 from embedding_api.server import refusals
@@ -144,7 +144,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self.notify()
         if not self.is_parent_alive():
             self.alive = False
-        if not self._lifecycle.is_retired and self._engine.retire_if_stuck():
+        if not self._lifecycle.is_retired and self._engine.runner.retire_if_stuck():
             timeout_s = self._settings.inference_timeout_s
             logger.critical("a batch has hung for %d s: this worker hands on its other work and ends", timeout_s)
             self.alive = False
@@ -162,7 +162,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         arriving = (self._n_line_bytes // 4, self._reception.n_held_bytes)
         if arriving != self._said:
             self._said = arriving
-            self._engine.say_arriving(*arriving)
+            self._engine.runner.seat.publish_arriving(*arriving)
 
     # How it ends
 
@@ -186,7 +186,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         if phase in {Phase.WINDING_UP, Phase.ENDED} and _server_stops[0]:
             self._stop_listening()
         if phase is Phase.GIVING_UP:
-            self._engine.refuse_rest()
+            self._engine.runner.refuse_rest()
 
     def _may_accept(self) -> bool:
         has_room = self._reception.n_connections < self.worker_connections
@@ -214,7 +214,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     def has_room(self, n_bytes: int) -> bool:
         """See `reception.Host`."""
         self._say_arriving()
-        return self._engine.has_room(n_bytes)
+        return self._engine.runner.admission.has_room(n_bytes)
 
     def take(self, connection: Connection, verdict: Verdict) -> None:
         """Gives a request to a thread, or puts it in line for one."""
@@ -244,7 +244,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self._say_arriving()
         lacks_room = verdict is Verdict.UNDER_WAY and not connection.has_ended
         wants_engine = verdict is Verdict.WHOLE and connection.framing.has_body
-        return self._engine.overloaded() if lacks_room or (wants_engine and self._engine.is_full()) else None
+        admission = self._engine.runner.admission
+        return admission.overloaded() if lacks_room or (wants_engine and admission.is_full()) else None
 
     def _call_next(self) -> None:
         """Gives the threads that are free to those in line."""

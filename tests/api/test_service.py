@@ -67,7 +67,7 @@ def test_it_is_not_ready_while_a_batch_is_stuck(app, client, model):
         try:
             assert model.route.backend.entered.wait(10)
             assert client.get("/health/ready").status_code == 200
-            engine._inference_timeout_s = 0
+            engine.runner.inference_timeout_s = 0
             for path in ("/health/ready", "/health"):
                 response = client.get(path)
                 assert response.status_code == 503

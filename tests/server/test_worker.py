@@ -25,6 +25,8 @@ import logging
 from pathlib import Path
 import time
 from embedding_api.app import create_app
+from embedding_api.engine.scheduling.admission import Admission
+from embedding_api.engine.workers.board import Seat
 from embedding_api.settings import load_settings
 from tests.fakes import FakeBackend, fake_engine, fake_model
 
@@ -37,9 +39,9 @@ class Backend(FakeBackend):
 logger = logging.getLogger("embedding_api.test")
 settings = load_settings()
 engine = fake_engine(fake_model(backend=Backend()), inference_timeout_s=settings.inference_timeout_s)
-engine.is_full = Path("full").exists
-engine.has_room = lambda n_bytes: not Path("no-room").exists()
-engine.say_arriving = lambda n_tokens, n_bytes: logger.info("arriving %d %d", n_tokens, n_bytes)
+Admission.is_full = lambda self: Path("full").exists()
+Admission.has_room = lambda self, n_bytes: not Path("no-room").exists()
+Seat.publish_arriving = lambda self, n_tokens, n_bytes: logger.info("arriving %d %d", n_tokens, n_bytes)
 close = engine.close
 
 def say_and_close():
@@ -51,7 +53,7 @@ app = create_app(settings, engine)
 inner = app.wsgi_app
 
 def wsgi_app(environ, start_response):
-    environ["embedding_api.request"].when_left(lambda: logger.info("left"))
+    environ["embedding_api.caller"].when_left(lambda: logger.info("left"))
     return inner(environ, start_response)
 
 app.wsgi_app = wsgi_app

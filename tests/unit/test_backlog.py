@@ -1,13 +1,16 @@
 """The backlog: whose turn it is, what goes together, and that every text is answered once."""
 
+import gc
 import itertools
 
 import numpy as np
 import pytest
 
-from embedding_api.engine.scheduling.backlog import Backlog, Job
+from embedding_api.engine.scheduling.backlog import Backlog, State
 from embedding_api.engine.scheduling.cost import Cost
-from tests.fakes import DIM, FakeBackend, vector
+from embedding_api.engine.scheduling.job import Job, Text
+from embedding_api.engine.work import Address, Lane, Result
+from tests.fakes import FakeBackend, vector
 
 # A batch's start costs as much as ten tokens.
 COST = Cost(start_s=1e-3, token_s=1e-4)
@@ -18,44 +21,63 @@ def texts(n, n_tokens=8, first=1):
     return [np.array([first + i, *range(2, n_tokens + 1)], dtype=np.int64) for i in range(n)]
 
 
+OWNER = Address(0, 1)
+
+
+class OneClock(Backlog):
+    """A backlog whose events are a second apart."""
+
+    now_s = 0.0
+
+    def tick(self):
+        self.now_s += 1.0
+        return self.now_s
+
+    def add(self, ids, model=0, n_prompt_tokens=0):
+        job = Job()
+        super().add(job, Lane(model, n_prompt_tokens), ids)
+        return job
+
+    def compute(self, batch):
+        self.answer(batch, result(batch), self.tick())
+
+    def run(self, n_cores=1):
+        """Compute all that waits. Return the lengths in each batch."""
+        lengths = []
+        while (batch := self.pop_batch(n_cores)) is not None:
+            lengths.append([len(ids) for ids in batch.work.inputs])
+            self.compute(batch)
+        return lengths
+
+
 @pytest.fixture
 def backlog():
-    return Backlog([FakeBackend()] * 2, [COST] * 2)
+    return OneClock(OWNER, [FakeBackend()] * 2, [COST] * 2, "process")
 
 
 @pytest.fixture
 def add(backlog):
-    def add(ids, model=0, n_prompt_tokens=0):
-        job = Job(len(ids), DIM)
-        backlog.add(job, model, ids, n_prompt_tokens)
-        return job
-
-    return add
+    return backlog.add
 
 
-def answer(backlog, batch):
-    backlog.answer(batch, np.stack([vector(ids) for ids in batch.ids]))
+def result(batch):
+    return Result(np.stack([vector(ids) for ids in batch.work.inputs]))
 
 
-def run(backlog, n_cores=1):
-    """Computes all that waits; the lengths in each batch."""
-    lengths = []
-    while (batch := backlog.take(n_cores)) is not None:
-        lengths.append([len(ids) for ids in batch.ids])
-        answer(backlog, batch)
-    return lengths
+def begin(backlog, batch, seat):
+    batch.begin(Address(seat, 1), State.RUNNING, backlog.tick())
 
 
 def assert_right(job, ids):
-    assert job.done.is_set()
+    assert job.is_done
     assert job.error is None
-    np.testing.assert_array_equal(job.vectors, np.stack([vector(text) for text in ids]))
+    np.testing.assert_array_equal(job.result().values, np.stack([vector(text) for text in ids]))
 
 
 def test_texts_of_all_jobs_go_together_and_each_job_gets_its_own(backlog, add):
     groups = [texts(3, n_tokens=8, first=10 * n) for n in range(4)]
     jobs = [add(ids) for ids in groups]
-    batches = run(backlog)
+    batches = backlog.run()
     assert len(batches) == 2
     assert sum(map(len, batches)) == 12
     for job, ids in zip(jobs, groups, strict=True):
@@ -68,7 +90,7 @@ def test_models_and_prompts_are_not_mixed(backlog, add):
         (add(texts(1, first=n), model, prompt), texts(1, first=n))
         for n, (model, prompt) in enumerate(itertools.product([0, 1], [0, 3]), 1)
     ]
-    assert run(backlog) == [[8]] * 4
+    assert backlog.run() == [[8]] * 4
     for job, ids in jobs:
         assert_right(job, ids)
 
@@ -78,78 +100,78 @@ def test_a_short_job_passes_the_backlog_of_large_ones(backlog, add):
     for n in range(4):
         add(texts(100, n_tokens=16, first=1000 * n))
     for _ in range(40):
-        answer(backlog, backlog.take(1))
+        backlog.compute(backlog.pop_batch(1))
     short = add(texts(1, n_tokens=3))
-    answer(backlog, backlog.take(1))
-    assert short.done.is_set()
+    backlog.compute(backlog.pop_batch(1))
+    assert short.is_done
 
 
 def test_a_long_text_is_not_starved_by_short_ones_that_keep_coming(backlog, add):
     long = add(texts(1, n_tokens=60))
     for n in range(100):
         add(texts(20, n_tokens=3, first=100 * n))
-        answer(backlog, backlog.take(1))
-        if long.done.is_set():
+        backlog.compute(backlog.pop_batch(1))
+        if long.is_done:
             break
     assert n <= 60 / 3
 
 
 def test_with_cores_to_spare_a_job_is_parted(backlog, add):
     add(texts(8, n_tokens=8))
-    assert len(backlog.take(2).ids) == 4
+    assert len(backlog.pop_batch(2).work.inputs) == 4
 
 
 def test_a_batch_is_not_parted_where_its_start_costs_more(backlog, add):
     add(texts(2, n_tokens=4))
-    assert len(backlog.take(2).ids) == 2
+    assert len(backlog.pop_batch(2).work.inputs) == 2
 
 
 def test_a_text_over_the_budget_travels_alone(backlog, add):
     add(texts(2, n_tokens=65))
-    assert run(backlog) == [[65], [65]]
+    assert backlog.run() == [[65], [65]]
 
 
 def test_equal_texts_are_computed_once_waiting_or_under_way(backlog, add):
     ids = texts(2)
     jobs = [add(ids), add([ids[0], ids[1], ids[0]])]
-    batch = backlog.take(1)
+    batch = backlog.pop_batch(1)
     jobs.append(add(ids[:1]))
-    assert backlog.take(1) is None
-    answer(backlog, batch)
+    assert backlog.pop_batch(1) is None
+    backlog.compute(batch)
     for job, wanted in zip(jobs, [ids, [ids[0], ids[1], ids[0]], ids[:1]], strict=True):
         assert_right(job, wanted)
     add(ids)
-    assert run(backlog) == [[8, 8]]
+    assert backlog.run() == [[8, 8]]
 
 
 def test_a_text_in_a_hurry_takes_the_equal_one_of_a_large_job_with_it(backlog, add):
     large = texts(100, n_tokens=16)
     add(large)
-    answer(backlog, backlog.take(1))
+    backlog.compute(backlog.pop_batch(1))
     short = add(large[99:])
-    answer(backlog, backlog.take(1))
+    backlog.compute(backlog.pop_batch(1))
     assert_right(short, large[99:])
 
 
 def test_what_is_given_back_keeps_its_turn(backlog, add):
     first = add(texts(8))
-    batch = backlog.take(1)
+    batch = backlog.pop_batch(1)
     add(texts(200, first=100))
-    backlog.give_back(batch)
+    backlog.give_back(batch, backlog.tick())
     for _ in range(3):
-        answer(backlog, backlog.take(1))
+        backlog.compute(backlog.pop_batch(1))
     assert_right(first, texts(8))
 
 
 def test_a_batch_that_fails_is_tried_text_by_text(backlog, add):
     good, bad = add(texts(2)), add(texts(1, first=666))
-    backlog.fail(backlog.take(1), ValueError("one of them"))
-    while (batch := backlog.take(1)) is not None:
-        assert len(batch.ids) == 1
-        if batch.ids[0][0] == 666:
-            backlog.fail(batch, ValueError("this one"))
+    backlog.fail(backlog.pop_batch(1), ValueError("one of them"), backlog.tick())
+    while (batch := backlog.pop_batch(1)) is not None:
+        assert len(batch.work.inputs) == 1
+        if batch.work.inputs[0][0] == 666:
+            backlog.fail(batch, ValueError("this one"), backlog.tick())
         else:
-            answer(backlog, batch)
+            backlog.compute(batch)
     assert_right(good, texts(2))
     assert str(bad.error) == "this one"
     assert backlog.n_waiting_tokens == 0
@@ -157,24 +179,24 @@ def test_a_batch_that_fails_is_tried_text_by_text(backlog, add):
 
 def test_the_rest_of_a_job_that_failed_is_not_computed(backlog, add):
     job = add(texts(1, n_tokens=64) + texts(4))
-    backlog.fail(backlog.take(1), ValueError("broken"))
-    assert job.done.is_set()
-    assert backlog.take(1) is None
+    backlog.fail(backlog.pop_batch(1), ValueError("broken"), backlog.tick())
+    assert job.is_done
+    assert backlog.pop_batch(1) is None
     assert backlog.n_waiting_tokens == 0
 
 
 def test_when_all_is_refused_every_job_is_told(backlog, add):
     jobs = [add(texts(40)), add(texts(2, first=100), model=1)]
-    backlog.refuse(ValueError("the end"))
+    backlog.refuse_waiting(ValueError("the end"), 1.0)
     assert [str(job.error) for job in jobs] == ["the end"] * 2
-    assert backlog.take(1) is None
+    assert backlog.pop_batch(1) is None
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_whatever_happens_every_text_is_answered_once(seed):
     """Given jobs, and batches that end in any order, come back undone or fail, then all jobs are answered right."""
     random = np.random.default_rng(seed)
-    backlog = Backlog([FakeBackend()], [COST])
+    backlog = OneClock(OWNER, [FakeBackend()], [COST], "process")
     jobs, away, n_new = [], [], 0
     while len(jobs) < 100 or away or backlog.n_waiting_tokens:
         what = random.integers(5)
@@ -182,19 +204,18 @@ def test_whatever_happens_every_text_is_answered_once(seed):
             n_new += 10
             n_tokens = int(random.integers(1, 40))
             ids = texts(int(random.integers(1, 20)), n_tokens, first=int(random.integers(n_new)))
-            jobs.append((Job(len(ids), DIM), ids))
-            backlog.add(jobs[-1][0], 0, ids, 0)
-        elif what == 2 and (batch := backlog.take(int(random.integers(1, 4)))) is not None:
+            jobs.append((backlog.add(ids), ids))
+        elif what == 2 and (batch := backlog.pop_batch(int(random.integers(1, 4)))) is not None:
             away.append(batch)
         elif away:
             batch = away.pop(int(random.integers(len(away))))
             fate = random.integers(4)
             if fate == 0:
-                backlog.give_back(batch)
-            elif fate == 1 and len(batch.ids) > 1:
-                backlog.fail(batch, ValueError("try again"))
+                backlog.give_back(batch, backlog.tick())
+            elif fate == 1 and len(batch.work.inputs) > 1:
+                backlog.fail(batch, ValueError("try again"), backlog.tick())
             else:
-                answer(backlog, batch)
+                backlog.compute(batch)
     for job, ids in jobs:
         assert_right(job, ids)
 
@@ -202,84 +223,86 @@ def test_whatever_happens_every_text_is_answered_once(seed):
 def test_a_job_that_nobody_waits_for_leaves_and_its_tokens_with_it(backlog, add):
     gone, stays = add(texts(5)), add(texts(3, first=4))
     assert backlog.n_waiting_tokens == 8 * 6
-    assert backlog.abandon(gone, RuntimeError("left")) == 3
+    backlog.abandon(gone, RuntimeError("left"), backlog.tick())
+    assert gone.n_dropped == 3
     assert backlog.n_waiting_tokens == 8 * 3
-    assert sum(map(len, run(backlog))) == 3
+    assert sum(map(len, backlog.run())) == 3
     assert_right(stays, texts(3, first=4))
     assert backlog.n_waiting_tokens == 0
     assert isinstance(gone.error, RuntimeError)
 
 
 def test_a_text_that_left_is_computed_for_who_wants_it_later(backlog, add):
-    backlog.abandon(add(texts(3)), RuntimeError("left"))
+    backlog.abandon(add(texts(3)), RuntimeError("left"), backlog.tick())
     again = add(texts(3))
-    assert sum(map(len, run(backlog))) == 3
+    assert sum(map(len, backlog.run())) == 3
     assert_right(again, texts(3))
 
 
 def test_a_batch_that_comes_back_undone_keeps_only_what_is_wanted(backlog, add):
     gone, stays = add(texts(2)), add(texts(2, first=3))
-    batch = backlog.take(1)
-    assert len(batch.ids) == 4
-    assert backlog.abandon(gone, RuntimeError("left")) == 0
-    backlog.give_back(batch)
+    batch = backlog.pop_batch(1)
+    assert len(batch.work.inputs) == 4
+    backlog.abandon(gone, RuntimeError("left"), backlog.tick())
+    assert gone.n_dropped == 0
+    backlog.give_back(batch, backlog.tick())
     assert backlog.n_waiting_tokens == 16
-    assert sum(map(len, run(backlog))) == 2
+    assert sum(map(len, backlog.run())) == 2
     assert_right(stays, texts(2, first=3))
 
 
 def test_a_failing_text_takes_the_rest_of_its_job_along(backlog, add):
     """Given a job whose first text fails, then its others are not computed, and do not count as waiting."""
     job = add([*texts(1, n_tokens=60), *texts(20, n_tokens=30, first=50)])
-    batch = backlog.take(1)
-    assert len(batch.ids) == 1
-    backlog.fail(batch, RuntimeError("no vector"))
+    batch = backlog.pop_batch(1)
+    assert len(batch.work.inputs) == 1
+    backlog.fail(batch, RuntimeError("no vector"), backlog.tick())
     assert isinstance(job.error, RuntimeError)
     assert backlog.n_waiting_tokens == 0
-    assert run(backlog) == []
+    assert backlog.run() == []
 
 
 def test_thousands_of_jobs_that_leave_leave_nothing_behind(backlog, add):
     first = add(texts(1))
     for n in range(2000):
-        backlog.abandon(add(texts(3, first=10 + n)), RuntimeError("left"))
-    (line,) = backlog._lines.values()
-    assert len(line._waiting) < 10
-    assert len(line.texts) == 1
-    assert sum(map(len, run(backlog))) == 1
+        backlog.abandon(add(texts(3, first=10 + n)), RuntimeError("left"), backlog.tick())
+    assert backlog.n_waiting_texts == 1
+    gc.collect()
+    assert sum(isinstance(one, Text) for one in gc.get_objects()) < 10
+    assert sum(map(len, backlog.run())) == 1
     assert_right(first, texts(1))
 
 
 def test_two_jobs_of_one_batch_remember_the_same_trip(backlog, add):
     jobs = [add(texts(2, first=10 * n)) for n in range(2)]
-    batch = backlog.take(1)
-    batch.begin(seat=3)
+    batch = backlog.pop_batch(1)
+    begin(backlog, batch, 3)
     (trip,) = jobs[0].timing.trips
     assert jobs[1].timing.trips == [trip]
     assert (trip.n_texts, trip.n_tokens, trip.seat, trip.ended_s) == (4, 32, 3, None)
-    answer(backlog, batch)
+    backlog.compute(batch)
     for job in jobs:
         assert job.timing.begun_s == trip.begun_s <= trip.ended_s <= job.timing.ended_s
 
 
 def test_who_wants_a_text_that_is_under_way_is_on_its_trip(backlog, add):
     first = add(texts(1))
-    batch = backlog.take(1)
-    batch.begin(seat=0)
+    batch = backlog.pop_batch(1)
+    begin(backlog, batch, 0)
     late = add(texts(1))
-    answer(backlog, batch)
+    backlog.compute(batch)
     assert late.timing.trips == first.timing.trips != []
     assert add(texts(1)).timing.trips == []
 
 
 def test_a_batch_that_fails_and_its_texts_alone_are_trips_of_their_own(backlog, add):
     job = add(texts(2))
-    batch = backlog.take(1)
-    batch.begin(seat=0)
-    backlog.fail(batch, RuntimeError("two"))
-    while (alone := backlog.take(1)) is not None:
-        alone.begin(seat=1)
-        answer(backlog, alone)
+    batch = backlog.pop_batch(1)
+    begin(backlog, batch, 0)
+    backlog.fail(batch, RuntimeError("two"), backlog.tick())
+    while (alone := backlog.pop_batch(1)) is not None:
+        begin(backlog, alone, 1)
+        backlog.compute(alone)
     assert [(trip.n_texts, trip.seat) for trip in job.timing.trips] == [(2, 0), (1, 1), (1, 1)]
     assert len({trip.batch for trip in job.timing.trips}) == 3
     assert all(trip.ended_s is not None for trip in job.timing.trips)
@@ -288,7 +311,7 @@ def test_a_batch_that_fails_and_its_texts_alone_are_trips_of_their_own(backlog, 
 def test_a_job_that_is_over_goes_on_no_more_trips(backlog, add):
     job = add(texts(1))
     add(texts(1))
-    backlog.abandon(job, RuntimeError("gone"))
-    backlog.take(1).begin(seat=0)
+    backlog.abandon(job, RuntimeError("gone"), backlog.tick())
+    begin(backlog, backlog.pop_batch(1), 0)
     assert job.timing.trips == []
     assert (job.timing.queue_s, job.timing.inference_s) == (0, 0)

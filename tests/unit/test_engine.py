@@ -17,7 +17,7 @@ from tests.fakes import DIM, QUERY, FakeBackend, fake_engine, fake_model, fake_r
 def wait_until_one_waits(engine, n_tokens=1):
     """Until so many tokens wait behind the batch in work."""
     deadline = time.monotonic() + 10
-    while engine._dispatcher._backlog.n_waiting_tokens < n_tokens:
+    while engine.runner.seat.board.waiting_tokens < n_tokens:
         assert time.monotonic() < deadline, "no request was handed in"
 
 
@@ -198,26 +198,9 @@ def test_a_request_whose_turn_does_not_come_any_more_is_told(backend):
         closing.result(10)
 
 
-def test_workers_get_seats_until_all_are_taken(caplog):
-    engine = fake_engine(n_seats=2)
-    seats = [engine.take_seat() for _ in range(3)]
-    assert [seat is None for seat in seats] == [False, False, True]
-    assert "all 2 seats are taken" in caplog.text
-    engine.start(seats[0])
-    assert not engine.is_full()
-    assert engine.has_room(10**9)
-    engine.say_arriving(5, 7)
-    assert not engine.retire_if_stuck()
-    engine.refuse_rest()
-    engine.close()
-
-
-def test_before_the_start_nothing_is_full_and_nothing_is_refused():
+def test_before_the_start_there_is_no_problem():
     engine = fake_engine()
-    assert not engine.is_full()
-    assert engine.has_room(10**9)
-    with pytest.raises(RuntimeError, match="before the start"):
-        engine.overloaded()
+    assert engine.problem() is None
     engine.close()
 
 

@@ -8,7 +8,8 @@ from gunicorn.config import Config
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
 
-from embedding_api.server.framing import MAX_HEAD_BYTES, Framing, Verdict
+from embedding_api.request import MAX_HEAD_BYTES
+from embedding_api.server.framing import Framing, Verdict
 
 CONFIG = Config()
 MAX_LINE, MAX_BODY = CONFIG.limit_request_line, 1000

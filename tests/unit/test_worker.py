@@ -120,8 +120,8 @@ def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, mode
         thread.start()
     until(lambda: worker._line)
     assert ask()[0] == 200
-    monkeypatch.setattr(engine, "is_full", lambda: True)
-    monkeypatch.setattr(engine, "overloaded", lambda: OverloadedError("full", retry_after_s=3))
+    monkeypatch.setattr(engine.runner.admission, "is_full", lambda: True)
+    monkeypatch.setattr(engine.runner.admission, "overloaded", lambda: OverloadedError("full", retry_after_s=3))
     status, body, headers = ask("POST", "/v1/embeddings", BODY)
     assert (status, body["error"]["code"], headers["Retry-After"]) == (429, "server_overloaded", "3")
     model.route.backend.proceed.set()
@@ -195,7 +195,7 @@ def test_a_server_that_stops_says_so_until_the_drain_is_over(worker, ask, server
 
 
 def test_a_body_for_which_there_is_no_room_is_refused_before_it_comes(worker, engine, monkeypatch):
-    monkeypatch.setattr(engine, "has_room", lambda n_bytes: False)
+    monkeypatch.setattr(engine.runner.admission, "has_room", lambda n_bytes: False)
     head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nExpect: 100-continue\r\n\r\n"
     assert b"server_overloaded" in raw(worker, head)
 
@@ -209,7 +209,7 @@ def test_a_worker_whose_batch_hangs_answers_and_ends(worker, ask, engine, model,
     thread = threading.Thread(target=lambda: answers.append(ask("POST", "/v1/embeddings", BODY)))
     thread.start()
     assert model.route.backend.entered.wait(10)
-    engine._inference_timeout_s = 0.01
+    engine.runner.inference_timeout_s = 0.01
     thread.join(10)
     assert answers[0][0] == 504
     until(lambda: codes)

@@ -1,356 +1,202 @@
-"""What a worker still has to embed: the texts of all its requests, who wants them, and which go together next.
+"""The texts that a worker must still answer: which are due next, and in which batches the others are.
 
-Here every accepted text is answered exactly once, as long as the worker lives. A text is in one place at a time: it
-waits, or it is in a batch that some core computes, and a batch ends once: with vectors (`answer`), with an error
-(`fail`, `give_up`), or undone (`give_back`). A text that nobody waits for any more leaves at once (`abandon`), or when
-its batch ends. Not safe for threads: the dispatcher holds a lock.
+A text is in one place at a time: it waits in the queue of its lane, or it is in one batch. A batch ends once.
 """
 
+import enum
 import itertools
-import os
-import threading
-import time
 from collections.abc import Sequence
 
-import numpy as np
-
-from embedding_api.engine.backends import Backend
-from embedding_api.engine.scheduling import batching
+from embedding_api.engine.scheduling.batching import Layout
 from embedding_api.engine.scheduling.cost import Cost
-from embedding_api.engine.scheduling.timing import Timing, Trip
-from embedding_api.engine.work import Ids, Vectors
+from embedding_api.engine.scheduling.job import Job, Text
+from embedding_api.engine.scheduling.lane import LaneQueue
+from embedding_api.engine.scheduling.timing import Trip
+from embedding_api.engine.work import Address, Ids, Lane, Result, Work
 
 
-class Job:
-    """The texts of one request.
+class State(enum.Enum):
+    """Where a batch is."""
 
-    Args:
-        timing: Told when a core has its texts, and when it is answered.
-
-    Attributes:
-        vectors: float32, (n_texts, dim); complete when `done` is set and `error` is None.
-        done: Set when it is answered.
-        timing: See above.
-    """
-
-    def __init__(self, n_texts: int, dim: int, timing: Timing | None = None) -> None:
-        self.vectors: Vectors = np.empty((n_texts, dim), dtype=np.float32)
-        self.error: Exception | None = None
-        self.done = threading.Event()
-        self.timing = timing or Timing()
-        # Where its texts are, until it is answered; the backlog's.
-        self.texts: Sequence[_Text] = ()
-        self._n_missing = n_texts
-
-    def begin(self, trip: Trip) -> None:
-        """A core has one of its texts."""
-        if not self.done.is_set():
-            self.timing.begin(trip)
-
-    def take(self, row: int, vector: Vectors) -> None:
-        """One text's vector, float32, (dim,)."""
-        self.vectors[row] = vector
-        self._n_missing -= 1
-        if not self._n_missing:
-            self._end()
-
-    def fail(self, error: Exception) -> None:
-        """It ends without its vectors; the first error counts."""
-        if not self.done.is_set():
-            self.error = error
-            self._end()
-
-    def _end(self) -> None:
-        if not self.done.is_set():
-            self.timing.ended_s = time.monotonic()
-            self.texts = ()
-            self.done.set()
-
-
-class _Text:
-    """One distinct text, and who wants its vector.
-
-    Attributes:
-        line: Where it belongs.
-        turn_s: When it is due, in the backlog's virtual time.
-        wanted_by: The jobs, and the row of each.
-        waits: Whether it is in no batch, and shall be.
-        alone: Whether a batch that held it failed, so that it is computed by itself now.
-        trip: Of the batch that it is in, once a core has it.
-    """
-
-    __slots__ = ("alone", "ids", "line", "trip", "turn_s", "waits", "wanted_by")
-
-    def __init__(self, ids: Ids, line: "_Line", turn_s: float) -> None:
-        self.ids = ids
-        self.line = line
-        self.turn_s = turn_s
-        self.wanted_by: list[tuple[Job, int]] = []
-        self.waits = self.alone = False
-        self.trip: Trip | None = None
-
-    @property
-    def is_wanted(self) -> bool:
-        return any(not job.done.is_set() for job, _ in self.wanted_by)
+    # It waits for this worker's core.
+    DUE = enum.auto()
+    # This worker's core computes it.
+    RUNNING = enum.auto()
+    # Another worker has it.
+    AWAY = enum.auto()
+    # It was answered, it failed, or its texts wait again.
+    ENDED = enum.auto()
 
 
 class Batch:
-    """Texts that are computed together.
+    """Texts of this worker that are computed together.
 
     Attributes:
-        place: Of its backend in the registry.
-        n_prompt_tokens: See `Backend.embed`.
-        ids: Of each text, int64, (n_tokens,).
-        n_tokens: Of all of them.
+        work: What a core gets.
+        n_tokens: Tokens of its texts.
+        state: Where it is.
+        worker: The worker that has it.
+        begun_s: When that worker got it, in seconds on the monotonic clock.
     """
 
-    def __init__(self, line: "_Line", texts: list[_Text], number: int) -> None:
-        self._name = f"{os.getpid()}-{number}"
-        self._trip: Trip | None = None
-        self.line = line
+    __slots__ = ("_name", "_trip", "begun_s", "n_tokens", "queue", "state", "texts", "work", "worker")
+
+    def __init__(self, work: Work, queue: LaneQueue, texts: list[Text], name: str) -> None:
+        self.work = work
+        self.queue = queue
         self.texts = texts
-        self.place = line.place
-        self.n_prompt_tokens = line.n_prompt_tokens
-        self.ids = [text.ids for text in texts]
-        self.n_tokens = sum(map(len, self.ids))
+        self.n_tokens = sum(map(len, work.inputs))
+        self.state = State.DUE
+        self.worker = work.owner
+        self.begun_s = 0.0
+        self._name = name
+        self._trip: Trip | None = None
 
-    def begin(self, seat: int) -> None:
-        """A core has it now, of the worker that has this seat."""
-        trip = Trip(self._name, len(self.ids), self.n_tokens, seat, time.monotonic())
-        self._set_trip(trip)
-        for job in self.jobs():
-            job.begin(trip)
-
-    def end(self) -> None:
-        """No core has it any more."""
-        if self._trip is not None:
-            self._trip.ended_s = time.monotonic()
-        self._set_trip(None)
-
-    def _set_trip(self, trip: Trip | None) -> None:
-        self._trip = trip
+    def begin(self, worker: Address, state: State, now_s: float) -> None:
+        """Note that a worker has it."""
+        self.worker, self.state, self.begun_s = worker, state, now_s
+        trip = self._trip = Trip(self._name, len(self.texts), self.n_tokens, worker.seat, now_s)
         for text in self.texts:
             text.trip = trip
+            for job, _ in text.wanted_by:
+                job.begin(trip)
 
-    def jobs(self) -> list[Job]:
-        """Who wants its texts; one that wants several stands there as often."""
-        return [job for text in self.texts for job, _ in text.wanted_by]
-
-
-class _Line:
-    """The texts that may travel together, for one backend and with one length of prompt, by turn."""
-
-    def __init__(self, place: int, n_prompt_tokens: int, backend: Backend, cost: Cost) -> None:
-        self.place = place
-        self.n_prompt_tokens = n_prompt_tokens
-        # Every text that is not answered, by its ids.
-        self.texts: dict[bytes, _Text] = {}
-        self.n_waiting_texts = self.n_waiting_tokens = 0
-        # The one that is due next last. Texts that left stay in it until their turn, or until they are many.
-        self._waiting: list[_Text] = []
-        self._n_left = 0
-        self._backend = backend
-        self._cost = cost
-        # Enough texts to choose from for a full batch, few enough to choose within a fraction of a millisecond.
-        self._n_ahead = max(256, backend.max_batch_tokens // 16)
-        # A text that is due so much later, in seconds, does not delay another job: a quarter of a full batch.
-        self._patience_s = cost.start_s + cost.token_s * backend.max_batch_tokens / 4
-
-    def wait(self, texts: list[_Text]) -> None:
-        """Lets texts wait."""
-        for text in texts:
-            text.waits = True
-            self.n_waiting_tokens += len(text.ids)
-        self.n_waiting_texts += len(texts)
-        self._waiting += texts
-        self._waiting.sort(key=lambda text: text.turn_s, reverse=True)
-
-    def leave(self, text: _Text) -> None:
-        """Lets a text go that nobody waits for any more, unless a batch has it."""
-        if text.waits:
-            self._stop_waiting(text)
-            self.forget(text)
-            self._n_left += 1
-            if self._n_left > len(self._waiting) // 2:
-                self._waiting = [text for text in self._waiting if text.waits]
-                self._n_left = 0
-
-    def next_turn_s(self) -> float:
-        """When its next text is due; infinity if none waits."""
-        while self._waiting and not self._waiting[-1].waits:
-            self._waiting.pop()
-            self._n_left -= 1
-        return self._waiting[-1].turn_s if self._waiting else float("inf")
-
-    def take(self, n_cores: int) -> list[_Text]:
-        """The text that is due next, which must be one, and those that go well with it."""
-        # With cores to spare a batch is no more than each one's part, unless starting it would cost more than the rest.
-        part = max(self.n_waiting_tokens / n_cores, self._cost.start_s / self._cost.token_s)
-        seed = self._waiting.pop()
-        batch = [seed]
-        if not seed.alone:
-            ahead = [text for text in reversed(self._waiting[-self._n_ahead :]) if self._goes_with(text, seed)]
-            lengths = [len(text.ids) for text in ahead]
-            limit = min(part, self._backend.max_batch_tokens)
-            chosen = batching.company(len(seed.ids), lengths, self._backend, self._cost, limit)
-            batch += [ahead[position] for position in chosen]
-            taken = set(map(id, batch))
-            self._waiting[-self._n_ahead :] = [
-                text for text in self._waiting[-self._n_ahead :] if id(text) not in taken
-            ]
-        for text in batch:
-            self._stop_waiting(text)
-        return batch
-
-    def _stop_waiting(self, text: _Text) -> None:
-        text.waits = False
-        self.n_waiting_texts -= 1
-        self.n_waiting_tokens -= len(text.ids)
-
-    def _goes_with(self, text: _Text, seed: _Text) -> bool:
-        is_of_same_job = text.wanted_by[0][0] is seed.wanted_by[0][0]
-        is_due_soon = text.turn_s <= seed.turn_s + self._patience_s
-        return (is_of_same_job or is_due_soon) and text.waits and not text.alone
-
-    def forget(self, text: _Text) -> None:
-        """Whoever wants it from now on wants it anew."""
-        del self.texts[text.ids.tobytes()]
+    def end(self, now_s: float) -> None:
+        """Note that no worker has it any more."""
+        self.state = State.ENDED
+        if self._trip is not None:
+            self._trip.ended_s = now_s
+        for text in self.texts:
+            text.trip = None
 
 
 class Backlog:
-    """The texts that wait in this worker, and those in batches under way.
+    """The texts of this worker's jobs that are not answered.
 
-    Whose turn it is, is fair queueing: a text is due when its job would have come to it if all jobs were served side
-    by side, each from the moment it came. So a small job passes a large one's backlog, and no text starves.
+    Fair queueing decides which text is next: a text is due when its job would have come to it if all jobs were served
+    side by side, each from the moment it came. A small job so passes a large one, and no text starves.
 
     Args:
-        backends: In the registry's order.
-        costs: Of a batch, for each of them.
+        owner: This worker.
+        layouts: How the backends lay out batches, in the registry's order.
+        costs: What a batch costs, for each of them.
+        process: A name of this process that no other on this machine has, for the names of batches.
     """
 
-    def __init__(self, backends: Sequence[Backend], costs: Sequence[Cost]) -> None:
-        self._backends = backends
+    def __init__(self, owner: Address, layouts: Sequence[Layout], costs: Sequence[Cost], process: str) -> None:
+        self._owner = owner
+        self._layouts = layouts
         self._costs = costs
-        self._lines: dict[tuple[int, int], _Line] = {}
+        self._process = process
+        self._queues: dict[Lane, LaneQueue] = {}
         # Virtual time: seconds of computing that a job would have had since the start, had it always been there.
-        self._now_s = 0.0
+        self._virtual_s = 0.0
         self._numbers = itertools.count(1)
 
     @property
-    def n_waiting_tokens(self) -> int:
-        """Tokens of the texts that no core has taken yet."""
-        return sum(line.n_waiting_tokens for line in self._lines.values())
+    def n_waiting_texts(self) -> int:
+        """Texts that are in no batch."""
+        return sum(queue.n_waiting_texts for queue in self._queues.values())
 
     @property
-    def n_waiting_texts(self) -> int:
-        """The texts that no core has taken yet."""
-        return sum(line.n_waiting_texts for line in self._lines.values())
+    def n_waiting_tokens(self) -> int:
+        """Tokens of the texts that are in no batch."""
+        return sum(queue.n_waiting_tokens for queue in self._queues.values())
 
-    def add(self, job: Job, place: int, ids: Sequence[Ids], n_prompt_tokens: int) -> int:
-        """Accepts the texts of a job; one that is here already, and not yet answered, is not computed again.
-
-        Args:
-            job: Who wants them.
-            place: Of its backend in the registry.
-            ids: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
-            n_prompt_tokens: See `Backend.embed`.
-
-        Returns:
-            How many texts need no computing of their own for that.
-        """
-        line = self._line(place, n_prompt_tokens)
-        cost = self._costs[place]
-        turn_s = self._now_s + cost.start_s
-        new: list[_Text] = []
-        texts = []
-        # Longest first, so that what is left at the end is small, and all cores end together.
-        for row in sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True):
-            turn_s += cost.token_s * len(ids[row])
-            text = line.texts.get(key := ids[row].tobytes())
-            if text is None:
-                text = line.texts[key] = _Text(ids[row], line, turn_s)
+    def add(self, job: Job, lane: Lane, inputs: Sequence[Ids]) -> None:
+        """Accept the texts of a job. A text that is here already, and not yet answered, is not computed twice."""
+        queue = self._queues.get(lane)
+        if queue is None:
+            queue = LaneQueue(lane, self._layouts[lane.backend], self._costs[lane.backend])
+            self._queues[lane] = queue
+        cost = self._costs[lane.backend]
+        due_s = self._virtual_s + cost.start_s
+        texts, new = [], []
+        # Longest first, so that little is left at the end, and all cores end together.
+        for row in sorted(range(len(inputs)), key=lambda row: len(inputs[row]), reverse=True):
+            due_s += cost.token_s * len(inputs[row])
+            text, is_new = queue.find_or_add(inputs[row], due_s)
+            if is_new:
                 new.append(text)
-            text.turn_s = min(text.turn_s, turn_s)
             text.wanted_by.append((job, row))
             if text.trip is not None:
                 job.begin(text.trip)
             texts.append(text)
-        job.texts = texts
-        line.wait(new)
-        return len(texts) - len(new)
+        job.expect(texts)
+        job.n_duplicates = len(texts) - len(new)
+        queue.wait(new)
 
-    def abandon(self, job: Job, error: Exception) -> int:
-        """Nobody waits for a job any more: it fails, and its texts leave, but for those that others want.
-
-        Returns:
-            How many texts will not be computed for that.
-        """
+    def abandon(self, job: Job, error: Exception, now_s: float) -> None:
+        """Answer a job with an error, and drop its waiting texts, except those that other jobs want."""
         texts = job.texts
-        job.fail(error)
-        n_left = 0
+        job.fail(error, now_s)
+        # A request may hold a text twice; it leaves once.
         for text in texts:
             if text.waits and not text.is_wanted:
-                text.line.leave(text)
-                n_left += 1
-        return n_left
+                text.queue.leave(text)
+                job.n_dropped += 1
 
-    def take(self, n_cores: int) -> Batch | None:
-        """The next batch, or None if no text waits.
+    def pop_batch(self, n_cores: int) -> Batch | None:
+        """Return the next batch; None if no text waits.
 
         Args:
-            n_cores: Cores that are free for what waits here; this batch leaves the others their part.
+            n_cores: Cores that are free for the texts that wait. A batch leaves the others their part.
         """
-        line = min(self._lines.values(), key=_Line.next_turn_s, default=None)
-        if line is None or (due_s := line.next_turn_s()) == float("inf"):
+        queue = min(self._queues.values(), key=LaneQueue.next_due_s, default=None)
+        if queue is None or (due_s := queue.next_due_s()) == float("inf"):
             return None
-        self._now_s = max(self._now_s, due_s)
-        return Batch(line, line.take(n_cores), next(self._numbers))
+        self._virtual_s = max(self._virtual_s, due_s)
+        texts = queue.pop_batch(n_cores)
+        number = next(self._numbers)
+        work = Work(self._owner, number, queue.lane, [text.ids for text in texts])
+        return Batch(work, queue, texts, f"{self._process}-{number}")
 
-    def answer(self, batch: Batch, vectors: Vectors) -> None:
-        """A batch was computed.
+    def answer(self, batch: Batch, result: Result, now_s: float) -> list[Job]:
+        """End a batch that was computed. Return the jobs that this answers."""
+        batch.end(now_s)
+        answered = []
+        for index, text in enumerate(batch.texts):
+            batch.queue.forget(text)
+            answered += [job for job, row in text.wanted_by if job.put(row, result, index, now_s)]
+        return answered
 
-        Args:
-            batch: What `take` gave.
-            vectors: float32, (n_texts, dim), in the order of the batch.
+    def fail(self, batch: Batch, error: Exception, now_s: float) -> list[Job]:
+        """End a batch that failed: its texts wait again, to be computed one by one; a text that failed alone fails.
+
+        Returns:
+            The jobs that this answers.
         """
-        batch.end()
-        for text, vector in zip(batch.texts, vectors, strict=True):
-            batch.line.forget(text)
-            for job, row in text.wanted_by:
-                job.take(row, vector)
-
-    def fail(self, batch: Batch, error: Exception) -> None:
-        """Computing a batch failed: its texts are tried one by one, and who wants one that fails gets the error."""
-        if len(batch.texts) > 1:
-            for text in batch.texts:
-                text.alone = True
-            self.give_back(batch)
-        else:
-            self.give_up(batch, error)
-
-    def give_up(self, batch: Batch, error: Exception) -> None:
-        """A batch will not be computed: whoever wants a text of it gets the error."""
-        batch.end()
+        if len(batch.texts) == 1:
+            return self.give_up(batch, error, now_s)
         for text in batch.texts:
-            batch.line.forget(text)
-        for job in batch.jobs():
-            self.abandon(job, error)
+            text.is_alone = True
+        self.give_back(batch, now_s)
+        return []
 
-    def give_back(self, batch: Batch) -> None:
-        """A batch was not computed; its texts wait again, each for the turn that it had."""
-        batch.end()
+    def give_up(self, batch: Batch, error: Exception, now_s: float) -> list[Job]:
+        """End a batch that will not be computed. Return the jobs that get the error, which are those that want it."""
+        batch.end(now_s)
+        for text in batch.texts:
+            batch.queue.forget(text)
+        answered = []
+        for text in batch.texts:
+            for job, _ in text.wanted_by:
+                if not job.is_done:
+                    self.abandon(job, error, now_s)
+                    answered.append(job)
+        return answered
+
+    def give_back(self, batch: Batch, now_s: float) -> None:
+        """End a batch that was not computed: its texts wait again, each as long as it would have."""
+        batch.end(now_s)
         for text in batch.texts:
             if not text.is_wanted:
-                batch.line.forget(text)
-        batch.line.wait([text for text in batch.texts if text.is_wanted])
+                batch.queue.forget(text)
+        batch.queue.wait([text for text in batch.texts if text.is_wanted])
 
-    def refuse(self, error: Exception) -> None:
-        """Nothing that waits will be computed any more; batches under way may still end."""
-        while (batch := self.take(1)) is not None:
-            self.give_up(batch, error)
-
-    def _line(self, place: int, n_prompt_tokens: int) -> _Line:
-        key = place, n_prompt_tokens
-        if key not in self._lines:
-            self._lines[key] = _Line(place, n_prompt_tokens, self._backends[place], self._costs[place])
-        return self._lines[key]
+    def refuse_waiting(self, error: Exception, now_s: float) -> list[Job]:
+        """Answer the jobs whose texts wait with an error. Batches under way may still end."""
+        refused = []
+        while (batch := self.pop_batch(1)) is not None:
+            refused += self.give_up(batch, error, now_s)
+        return refused

@@ -1,47 +1,63 @@
-"""How texts are put together: pure functions on lengths."""
+"""Which texts share a batch. Pure functions on lengths."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from embedding_api.engine.backends import Backend
 from embedding_api.engine.scheduling.cost import Cost
 
 
-def company(seed: int, lengths: Sequence[int], backend: Backend, cost: Cost, max_tokens: float) -> list[int]:
-    """Whom to take along with the text whose turn it is, so that the batch does the most in its time.
+class Layout(Protocol):
+    """How a backend lays out a batch."""
 
-    Every batch has a price of its own, and so has what fills it up, be it each row to the longest text or the whole to
-    one of few sizes. Texts are tried from the nearest in length to the farthest, and the number of them is kept with
-    which most tokens a second are computed.
+    @property
+    def max_batch_tokens(self) -> int:
+        """The size of a batch that suits the backend best, in computed tokens."""
+
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
+        """Return the tokens that are computed for a batch, padding included.
+
+        Args:
+            n_texts: Texts of the batch.
+            longest: Tokens of its longest text.
+            n_tokens: Tokens of all its texts.
+        """
+
+
+def companions(seed: int, lengths: Sequence[int], layout: Layout, cost: Cost, max_tokens: float) -> list[int]:
+    """Choose the texts that join `seed` so that the batch has the highest tokens per second.
+
+    Every batch has a price of its own, and padding has one, too. Texts are tried from the nearest in length to the
+    farthest; the number of them is kept at which most tokens per second are computed.
 
     Args:
-        seed: Tokens of the text whose turn it is.
-        lengths: Tokens of each of the others, the preferred first.
-        backend: Says how much is computed for a batch.
-        cost: Of a batch.
-        max_tokens: The most tokens that are computed for a batch; a longer text travels alone.
+        seed: Tokens of the text that is due next.
+        lengths: Tokens of each other text, the preferred first.
+        layout: How many tokens are computed for a batch.
+        cost: What they cost.
+        max_tokens: The most tokens that are computed for a batch; a longer text is computed alone.
 
     Returns:
-        Positions in `lengths`.
+        Indices in `lengths`.
     """
     chosen: list[int] = []
     n_best = 0
     longest = n_tokens = seed
-    best_rate = seed / _seconds(backend, cost, 1, seed, seed)
-    for position in sorted(range(len(lengths)), key=lambda position: abs(lengths[position] - seed)):
-        length = lengths[position]
+    best_rate = seed / _seconds(layout, cost, 1, seed, seed)
+    for index in sorted(range(len(lengths)), key=lambda index: abs(lengths[index] - seed)):
+        length = lengths[index]
         n_texts = len(chosen) + 2
         if n_tokens >= max_tokens:
             break
-        if backend.n_computed(n_texts, max(longest, length), n_tokens + length) > max_tokens:
+        if layout.n_computed(n_texts, max(longest, length), n_tokens + length) > max_tokens:
             continue
-        chosen.append(position)
+        chosen.append(index)
         longest = max(longest, length)
         n_tokens += length
-        rate = n_tokens / _seconds(backend, cost, n_texts, longest, n_tokens)
+        rate = n_tokens / _seconds(layout, cost, n_texts, longest, n_tokens)
         if rate >= best_rate:
             best_rate, n_best = rate, len(chosen)
     return chosen[:n_best]
 
 
-def _seconds(backend: Backend, cost: Cost, n_texts: int, longest: int, n_tokens: int) -> float:
-    return cost.start_s + cost.token_s * backend.n_computed(n_texts, longest, n_tokens)
+def _seconds(layout: Layout, cost: Cost, n_texts: int, longest: int, n_tokens: int) -> float:
+    return cost.start_s + cost.token_s * layout.n_computed(n_texts, longest, n_tokens)

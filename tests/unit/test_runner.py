@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from embedding_api.engine.scheduling.admission import Limits
-from embedding_api.engine.workers.dispatch import Dispatcher
-from embedding_api.engine.workers.exchange import Exchange
+from embedding_api.engine.work import Lane, Result, Work
+from embedding_api.engine.workers.mailbox import Delivered, Exchange, Mailbox
+from embedding_api.engine.workers.runner import Runner
+from embedding_api.engine.workers.workers import Workers
 from embedding_api.errors import ClientGoneError, DeadlineExceededError, NotReadyError, OverloadedError
 from embedding_api.request import Caller
+from embedding_api.telemetry.metrics import counters
 from tests import conftest
-from tests.fakes import COST, DIM, FakeBackend, vector
+from tests.fakes import COST, FakeBackend, vector
 
 until = functools.partial(conftest.until, deadline_s=10)
 
@@ -29,29 +32,31 @@ def assert_right(ids, vectors):
 
 
 class Worker:
-    """What a worker process has of the engine, in a thread of the test."""
+    """What a worker process has of the engine, in threads of the test."""
 
-    def __init__(self, exchange, n_computing=2, backend=None, **options):
+    def __init__(self, exchange, backend=None, **options):
         self.backend = backend or FakeBackend()
         self.seat = exchange.take_seat()
-        self.dispatcher = Dispatcher(["model"], [self.backend], [COST], n_computing, **options)
-        self.dispatcher.start(self.seat)
-        end = time.monotonic() + 10
-        while self.seat.rank() < n_computing and not exchange.accepts[self.seat.address.seat]:
-            assert time.monotonic() < end, "it never said that it is idle"
+        workers = Workers(["model"], [self.backend], [COST], exchange, **{"n_computing": 2, **options})
+        self.runner = Runner(workers, self.seat)
+        self.runner.start()
+        until(lambda: self.seat.rank() >= workers.n_computing or self.accepts)
 
     def compute(self, ids, caller=None):
-        return self.dispatcher.compute(0, ids, 0, caller or Caller()).vectors
+        return self.runner.compute(Lane(0, 0), ids, caller or Caller()).values
 
     @property
-    def n_wanted(self):
-        """How often texts are wanted that are not answered."""
-        lines = self.dispatcher._backlog._lines.values()
-        return sum(len(text.wanted_by) for line in lines for text in line.texts.values())
+    def accepts(self):
+        return bool(self.seat.board.columns.accepts[self.seat.address.seat])
 
     @property
     def n_waiting_tokens(self):
-        return self.dispatcher._backlog.n_waiting_tokens
+        return self.seat.board.columns.waiting_tokens[self.seat.address.seat]
+
+
+def n_duplicates():
+    """How many texts of all requests so far were on their way already when they came."""
+    return counters.registry().get_sample_value("embeddings_texts_deduplicated_total", {"model": "model"}) or 0
 
 
 @pytest.fixture
@@ -72,7 +77,7 @@ def workers(exchange):
     yield start
     for worker in workers:
         worker.backend.proceed.set()
-        worker.dispatcher.close()
+        worker.runner.close()
 
 
 def test_one_request_is_computed_by_every_worker(workers):
@@ -134,7 +139,7 @@ def test_the_batch_of_a_worker_that_is_gone_is_computed_again(workers, exchange)
         asked = clients.submit(one.compute, texts(60))
         assert other.backend.entered.wait(10)
         # The master does this for a worker that was killed; here its thread lives on, and answers late.
-        other.seat.leave()
+        exchange.leave(other.seat)
         assert_right(texts(60), asked.result(10))
         other.backend.proceed.set()
         assert_right(texts(100, first=70), one.compute(texts(100, first=70)))
@@ -146,7 +151,7 @@ def test_a_worker_that_stops_gives_back_what_it_did_not_compute(workers):
     with ThreadPoolExecutor(2) as clients:
         asked = clients.submit(one.compute, texts(60))
         assert other.backend.entered.wait(10)
-        stopped = clients.submit(other.dispatcher.close)
+        stopped = clients.submit(other.runner.close)
         other.backend.proceed.set()
         stopped.result(10)
         assert_right(texts(60), asked.result(10))
@@ -161,13 +166,13 @@ def test_only_so_many_workers_compute_as_there_are_cores(workers):
     assert sum(map(len, owner.backend.batches)) == 40
 
 
-def test_the_next_worker_computes_when_the_first_is_gone(workers):
+def test_the_next_worker_computes_when_the_first_is_gone(workers, exchange):
     owner, other = workers(n_computing=1), workers(n_computing=1)
     owner.backend.proceed.clear()
     with ThreadPoolExecutor(1) as clients:
         asked = clients.submit(other.compute, texts(5))
         assert owner.backend.entered.wait(10)
-        owner.seat.leave()
+        exchange.leave(owner.seat)
         assert_right(texts(5), asked.result(10))
     assert other.backend.prepared_in.startswith("inference")
 
@@ -204,7 +209,7 @@ def test_a_text_that_fails_at_another_worker_is_tried_here(workers):
         one.backend.proceed.set()
         assert_right(texts(1, first=666), asked.result(10))
         held.result(10)
-    assert other.dispatcher.problem() is None
+    assert other.runner.problem() is None
 
 
 def test_vectors_of_a_wrong_shape_are_an_error_and_harm_no_thread(workers):
@@ -213,10 +218,9 @@ def test_vectors_of_a_wrong_shape_are_an_error_and_harm_no_thread(workers):
             return super().embed(batch, n_prompt_tokens)[:, 1:]
 
     one, other = workers(backend=Short()), workers()
-    one.dispatcher._backends[0].dim = DIM
     with pytest.raises(RuntimeError, match="this is a bug"):
         one.compute(texts(1))
-    assert one.dispatcher.problem() is None
+    assert one.runner.problem() is None
     assert_right(texts(3), other.compute(texts(3)))
 
 
@@ -239,11 +243,11 @@ def test_a_request_ends_whoever_computes_while_workers_come_and_go(workers):
     with ThreadPoolExecutor(2) as clients:
         asking = [clients.submit(ask, worker, 1000 * n) for n, worker in enumerate(crew[1:], 1)]
         for _ in range(3):
-            crew[0].dispatcher.close()
+            crew[0].runner.close()
             new = workers(n_computing=1)
             assert new.seat.rank() == 2
             assert_right(texts(3), new.compute(texts(3)))
-            new.dispatcher.close()
+            new.runner.close()
             crew[0] = workers(n_computing=1)
         stop.set()
         assert all(future.result(10) > 0 for future in asking)
@@ -296,45 +300,46 @@ def test_batches_too_large_to_travel_are_computed_where_they_are(workers):
     assert other.backend.batches == []
 
 
-def test_vectors_larger_than_an_inbox_come_whole(exchange):
-    """Given a receiver that does not read, then who sends is not held up, and all of it arrives in the end."""
-    one, other = exchange.take_seat(), exchange.take_seat()
-    other.say_accepts(accepts=True)
-    assert one.send_batch(7, 0, 0, texts(3)) == other.address
-    order = other.receive()
-    assert [ids.tolist() for ids in order.ids] == [ids.tolist() for ids in texts(3)]
-    vectors = np.random.default_rng(0).normal(size=(512, 1024)).astype(np.float32)
-    other.send_vectors(order, vectors)
-    got = np.zeros(vectors.size, dtype=np.float32)
-    n_missing = vectors.size
-    arrived = threading.Event()
+RESULTS = {
+    "vectors": Result(np.random.default_rng(0).normal(size=(512, 1024)).astype(np.float32)),
+    "scores": Result(np.arange(3, dtype=np.float64)),
+    "sparse vectors": Result(
+        np.array([(1, 0.5), (7, 0.25), (2, 1.0)], dtype=[("index", np.int32), ("weight", np.float32)]),
+        np.array([0, 2, 2, 3]),
+    ),
+    "matrices": Result(np.arange(10, dtype=np.float32).reshape(5, 2), np.array([0, 3, 4, 5])),
+}
 
-    def carry():
-        while not arrived.is_set():
-            other.receive()
 
-    courier = threading.Thread(target=carry)
-    courier.start()
-    while n_missing:
-        delivery = one.receive()
-        assert (delivery.number, delivery.sender) == (7, other.address)
-        got[delivery.start : delivery.start + len(delivery.components)] = delivery.components
-        n_missing -= len(delivery.components)
-    np.testing.assert_array_equal(got.reshape(vectors.shape), vectors)
-    arrived.set()
-    other.wake_self()
-    courier.join(10)
-    assert not courier.is_alive()
+@pytest.mark.parametrize("kind", RESULTS)
+def test_a_result_of_any_kind_comes_whole(exchange, kind):
+    """Given a receiver that does not read, then the sender is not held up, and all of it arrives in the end."""
+    result, seats = RESULTS[kind], [exchange.take_seat(), exchange.take_seat()]
+    one, other = (Mailbox(exchange, seat) for seat in seats)
+    work = Work(seats[0].address, 7, Lane(1, 2), texts(3))
+    assert one.send(work, seats[1].address)
+    received = other.receive(10)
+    assert (received.owner, received.number, received.lane) == work[:3]
+    assert [ids.tolist() for ids in received.inputs] == [ids.tolist() for ids in texts(3)]
+    other.send_result(received, result)
+    end = time.monotonic() + 10
+    while not isinstance(delivered := one.receive(0.01), Delivered):
+        assert time.monotonic() < end
+        # It sends the rest while it waits for messages.
+        other.receive(0)
+    assert (delivered.number, delivered.worker) == (7, seats[1].address)
+    assert delivered.result.values.dtype == result.values.dtype
+    np.testing.assert_array_equal(delivered.result.values, result.values)
+    np.testing.assert_array_equal(delivered.result.offsets, result.offsets)
 
 
 def test_a_message_for_an_earlier_worker_on_the_seat_is_not_read(exchange):
     one, other = exchange.take_seat(), exchange.take_seat()
-    other.say_accepts(accepts=True)
-    assert one.send_batch(1, 0, 0, texts(1)) == other.address
+    assert Mailbox(exchange, one).send(Work(one.address, 1, Lane(0, 0), texts(1)), other.address)
     other.leave()
     new = exchange.take_seat()
     assert new.address.seat == other.address.seat
-    assert new.receive() is None
+    assert Mailbox(exchange, new).receive(10) is None
 
 
 def test_a_full_exchange_has_no_seat(exchange):
@@ -346,14 +351,12 @@ def test_equal_texts_are_computed_once(workers):
     one = workers()
     one.backend.proceed.clear()
     wanted = texts(5, first=10)
+    n_before = n_duplicates()
     with ThreadPoolExecutor(4) as clients:
         first = clients.submit(one.compute, texts(1))
         assert one.backend.entered.wait(10)
         same = [clients.submit(one.compute, wanted * 3) for _ in range(3)]
-        (line,) = one.dispatcher._backlog._lines.values()
-        end = time.monotonic() + 10
-        while sum(len(text.wanted_by) for text in line.texts.values()) < 1 + 5 * 3 * 3:
-            assert time.monotonic() < end, "not all requests came"
+        until(lambda: n_duplicates() == n_before + 10 + 15 + 15)
         one.backend.proceed.set()
         first.result(10)
         for future in same:
@@ -390,8 +393,9 @@ def test_the_texts_of_a_client_who_left_are_dropped_but_for_those_that_others_wa
         caller = Caller()
         leaving = clients.submit(one.compute, texts(5), caller)
         until(lambda: one.n_waiting_tokens == 40)
+        n_before = n_duplicates()
         staying = clients.submit(one.compute, texts(2))
-        until(lambda: one.n_wanted == 1 + 5 + 2)
+        until(lambda: n_duplicates() == n_before + 2)
         caller.leave()
         with pytest.raises(ClientGoneError):
             leaving.result(10)
@@ -437,16 +441,16 @@ def test_more_than_may_wait_in_all_workers_is_refused_and_one_request_is_taken_w
 
 def test_a_worker_that_hangs_gives_up_that_batch_and_leaves_the_rest_to_others(workers):
     """Given a hung batch of a worker's own, when the worker retires, then what waits is computed by the other."""
-    one, other = workers(), workers()
+    one, other = workers(inference_timeout_s=0.01), workers()
     with ThreadPoolExecutor(4) as clients:
         hung = hold(one, clients)
         held = hold(other, clients, texts(1, first=950))
         waiting = clients.submit(one.compute, texts(5))
         until(lambda: one.n_waiting_tokens == 40)
-        one.dispatcher.retire(0)
-        with pytest.raises(DeadlineExceededError, match="not computed to an end"):
+        until(one.runner.retire_if_stuck)
+        with pytest.raises(DeadlineExceededError, match="was not computed within"):
             hung.result(10)
-        assert "about to be replaced" in one.dispatcher.problem()
+        assert "about to be replaced" in one.runner.problem()
         with pytest.raises(NotReadyError):
             one.compute(texts(1, first=50))
         other.backend.proceed.set()
@@ -457,32 +461,32 @@ def test_a_worker_that_hangs_gives_up_that_batch_and_leaves_the_rest_to_others(w
     assert_right(texts(3), other.compute(texts(3)))
 
 
-def test_a_worker_that_hangs_on_anothers_batch_tells_it_and_sends_back_what_it_did_not_begin(workers):
-    owner, other = workers(n_computing=1), workers(n_computing=1)
+def test_a_worker_that_hangs_on_anothers_batch_tells_it_and_sends_back_what_it_did_not_begin(workers, exchange):
+    owner, other = workers(n_computing=1, inference_timeout_s=0.01), workers(n_computing=1)
     with ThreadPoolExecutor(4) as clients:
         owner.backend.proceed.clear()
         hung = clients.submit(other.compute, texts(1))
         assert owner.backend.entered.wait(10)
         # Where not all compute, one batch more waits at the one that does.
         not_begun = clients.submit(other.compute, texts(2, first=50))
-        until(lambda: owner.dispatcher._due)
-        owner.dispatcher.retire(0)
+        until(lambda: not owner.accepts)
+        until(owner.runner.retire_if_stuck)
         with pytest.raises(DeadlineExceededError):
             hung.result(10)
         until(lambda: other.n_waiting_tokens == 16)
         # The master, when the process is gone.
-        owner.seat.leave()
+        exchange.leave(owner.seat)
         assert_right(texts(2, first=50), not_begun.result(10))
         owner.backend.proceed.set()
 
 
 def test_a_worker_that_hangs_and_has_no_other_refuses_what_waits(workers):
-    one = workers()
+    one = workers(inference_timeout_s=0.01)
     with ThreadPoolExecutor(2) as clients:
         hung = hold(one, clients)
         waiting = clients.submit(one.compute, texts(5))
         until(lambda: one.n_waiting_tokens == 40)
-        one.dispatcher.retire(0)
+        until(one.runner.retire_if_stuck)
         with pytest.raises(NotReadyError, match="no other"):
             waiting.result(10)
         with pytest.raises(DeadlineExceededError):
@@ -491,13 +495,13 @@ def test_a_worker_that_hangs_and_has_no_other_refuses_what_waits(workers):
 
 
 def test_what_nobody_took_is_refused_when_there_is_no_more_time(workers):
-    one, other = workers(), workers()
+    one, other = workers(inference_timeout_s=0.01), workers()
     with ThreadPoolExecutor(3) as clients:
         hung, held = hold(one, clients), hold(other, clients, texts(1, first=950))
         waiting = clients.submit(one.compute, texts(5))
         until(lambda: one.n_waiting_tokens == 40)
-        one.dispatcher.retire(0)
-        one.dispatcher.refuse_rest()
+        until(one.runner.retire_if_stuck)
+        one.runner.refuse_rest()
         with pytest.raises(NotReadyError):
             waiting.result(10)
         with pytest.raises(DeadlineExceededError):
@@ -508,19 +512,13 @@ def test_what_nobody_took_is_refused_when_there_is_no_more_time(workers):
 
 
 def test_a_batch_that_ended_in_time_is_not_given_up(workers):
-    """Given a batch that ends while the worker looks whether it hangs, then it is answered, and nobody retires."""
-    one = workers()
+    one = workers(inference_timeout_s=0.01)
     with ThreadPoolExecutor(1) as clients:
         held = hold(one, clients)
-        assert not one.dispatcher.retire(60)
-        with one.dispatcher._changed:
-            one.backend.proceed.set()
-            # The thread wants the lock now, to answer; until it has it, the batch is in work.
-            until(lambda: one.dispatcher._in_work is not None)
+        one.backend.proceed.set()
         assert_right(texts(1, first=900), held.result(10))
-        until(lambda: one.dispatcher._in_work is None)
-        assert not one.dispatcher.retire(0)
-        assert one.dispatcher.problem() is None
+        assert not one.runner.retire_if_stuck()
+        assert one.runner.problem() is None
     assert_right(texts(3), one.compute(texts(3)))
 
 
@@ -538,12 +536,12 @@ def test_a_text_whose_time_was_over_before_it_was_read_is_not_sent_to_anyone(wor
 
 
 def test_where_one_computes_and_hangs_what_waits_in_it_is_refused_at_once(workers):
-    owner, _ = workers(n_computing=1), workers(n_computing=1)
+    owner, _ = workers(n_computing=1, inference_timeout_s=0.01), workers(n_computing=1)
     with ThreadPoolExecutor(2) as clients:
         hung = hold(owner, clients)
         waiting = clients.submit(owner.compute, texts(5))
         until(lambda: owner.n_waiting_tokens == 40)
-        owner.dispatcher.retire(0)
+        until(owner.runner.retire_if_stuck)
         with pytest.raises(NotReadyError):
             waiting.result(10)
         with pytest.raises(DeadlineExceededError):

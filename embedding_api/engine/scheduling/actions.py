@@ -1,0 +1,52 @@
+"""What a scheduler decides, for the loops around it to carry out in order."""
+
+from typing import NamedTuple
+
+from embedding_api.engine.scheduling.job import Job
+from embedding_api.engine.work import Address, Result, Undone, Work
+
+
+class WakeCore(NamedTuple):
+    """There is work for this worker's idle core: let its thread report that it is idle."""
+
+
+class Compute(NamedTuple):
+    """Compute this batch here, and report how it ended."""
+
+    work: Work
+
+
+class Send(NamedTuple):
+    """Send this batch to another worker; report it as `unsent` if that worker does not take it."""
+
+    work: Work
+    to: Address
+
+
+class SendResult(NamedTuple):
+    """Send the result of another worker's batch to its owner."""
+
+    work: Work
+    result: Result
+
+
+class SendBack(NamedTuple):
+    """Tell the owner of a batch that it is not computed here."""
+
+    work: Work
+    why: Undone
+
+
+class Wake(NamedTuple):
+    """Let another worker look at the board: this one accepts a batch now."""
+
+    seat: int
+
+
+class Answer(NamedTuple):
+    """A job is done: answer its request."""
+
+    job: Job
+
+
+Action = WakeCore | Compute | Send | SendResult | SendBack | Wake | Answer

@@ -1,0 +1,109 @@
+"""The texts of one lane that wait, ordered by when they are due."""
+
+from embedding_api.engine.scheduling import batching
+from embedding_api.engine.scheduling.batching import Layout
+from embedding_api.engine.scheduling.cost import Cost
+from embedding_api.engine.scheduling.job import Text
+from embedding_api.engine.work import Ids, Lane
+
+
+class LaneQueue:
+    """The texts of one lane.
+
+    Args:
+        lane: What they have in common.
+        layout: How their backend lays out a batch.
+        cost: What a batch costs there.
+
+    Attributes:
+        n_waiting_texts: Texts that wait.
+        n_waiting_tokens: Their tokens.
+    """
+
+    def __init__(self, lane: Lane, layout: Layout, cost: Cost) -> None:
+        self.lane = lane
+        self.n_waiting_texts = self.n_waiting_tokens = 0
+        # Every text that is not answered, by its ids.
+        self._texts: dict[bytes, Text] = {}
+        # The text that is due next comes last. Texts that left stay until their turn, or until they are many.
+        self._waiting: list[Text] = []
+        self._n_left = 0
+        self._layout = layout
+        self._cost = cost
+        # Enough texts to choose from for a full batch, few enough to choose within a fraction of a millisecond.
+        self._n_ahead = max(256, layout.max_batch_tokens // 16)
+        # A text that is due so much later, in seconds, does not delay another job: a quarter of a full batch.
+        self._patience_s = cost.start_s + cost.token_s * layout.max_batch_tokens / 4
+
+    def find_or_add(self, ids: Ids, due_s: float) -> tuple[Text, bool]:
+        """Return the text with these ids, and True if it is new: then it must `wait`."""
+        key = ids.tobytes()
+        text = self._texts.get(key)
+        if text is not None:
+            text.due_s = min(text.due_s, due_s)
+            return text, False
+        text = self._texts[key] = Text(ids, self, due_s)
+        return text, True
+
+    def wait(self, texts: list[Text]) -> None:
+        """Let texts wait."""
+        for text in texts:
+            text.waits = True
+            self.n_waiting_tokens += len(text.ids)
+        self.n_waiting_texts += len(texts)
+        self._waiting += texts
+        self._waiting.sort(key=lambda text: text.due_s, reverse=True)
+
+    def leave(self, text: Text) -> None:
+        """Drop a waiting text that no job wants any more."""
+        self._stop_waiting(text)
+        self.forget(text)
+        self._n_left += 1
+        if self._n_left > len(self._waiting) // 2:
+            self._waiting = [text for text in self._waiting if text.waits]
+            self._n_left = 0
+
+    def next_due_s(self) -> float:
+        """Return when the next text is due; infinity if none waits."""
+        while self._waiting and not self._waiting[-1].waits:
+            self._waiting.pop()
+            self._n_left -= 1
+        return self._waiting[-1].due_s if self._waiting else float("inf")
+
+    def pop_batch(self, n_cores: int) -> list[Text]:
+        """Return the text that is due next, and those that make a good batch with it; a text must wait.
+
+        Args:
+            n_cores: Cores that are free for this lane. A batch leaves the others their part.
+        """
+        # Starting a batch must not cost more than computing it.
+        part = max(self.n_waiting_tokens / n_cores, self._cost.start_s / self._cost.token_s)
+        seed = self._waiting.pop()
+        batch = [seed]
+        if not seed.is_alone:
+            ahead = [text for text in reversed(self._waiting[-self._n_ahead :]) if self._goes_with(text, seed)]
+            lengths = [len(text.ids) for text in ahead]
+            limit = min(part, self._layout.max_batch_tokens)
+            chosen = batching.companions(len(seed.ids), lengths, self._layout, self._cost, limit)
+            batch += [ahead[index] for index in chosen]
+            taken = set(map(id, batch))
+            self._waiting[-self._n_ahead :] = [
+                text for text in self._waiting[-self._n_ahead :] if id(text) not in taken
+            ]
+        for text in batch:
+            self._stop_waiting(text)
+        return batch
+
+    def forget(self, text: Text) -> None:
+        """Drop a text that is answered: a job that wants it from now on has it computed anew."""
+        del self._texts[text.ids.tobytes()]
+
+    def _stop_waiting(self, text: Text) -> None:
+        text.waits = False
+        self.n_waiting_texts -= 1
+        self.n_waiting_tokens -= len(text.ids)
+
+    def _goes_with(self, text: Text, seed: Text) -> bool:
+        is_of_same_job = text.wanted_by[0][0] is seed.wanted_by[0][0]
+        is_due_soon = text.due_s <= seed.due_s + self._patience_s
+        return (is_of_same_job or is_due_soon) and text.waits and not text.is_alone

@@ -1,0 +1,113 @@
+"""Worker processes around a plain program: all cores compute for it, without a server."""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from embedding_api.engine.workers.board import Seat
+from embedding_api.engine.workers.runner import Runner
+from embedding_api.engine.workers.workers import Workers
+from embedding_api.machine import programs
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two looks at a batch that may hang, and those that a worker has to end.
+_TICK_S, _END_S = 1.0, 30.0
+# Seconds for which a worker whose batch hangs lives on, so that its news reach the others.
+_RETIRE_S = 1.0
+
+
+class Crew:
+    """Forks workers, and computes with them. Enter it before the process starts any thread.
+
+    A worker that dies is not replaced: the others compute what it had.
+
+    Args:
+        workers: What all have in common; their exchange has a seat for each.
+        n_workers: Processes that compute, this one included.
+
+    Attributes:
+        runner: This process' own part, over which the texts of all requests come in.
+    """
+
+    runner: Runner
+
+    def __init__(self, workers: Workers, n_workers: int) -> None:
+        self._workers = workers
+        self._n_workers = n_workers
+        self._seats: dict[int, Seat] = {}
+        self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
+
+    def __enter__(self) -> Self:
+        exchange = self._workers.exchange
+        if exchange is None or threading.active_count() > 1:
+            raise RuntimeError("a crew needs an exchange, and a process without threads that it may fork")
+        # Closed when this process ends, however it does.
+        closed, self._open = os.pipe()
+        own = exchange.take_seat()
+        for _ in range(self._n_workers - 1):
+            if (seat := exchange.take_seat()) is None:
+                break
+            pid = os.fork()
+            if pid == 0:
+                os.close(self._open)
+                _serve(self._workers, seat, closed)
+            self._seats[pid] = seat
+        os.close(closed)
+        self._reaper.start()
+        self.runner = Runner(self._workers, own)
+        self.runner.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        os.close(self._open)
+        self.runner.close()
+        self._reaper.join(_END_S)
+        for pid in list(self._seats):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._reaper.join()
+
+    @property
+    def pids(self) -> list[int]:
+        """The other processes that live."""
+        return list(self._seats)
+
+    def _reap(self) -> None:
+        """Wait for the ends of the workers, and give up their seats."""
+        exchange = self._workers.exchange
+        fds = {os.pidfd_open(pid): pid for pid in self._seats}
+        while fds:
+            for fd in select.select(list(fds), [], [])[0]:
+                pid = fds.pop(fd)
+                os.close(fd)
+                _, status = os.waitpid(pid, 0)
+                if status:
+                    logger.warning("worker %d ended with code %d", pid, os.waitstatus_to_exitcode(status))
+                if exchange is not None:
+                    exchange.leave(self._seats.pop(pid))
+
+
+def _serve(workers: Workers, seat: Seat, closed: int) -> None:
+    """Compute for the others until the first process closes its end of the pipe; never return."""
+    code = 1
+    try:
+        programs.end_with_parent(os.getppid())
+        runner = Runner(workers, seat)
+        runner.start()
+        while not select.select([closed], [], [], _TICK_S)[0]:
+            if runner.retire_if_stuck():
+                time.sleep(_RETIRE_S)
+                os._exit(code)
+        runner.close()
+        code = 0
+    except BaseException:
+        logger.exception("a worker failed")
+    finally:
+        os._exit(code)

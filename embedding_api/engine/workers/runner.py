@@ -1,0 +1,252 @@
+"""This worker's part in computing: two threads that report events to the scheduler and carry out its actions."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake, WakeCore
+from embedding_api.engine.scheduling.admission import Admission
+from embedding_api.engine.scheduling.backlog import Backlog
+from embedding_api.engine.scheduling.job import Job
+from embedding_api.engine.scheduling.scheduler import Phase, Scheduler
+from embedding_api.engine.scheduling.timing import Timing
+from embedding_api.engine.work import Ids, Lane, Result, Work
+from embedding_api.engine.workers import wire
+from embedding_api.engine.workers.board import Seat
+from embedding_api.engine.workers.core import Core
+from embedding_api.engine.workers.mailbox import Delivered, Exchange, Mailbox
+from embedding_api.engine.workers.wire import Returned
+from embedding_api.engine.workers.workers import Workers
+from embedding_api.errors import ClientGoneError, DeadlineExceededError, StartError
+from embedding_api.request import Caller
+from embedding_api.telemetry import log, metrics
+
+logger = logging.getLogger(__name__)
+
+# How long a process that ends waits for its batch: several times what the largest models take for one.
+_LAST_BATCH_S = 20
+
+# A message that wakes a worker can be missed; see `Scheduler._match`. Ten looks a second cost nothing to speak of.
+_LOOK_AGAIN_S = 0.1
+
+
+class Runner:
+    """One worker: its inference thread, and the thread that reads its mailbox.
+
+    It has an attribute for each part that it joins, so more than other classes.
+
+    Args:
+        workers: What all have in common.
+        seat: This worker's; None if it computes alone.
+
+    Attributes:
+        admission: Says if the workers accept more.
+        inference_timeout_s: Seconds after which a batch counts as stuck.
+        seat: See above.
+    """
+
+    def __init__(self, workers: Workers, seat: Seat | None) -> None:
+        self._own_exchange = Exchange(1) if seat is None or workers.exchange is None else None
+        exchange = self._own_exchange or workers.exchange
+        seat = seat if self._own_exchange is None else self._own_exchange.take_seat()
+        if seat is None or exchange is None:
+            raise RuntimeError("a new exchange has no free seat; this is a bug")
+        self.seat = seat
+        self.admission = Admission(seat.board, workers.limits, time.monotonic)
+        self._exchange = exchange
+        self.inference_timeout_s = workers.inference_timeout_s
+        self._core = Core(workers.names, workers.backends)
+        self._mailbox = Mailbox(exchange, seat)
+        self._names = workers.names
+        # Guards the scheduler and what follows.
+        self._changed = threading.Condition()
+        self._backlog = Backlog(seat.address, workers.backends, workers.costs, str(os.getpid()))
+        self._scheduler = Scheduler(self._backlog, seat, workers.n_computing, wire.max_sent_ids(exchange.max_message))
+        self._next_work: Work | None = None
+        self._done: dict[Job, threading.Event] = {}
+        self._has_started = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run_core, name="inference", daemon=True),
+            threading.Thread(target=self._read_mailbox, name="mailbox", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start the threads, and wait until the backends are prepared.
+
+        Raises:
+            StartError: A thread cannot be started.
+            Exception: What a backend's `prepare` raises.
+        """
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            raise StartError(f"no thread can be started for inference ({error}); allow more threads") from error
+        self._has_started.wait()
+        if self._core.error is not None:
+            raise self._core.error
+
+    def compute(self, lane: Lane, inputs: Sequence[Ids], caller: Caller, timing: Timing | None = None) -> Result:
+        """Return what the texts of a request give, once all are computed.
+
+        Args:
+            lane: What computes them.
+            inputs: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
+            caller: The client that waits.
+            timing: Filled meanwhile.
+
+        Raises:
+            OverloadedError: As many texts wait as may.
+            DeadlineExceededError: The caller's deadline passed, or a text hung.
+            ClientGoneError: The client left.
+            NotReadyError: The worker ends, and not all texts were computed.
+            Exception: What the backend raised for one of the texts.
+        """
+        job, done = Job(timing), threading.Event()
+        with self._changed:
+            if self._scheduler.is_accepting:
+                if caller.remaining_s() == 0:
+                    raise DeadlineExceededError(caller.deadline_message())
+                self.admission.require_room()
+            self._done[job] = done
+            self._report(self._scheduler.accept, job, lane, inputs)
+        metrics.DUPLICATES.labels(self._names[lane.backend]).inc(job.n_duplicates)
+        gone = ClientGoneError("the client closed the connection")
+        caller.when_left(log.for_request(lambda: self._abandon(job, gone, "client_gone")))
+        if not done.wait(caller.remaining_s()):
+            self._abandon(job, DeadlineExceededError(caller.deadline_message()), "deadline")
+        if job.error is not None:
+            raise job.error
+        return job.result()
+
+    def retire_if_stuck(self) -> bool:
+        """Return True if the batch that this worker computes takes longer than it may: the process must end soon.
+
+        That batch is given up, and all else is left to other workers.
+        """
+        with self._changed:
+            if self._core.stuck_for_s() <= self.inference_timeout_s or not self._scheduler.is_accepting:
+                return False
+            self._report(self._scheduler.hung)
+            return True
+
+    def problem(self) -> str | None:
+        """Return what keeps this worker from answering; None if nothing does."""
+        if self._core.error is not None:
+            return f"a backend cannot compute here: {type(self._core.error).__name__}"
+        phase = self._scheduler.phase
+        if phase is Phase.RETIRED:
+            return "a batch hung, and this worker is about to be replaced"
+        if phase is not Phase.CLOSED and any(not thread.is_alive() for thread in self._threads):
+            return "a thread of the engine has ended"
+        with self._changed:
+            away_s = self._scheduler.longest_away_s(time.monotonic())
+        busy_s = max(away_s, self._core.stuck_for_s())
+        # Before the worker is replaced for it, so that a probe every few seconds sees it.
+        return f"a batch has taken {busy_s:.0f} s so far" if busy_s > self.inference_timeout_s / 2 else None
+
+    def close(self) -> None:
+        """Finish the batch on the core, refuse what waits, end the threads, and give the seat up."""
+        with self._changed:
+            self._report(self._scheduler.close)
+            self._changed.notify_all()
+        self._mailbox.wake(self.seat.address.seat)
+        for thread in self._threads:
+            # One that hangs in a backend ends with the process.
+            if thread.is_alive():
+                thread.join(_LAST_BATCH_S)
+        self.refuse_rest()
+        self._exchange.leave(self.seat)
+        if self._own_exchange is not None:
+            self._own_exchange.close()
+
+    def refuse_rest(self) -> None:
+        """Refuse what no core of this process has, since there is no time left."""
+        with self._changed:
+            self._report(self._scheduler.refuse_rest)
+
+    def _abandon(self, job: Job, error: Exception, reason: str) -> None:
+        with self._changed:
+            if job.is_done:
+                return
+            self._report(self._scheduler.abandon, job, error)
+        metrics.DROPPED.labels(reason).inc(job.n_dropped)
+        logger.info("%d waiting texts dropped: %s", job.n_dropped, error)
+
+    def _report(self, event: Callable[..., list[Action]], *arguments: Any) -> None:
+        """Tell the scheduler of an event, and carry out what it decides; with the lock held."""
+        for action in event(*arguments, time.monotonic()):
+            self._carry_out(action)
+        metrics.QUEUE_TEXTS.set(self._backlog.n_waiting_texts)
+        metrics.QUEUE_TOKENS.set(self._backlog.n_waiting_tokens)
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Compute(work):
+                self._next_work = work
+            case Answer(job):
+                self._done.pop(job).set()
+            case WakeCore():
+                self._changed.notify_all()
+            case Send(work, to):
+                if not self._mailbox.send(work, to):
+                    self._report(self._scheduler.unsent, work)
+            case SendResult(work, result):
+                self._mailbox.send_result(work, result)
+            case SendBack(work, why):
+                self._mailbox.send_back(work, why)
+            case Wake(seat):
+                self._mailbox.wake(seat)
+
+    def _run_core(self) -> None:
+        """Prepare, then compute one batch after the other."""
+        if self._scheduler.may_compute():
+            self._core.prepare()
+        self._has_started.set()
+        while (work := self._wait_for_work()) is not None:
+            try:
+                result = self._core.compute(work)
+            except Exception as error:
+                # A request fails only if one of its texts fails alone, and logs that itself.
+                logger.warning("a batch of %d texts failed: %s", len(work.inputs), type(error).__name__)
+                logger.debug("the batch failed", exc_info=error)
+                with self._changed:
+                    self._report(self._scheduler.failed, work, error)
+            else:
+                with self._changed:
+                    self._report(self._scheduler.computed, work, result)
+
+    def _wait_for_work(self) -> Work | None:
+        """Return the next batch for the core; None when there will be none."""
+        with self._changed:
+            while self._scheduler.phase is not Phase.CLOSED:
+                if self._core.error is not None:
+                    self._report(self._scheduler.broken)
+                self._report(self._scheduler.idle)
+                work, self._next_work = self._next_work, None
+                if work is not None:
+                    return work
+                self._changed.wait()
+            return None
+
+    def _read_mailbox(self) -> None:
+        """Report what other workers send, and look around from time to time."""
+        while self._scheduler.phase is not Phase.CLOSED:
+            message = self._mailbox.receive(_LOOK_AGAIN_S)
+            with self._changed:
+                try:
+                    match message:
+                        case Work():
+                            self._report(self._scheduler.received, message)
+                        case Delivered(worker, number, result):
+                            self._report(self._scheduler.delivered, number, worker, result)
+                        case Returned(worker, number, why):
+                            self._report(self._scheduler.returned, number, worker, why)
+                        case _:
+                            self._report(self._scheduler.look)
+                except Exception:
+                    # No other thread reads what the other workers send.
+                    logger.exception("a %s could not be handled; this is a bug", type(message).__name__)

@@ -1,0 +1,189 @@
+"""The scheduler, in any order of events, with several workers; and bugs that this must find."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import Phase as Stage
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from embedding_api.engine.scheduling.backlog import Backlog
+from embedding_api.engine.scheduling.batches import Batches
+from embedding_api.engine.scheduling.scheduler import Phase
+from embedding_api.engine.work import Lane
+from tests.simulation import Simulation
+
+LANES = [Lane(0, 0), Lane(1, 0), Lane(0, 2)]
+# No shrinking: a failure says what happened, in at most 60 steps.
+SETTINGS = settings(
+    max_examples=300,
+    stateful_step_count=60,
+    deadline=None,
+    database=None,
+    phases=[Stage.generate],
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Arrivals, abandonments, ends, failures, hangs, deaths and departures, interleaved in any way."""
+
+    @initialize(n_workers=st.integers(1, 3), n_computing=st.integers(1, 3))
+    def start(self, n_workers, n_computing):
+        self.simulation = Simulation(n_computing)
+        for _ in range(n_workers):
+            self.simulation.spawn()
+
+    def pick(self, data, workers):
+        return data.draw(st.sampled_from(workers))
+
+    @property
+    def busy(self):
+        return [worker for worker in self.simulation.living if worker.running is not None]
+
+    @precondition(lambda self: self.simulation.living)
+    @rule(data=st.data(), texts=st.lists(st.integers(0, 30), min_size=1, max_size=12), lane=st.sampled_from(LANES))
+    def a_request_comes(self, data, texts, lane):
+        self.simulation.accept(self.pick(data, self.simulation.living), texts, lane)
+
+    @precondition(lambda self: any(worker.requests for worker in self.simulation.living))
+    @rule(data=st.data())
+    def a_client_leaves(self, data):
+        worker = self.pick(data, [worker for worker in self.simulation.living if worker.requests])
+        self.simulation.abandon(worker, data.draw(st.sampled_from(worker.requests)))
+
+    @precondition(lambda self: self.simulation.living)
+    @rule(data=st.data())
+    def a_core_is_idle(self, data):
+        self.simulation.idle(self.pick(data, self.simulation.living))
+
+    @precondition(lambda self: self.simulation.living)
+    @rule()
+    def all_idle_cores_find_work_if_there_is_any(self):
+        for worker in self.simulation.living:
+            self.simulation.idle(worker)
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data())
+    def a_batch_is_computed(self, data):
+        self.simulation.end(self.pick(data, self.busy))
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data())
+    def a_batch_fails(self, data):
+        self.simulation.end(self.pick(data, self.busy), ValueError())
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data())
+    def a_batch_hangs(self, data):
+        self.simulation.hang(self.pick(data, self.busy))
+
+    @precondition(lambda self: any(worker.given_up for worker in self.simulation.living))
+    @rule(data=st.data())
+    def a_batch_that_hung_ends_nevertheless(self, data):
+        self.simulation.end_given_up(self.pick(data, [one for one in self.simulation.living if one.given_up]))
+
+    @precondition(lambda self: any(worker.inbox for worker in self.simulation.living))
+    @rule(data=st.data())
+    def a_message_is_read(self, data):
+        self.simulation.deliver(self.pick(data, [worker for worker in self.simulation.living if worker.inbox]))
+
+    @precondition(lambda self: self.simulation.living)
+    @rule(data=st.data())
+    def time_passes(self, data):
+        self.simulation.look(self.pick(data, self.simulation.living))
+
+    @precondition(lambda self: len(self.simulation.living) > 1)
+    @rule(data=st.data())
+    def a_worker_dies(self, data):
+        self.simulation.kill(self.pick(data, self.simulation.living))
+
+    @precondition(lambda self: self.busy and len(self.simulation.living) > 1)
+    @rule(data=st.data())
+    def a_worker_dies_with_its_result_on_the_way(self, data):
+        """The owner knows of the death before it reads the result."""
+        worker = self.pick(data, self.busy)
+        self.simulation.end(worker)
+        self.simulation.kill(worker)
+        self.simulation.reap(worker)
+        for other in self.simulation.living:
+            self.simulation.look(other)
+
+    @precondition(lambda self: any(not worker.is_alive for worker in self.simulation.workers))
+    @rule(data=st.data())
+    def the_master_notices_a_death(self, data):
+        self.simulation.reap(self.pick(data, [one for one in self.simulation.workers if not one.is_alive]))
+
+    @rule()
+    def a_worker_starts(self):
+        self.simulation.spawn()
+
+    @precondition(lambda self: len(self.simulation.living) > 1)
+    @rule(data=st.data())
+    def a_worker_ends(self, data):
+        self.simulation.close(self.pick(data, self.simulation.living))
+
+    @precondition(lambda self: sum(one.scheduler.phase is Phase.SERVING for one in self.simulation.living) > 1)
+    @rule(data=st.data())
+    def a_backend_breaks(self, data):
+        self.simulation.break_backend(self.pick(data, self.simulation.living))
+
+    @invariant()
+    def the_numbers_are_right(self):
+        if hasattr(self, "simulation"):
+            self.simulation.check()
+
+    def teardown(self):
+        if hasattr(self, "simulation"):
+            self.simulation.settle()
+
+
+def test_each_text_is_answered_once_whatever_happens():
+    run_state_machine_as_test(AnyOrder, settings=SETTINGS)
+
+
+def forget_the_batches_of_dead_workers(monkeypatch):
+    monkeypatch.setattr(Batches, "lost", lambda self: [])
+
+
+def take_late_deliveries(monkeypatch):
+    """Batches are remembered when they are undone, and whoever had one may deliver it."""
+    undo, known = Batches.undo, {}
+
+    def remember(self, batch, *arguments):
+        known[self, batch.work.number] = batch
+        return undo(self, batch, *arguments)
+
+    def find(self, number, worker):
+        batch = known.get((self, number))
+        if batch is not None:
+            self._batches[number] = batch
+        return self._batches.get(number)
+
+    monkeypatch.setattr(Batches, "undo", remember)
+    monkeypatch.setattr(Batches, "find_away", find)
+
+
+def let_abandoned_texts_wait_again(monkeypatch):
+    def give_back(self, batch, now_s):
+        batch.end(now_s)
+        batch.queue.wait(batch.texts)
+
+    monkeypatch.setattr(Backlog, "give_back", give_back)
+
+
+@pytest.mark.parametrize(
+    "plant", [forget_the_batches_of_dead_workers, take_late_deliveries, let_abandoned_texts_wait_again]
+)
+def test_planted_bugs_are_found(monkeypatch, plant):
+    plant(monkeypatch)
+    # A check of the simulation fails, or the scheduler does not know its own batch.
+    with pytest.raises((AssertionError, KeyError)):
+        run_state_machine_as_test(AnyOrder, settings=settings(SETTINGS, max_examples=2000, derandomize=True))
