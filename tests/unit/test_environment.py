@@ -250,7 +250,7 @@ def test_only_an_index_without_torch_is_said_to_give_none(whole, tmp_path):
     index = tmp_path / "index"
     (index / "torch").mkdir(parents=True)
     whole.require("gunicorn==1.0", "torch==1.0")
-    told = f"{index.as_uri()} did not give torch==1.0; taking the default index's build\n"
+    told = f"{index.as_uri()} did not provide torch==1.0; installing the default index's build\n"
     assert told in whole.assert_serves(TORCH_INDEX_URL=index.as_uri())
 
     whole.require("gunicorn==2.0", "torch==2.0")
@@ -263,6 +263,6 @@ def test_only_an_index_without_torch_is_said_to_give_none(whole, tmp_path):
     done = whole.make("run", TORCH_INDEX_URL=index.as_uri())
     assert done.returncode == 2
     assert "torch-1.0-py3-none-any.whl" in done.stderr
-    assert "did not give" not in done.stderr
+    assert "did not provide" not in done.stderr
     # The default index has one, which may be of another build.
     assert (packages(whole.environment) / "torch-2.0.dist-info").exists()
