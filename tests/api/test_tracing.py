@@ -1,4 +1,4 @@
-"""Spans of requests, as a collector gets them."""
+"""Spans of requests, as a collector receives them."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 @pytest.fixture(autouse=True)
 def _variables(monkeypatch, clean_settings, request):
-    """None of OpenTelemetry's but what makes it quick, and what the test says; no proxy to loopback."""
+    """Remove OpenTelemetry's variables, except a short delay and those of the test; use no proxy for loopback."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
@@ -55,7 +55,7 @@ def app(_variables, endpoint, monkeypatch, model):
     engine.close()
 
 
-def test_a_request_is_a_span_and_where_its_time_went_are_spans_below(post, collector):
+def test_a_request_is_a_span_with_its_stages_below(post, collector):
     post(input=["a cat", "tax law"], headers={"X-Request-ID": "id-1"})
     (request,) = collector.requests()
     assert request.name == "POST /v1/embeddings"
@@ -86,19 +86,19 @@ def test_a_request_is_a_span_and_where_its_time_went_are_spans_below(post, colle
     assert {span.trace_id for span in collector.spans} == {request.trace_id}
 
 
-def test_the_service_has_its_name_unless_it_is_told_another(client, collector, monkeypatch):
+def test_the_service_has_its_own_name_by_default(client, collector, monkeypatch):
     client.get("/v1/models")
     assert collector.requests()[0].resource["service.name"] == "memementor-embedding-service"
 
 
 @pytest.mark.parametrize(
-    "told",
+    "_",
     [
         pytest.param(None, marks=pytest.mark.settings(OTEL_SERVICE_NAME="other")),
         pytest.param(None, marks=pytest.mark.settings(OTEL_RESOURCE_ATTRIBUTES="service.name=other,deployment=x")),
     ],
 )
-def test_opentelemetry_s_own_variables_are_heeded(told, client, collector):
+def test_opentelemetrys_own_variables_count(_, client, collector):
     client.get("/v1/models")
     assert collector.requests()[0].resource["service.name"] == "other"
 
@@ -150,7 +150,7 @@ def test_a_refused_request_is_a_span_without_parts_and_no_error_of_ours(post, co
     assert collector.spans == [request]
 
 
-def test_a_request_that_fails_is_an_error_and_shows_how_far_it_came(post, collector, model):
+def test_a_failed_request_is_an_error_and_shows_the_stages_that_it_reached(post, collector, model):
     model.route.backend.error = RuntimeError("inner details")
     assert post(input=["a", "cat"]).status_code == 500
     (request,) = collector.requests()
@@ -161,7 +161,7 @@ def test_a_request_that_fails_is_an_error_and_shows_how_far_it_came(post, collec
     assert inference.attributes["batches"] == len(collector.below(inference)["batch"]) >= 2
 
 
-def test_a_request_over_its_time_shows_where_it_waited(app, post, collector, model):
+def test_a_timed_out_request_shows_where_it_waited(app, post, collector, model):
     model.route.backend.proceed.clear()
     assert post(input="a", headers={"X-Stainless-Read-Timeout": "0.2"}).status_code == 504
     assert post(input="cat", headers={"X-Stainless-Read-Timeout": "0.2"}).status_code == 504
@@ -175,13 +175,13 @@ def test_a_request_over_its_time_shows_where_it_waited(app, post, collector, mod
     assert queue.end_ns - queue.start_ns > 1e8
 
 
-def test_a_text_that_is_too_long_never_came_to_the_queue(post, collector):
+def test_a_request_refused_for_a_long_text_has_no_queue_span(post, collector):
     assert post(input="a " * 99, truncate=False).status_code == 400
     (request,) = collector.requests()
     assert set(collector.below(request)) == {"tokenize"}
 
 
-def test_of_very_many_batches_the_first_are_shown_and_all_are_counted(post, collector, monkeypatch):
+def test_of_many_batches_the_first_have_spans_and_all_are_counted(post, collector, monkeypatch):
     monkeypatch.setattr(spans, "MAX_BATCH_SPANS", 2)
     assert post(input=[f"{'a ' * n}{'cat ' * m}" for n in range(1, 13) for m in range(1, 5)]).status_code == 200
     (request,) = collector.requests()
@@ -189,7 +189,7 @@ def test_of_very_many_batches_the_first_are_shown_and_all_are_counted(post, coll
     assert len(collector.below(inference)["batch"]) == 2 < inference.attributes["batches"]
 
 
-def test_health_and_paths_that_are_not_there_are_no_spans(client, collector):
+def test_health_checks_and_unknown_paths_make_no_spans(client, collector):
     for path in ("/", "/health", "/health/live", "/health/ready", "/nope"):
         client.get(path)
     client.get("/v1/embeddings")
@@ -218,7 +218,7 @@ def test_the_line_of_a_request_has_the_id_of_its_trace(client, collector, of_req
 
 
 @pytest.mark.settings(OTEL_SDK_DISABLED="true")
-def test_told_to_be_off_opentelemetry_makes_no_spans(collector, app, of_request):
+def test_opentelemetry_makes_no_spans_if_its_variable_disables_it(collector, app, of_request):
     assert app.test_client().get("/v1/models").status_code == 200
     app.extensions["embedding_api"].tracing.close()
     assert collector.spans == []
@@ -226,36 +226,36 @@ def test_told_to_be_off_opentelemetry_makes_no_spans(collector, app, of_request)
 
 
 class TestAway:
-    """A collector that is not there."""
+    """A collector that does not run."""
 
     @pytest.fixture
     def endpoint(self):
         return f"http://127.0.0.1:{free_port()}"
 
-    def test_it_costs_requests_nothing_and_the_log_one_line_until_it_is_back(
+    def test_it_fails_no_request_and_costs_one_log_line_until_it_is_back(
         self, app, endpoint, caplog, monkeypatch, no_leaked_threads
     ):
-        said = lambda word: [record for record in caplog.records if word in record.getMessage()]  # noqa: E731
+        logged = lambda word: [record for record in caplog.records if word in record.getMessage()]  # noqa: E731
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
         client = app.test_client()
         with caplog.at_level(logging.INFO):
             assert client.get("/v1/models").status_code == 200
-            until(lambda: said("traces do not arrive"), what="the line")
+            until(lambda: logged("traces do not arrive"), what="the line")
             for _ in range(20):
                 assert client.get("/v1/models").status_code == 200
             with collecting(int(endpoint.rpartition(":")[2])) as collector:
 
                 def arrived():
                     client.get("/v1/models")
-                    return collector.spans and said("traces arrive again")
+                    return collector.spans and logged("traces arrive again")
 
                 until(arrived, what="its return")
                 app.extensions["embedding_api"].tracing.close()
-        assert len(said("traces do not arrive")) == 1
-        assert "check the collector" in said("traces do not arrive")[0].getMessage()
+        assert len(logged("traces do not arrive")) == 1
+        assert "check the collector" in logged("traces do not arrive")[0].getMessage()
 
 
-def test_a_collector_that_hangs_holds_no_process_that_ends(client, app, collector, monkeypatch):
+def test_a_hanging_collector_does_not_delay_the_end_of_a_process(client, app, collector, monkeypatch):
     monkeypatch.setattr(app.extensions["embedding_api"].tracing, "flush_s", 0.2)
     collector.proceed.clear()
     client.get("/v1/models")
@@ -265,14 +265,14 @@ def test_a_collector_that_hangs_holds_no_process_that_ends(client, app, collecto
     collector.proceed.set()
 
 
-def test_without_its_packages_the_start_is_refused_with_the_cure(monkeypatch):
+def test_without_opentelemetrys_packages_the_start_is_refused_with_the_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "embedding_api.telemetry.tracing", None)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     with pytest.raises(SettingsError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT is set, but .*pip install opentelemetry-sdk"):
         create_app(load_settings(), fake_engine(fake_model()))
 
 
-def test_headers_that_cannot_be_read_are_told_and_not_shown(monkeypatch, caplog):
+def test_malformed_headers_are_reported_without_showing_them(monkeypatch, caplog):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "the-key")
     create_app(load_settings(), fake_engine(fake_model()))
@@ -281,14 +281,14 @@ def test_headers_that_cannot_be_read_are_told_and_not_shown(monkeypatch, caplog)
 
 
 @pytest.mark.settings(OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20the-key%0aX")
-def test_a_header_that_cannot_be_sent_is_told_and_not_shown(client, caplog):
+def test_a_header_that_cannot_be_sent_is_reported_without_showing_it(client, caplog):
     assert client.get("/v1/models").status_code == 200
     until(lambda: "traces do not arrive" in caplog.text, deadline_s=20, what="the line")
     assert "InvalidHeader" in caplog.text
     assert "the-key" not in caplog.text
 
 
-def test_a_collector_that_redirects_has_not_got_it(client, collector, caplog):
+def test_a_redirect_counts_as_a_failure(client, collector, caplog):
     collector.status = 301
     assert client.get("/v1/models").status_code == 200
     until(lambda: "traces do not arrive" in caplog.text, deadline_s=20, what="the line")
@@ -296,7 +296,7 @@ def test_a_collector_that_redirects_has_not_got_it(client, collector, caplog):
 
 
 @pytest.mark.parametrize("parent", ["x" * 8000, f"01-{TRACE}-{PARENT}-01-" + "x" * 8000, f"ff-{TRACE}-{PARENT}-01"])
-def test_a_traceparent_that_is_none_begins_a_new_trace_and_no_warning(client, collector, caplog, parent):
+def test_a_malformed_traceparent_begins_a_new_trace_without_a_warning(client, collector, caplog, parent):
     assert client.get("/v1/models", headers={"traceparent": parent}).status_code == 200
     (request,) = collector.requests()
     assert request.parent_id == ""
@@ -312,7 +312,7 @@ def test_a_traceparent_that_is_none_begins_a_new_trace_and_no_warning(client, co
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "99999"),
     ],
 )
-def test_a_malformed_variable_of_opentelemetry_s_refuses_the_start(name, value, monkeypatch, no_leaked_threads):
+def test_a_malformed_variable_of_opentelemetry_refuses_the_start(name, value, monkeypatch, no_leaked_threads):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     monkeypatch.setenv(name, value)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What real processes log in their life: one format, and each line of a request with its ids."""
+"""The log of real processes has one format, and each line of a request has its ids."""
 
 import json
 import re
@@ -16,7 +16,7 @@ STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4}"
 
 
 def live(server):
-    """A whole life: requests, refused and malformed ones, a killed worker, renewed workers, the end."""
+    """Run a server's whole life: requests, refused and malformed ones, a killed worker, renewed workers, the end."""
     assert server.request("POST", "/v1/embeddings", json.dumps({"model": MINILM, "input": "a cat"}), HEADERS)[0] == 200
     assert server.request("POST", "/v1/embeddings", "{", {"X-Request-ID": "id-2"})[0] == 400
     with socket.create_connection(("127.0.0.1", server.port)) as client:
@@ -42,7 +42,7 @@ def test_every_line_is_json_and_says_which_request_it_belongs_to(launch):
     assert (second["status"], second.get("trace_id")) == (400, None)
     (refused,) = (line for line in lines if line["message"] == "malformed request refused")
     assert (refused["level"], refused["status"], len(refused["request_id"])) == ("INFO", 400, 32)
-    # Gunicorn's, of the worker that was killed.
+    # Gunicorn's line about the killed worker.
     assert any(line["logger"] == "gunicorn.error" and "SIGKILL" in line["message"] for line in lines)
     (model,) = (line for line in lines if line["message"] == "model loaded")
     assert (model["model"], model["dimensions"], model["window"]) == (MINILM, 384, 256)
@@ -56,11 +56,11 @@ def test_every_line_is_text_of_one_kind(launch):
     kind = re.compile(rf"{STAMP} ({LEVELS}) \[\d+\] \S.*")
     assert [line for line in server.log.splitlines() if not kind.fullmatch(line)] == []
     assert f"request request_id=id-1 trace_id={TRACE} method=POST route=/v1/embeddings status=200 ms=" in server.log
-    # Its readiness was asked for again and again.
+    # The test asked for readiness again and again.
     assert "route=/health/ready status=200" not in server.log
 
 
-# What a library, a model's own code or a thread may do while the service loads, and in a worker.
+# Output that a library, a model's own code or a thread may make, while the service loads and in a worker.
 STRANGE = """
 import logging, sys, threading, traceback, warnings
 from embedding_api.telemetry import log
@@ -100,12 +100,12 @@ def test_whatever_is_written_is_in_the_logs_format(launch, tmp_path, log_format)
     (tmp_path / "wsgi.py").write_text(STRANGE)
     conf = ("-c", str(ROOT / "gunicorn.conf.py"))
     server = launch(*conf, cwd=tmp_path, PYTHONPATH=str(ROOT), WORKERS="1", LOG_FORMAT=log_format)
-    # Whoever asked whether it is ready caused it in the worker, too.
+    # The readiness check caused the same output in the worker.
     assert server.stop() == 0
     if log_format == "text":
-        for told in ("the table", r"UserWarning: mind that \(.*wsgi\.py:\d+\)( request_id=\w{32})?", "half a line"):
-            found = re.findall(rf"^{STAMP} WARNING \[(\d+)\] {told}.*$", server.log, re.MULTILINE)
-            assert len(set(found)) == 2, told
+        for message in ("the table", r"UserWarning: mind that \(.*wsgi\.py:\d+\)( request_id=\w{32})?", "half a line"):
+            found = re.findall(rf"^{STAMP} WARNING \[(\d+)\] {message}.*$", server.log, re.MULTILINE)
+            assert len(set(found)) == 2, message
         return
     lines = [json.loads(line) for line in server.log.splitlines()]
     for level, name, message, exception in (
@@ -124,7 +124,7 @@ def test_whatever_is_written_is_in_the_logs_format(launch, tmp_path, log_format)
         found = [line for line in lines if (line["level"], line["logger"]) == (level, name)]
         found = [line for line in found if message in line["message"] and exception in line.get("exception", "")]
         assert len({line["pid"] for line in found}) == 2, message
-        # A thread belongs to no request.
+        # A thread logs without a request's ids.
         assert any(line.get("request_id") for line in found) is ("thread" not in message), message
 
 

@@ -18,7 +18,7 @@ def two(_launch):
 
 
 def test_all_workers_count_together(two):
-    """Given requests on many connections, then every scrape, whoever answers it, has them all."""
+    """Given requests on many connections, then every scrape, from whichever worker, counts all of them."""
     before = two.metric("texts_total", model=MINILM)
     with ThreadPoolExecutor(8) as clients:
         list(clients.map(lambda n: two.embed([f"text {n}", f"another {n}"]), range(40)))
@@ -33,18 +33,18 @@ def test_all_workers_count_together(two):
     assert two.metric("batch_texts_sum") == two.metric("texts_total") - two.metric("texts_deduplicated_total")
 
 
-def test_what_is_served_and_by_how_many_is_told(two):
+def test_metrics_show_the_models_and_the_number_of_workers(two):
     labels = {"model": MINILM, "backend": "openvino", "precision": "float32", "dimensions": "384"}
     assert two.metric("model_info", **labels, max_input_tokens="256") == 1
     assert two.metric("build_info") == 1
     assert two.metric("workers") == 2
     assert two.metric("queue_limit_tokens") > 0
     assert two.metric("queue_texts") == two.metric("batches_in_progress") == 0
-    # The scrape itself; the one before may still be on its way out.
+    # The scrape itself; the one before may not have ended yet.
     until(lambda: two.metric("requests_in_progress") == 1)
 
 
-def test_what_is_refused_before_the_application_is_counted(two):
+def test_a_request_refused_before_the_application_is_counted(two):
     before = two.metric("http_requests_total", route="-", status="400")
     with socket.create_connection(("127.0.0.1", two.port), timeout=10) as client:
         client.sendall(b"GET / HTTP/9.9\r\n\r\n")
@@ -53,7 +53,7 @@ def test_what_is_refused_before_the_application_is_counted(two):
     assert two.metric("requests_refused_total", reason="invalid_request") >= 1
 
 
-def test_what_waits_and_what_is_computed_is_told(launch):
+def test_waiting_texts_and_running_batches_are_shown(launch):
     server = launch(APP, WORKERS="1")
     body = json.dumps({"model": MINILM, "input": [f"{SLOW} {'word ' * 240} {n}" for n in range(20)]})
     with ThreadPoolExecutor(1) as client:
@@ -64,13 +64,13 @@ def test_what_waits_and_what_is_computed_is_told(launch):
         assert server.metric("batches_in_progress") == 1
         until(lambda: server.metric("requests_in_progress") == 2)
         server.kill()
-        with pytest.raises(OSError):  # noqa: PT011 - reset or closed, as it comes
+        with pytest.raises(OSError):  # noqa: PT011 - the connection is reset or closed
             request.result()
 
 
 @pytest.mark.fault("kill")
 def test_numbers_outlive_their_workers(launch, observed):
-    """Given workers that are killed one after the other, then no number goes back."""
+    """Given workers that are killed one after the other, then no count decreases."""
     server = launch(APP, WORKERS="2")
     seen = []
     for n in range(N_KILLS):

@@ -257,7 +257,7 @@ def test_an_env_file_that_cannot_be_read_is_told(launch, ordinary, tmp_path, kin
     arguments = ["-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
     server = launch(*arguments, wait=False, before=ordinary, cwd=tmp_path, PYTHONPATH=str(ROOT))
     said = refusal(server)
-    assert said.startswith(f"{file} cannot be read as UTF-8 text of KEY=value lines")
+    assert said.startswith(f"{file} cannot be read as UTF-8 text of NAME=value lines")
     assert said.endswith("or remove it")
 
 

@@ -1,4 +1,4 @@
-"""Traces of real workers, as a collector gets them."""
+"""Traces of real workers, as a collector receives them."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ FAKE = (
 
 @pytest.fixture(autouse=True)
 def _variables(monkeypatch):
-    """None of OpenTelemetry's, and no proxy to loopback."""
+    """Remove OpenTelemetry's variables, and use no proxy for loopback."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -43,10 +43,10 @@ def collector():
 
 @pytest.fixture
 def launch_fake(launch, tmp_path):
-    """Starts the service with a fake model."""
+    """Return a function that starts the service with a fake model."""
     (tmp_path / "wsgi.py").write_text(FAKE)
     conf = ("-c", str(ROOT / "gunicorn.conf.py"))
-    return lambda **told: launch(*conf, cwd=tmp_path, PYTHONPATH=str(ROOT), **told)
+    return lambda **settings: launch(*conf, cwd=tmp_path, PYTHONPATH=str(ROOT), **settings)
 
 
 def ask(server, text="a cat", model="org/fake", **headers):
@@ -55,12 +55,12 @@ def ask(server, text="a cat", model="org/fake", **headers):
 
 
 def test_two_requests_that_shared_a_batch_show_it_in_their_own_traces(launch, collector):
-    """Given batches that take half a second each, when two requests wait behind one, then they go together."""
+    """Given batches that take half a second each, when two requests wait behind one, then they share a batch."""
     server = launch(APP, WORKERS="1", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50")
     numbers = itertools.count(1)
 
     def batches(trace_id):
-        """Of the request in this trace."""
+        """Return the ids of the batches of the request in this trace."""
         (request,) = until(lambda: [span for span in collector.requests() if span.trace_id == trace_id], what="a span")
         (inference,) = collector.below(request)["inference"]
         return {batch.attributes["batch.id"] for batch in collector.below(inference)["batch"]}
@@ -70,7 +70,7 @@ def test_two_requests_that_shared_a_batch_show_it_in_their_own_traces(launch, co
         until(server.is_busy, what="work")
 
         def have_shared():
-            """Unless one batch ended between them."""
+            """Return True if two requests shared a batch; they do not if a batch ends between them."""
             traces = [f"{next(numbers):032x}" for _ in range(2)]
             pair = [
                 clients.submit(ask, server, f"number {trace}", MINILM, traceparent=f"00-{trace}-{PARENT}-01")
@@ -98,12 +98,12 @@ def test_a_trace_goes_on_in_a_worker_and_is_in_the_line_of_the_request(launch_fa
     until(lambda: f"request_id={headers['X-Request-ID']} trace_id=" in server.log, what="the line")
     (trace_id,) = re.findall(rf"request_id={headers['X-Request-ID']} trace_id=(\w+)", server.log)
     assert collector.requests(2)[-1].trace_id == trace_id
-    # What asked whether it is ready is not there.
+    # Health checks have no spans.
     assert {span.name for span in collector.spans if span.kind == 2} == {"POST /v1/embeddings"}
 
 
 def test_each_worker_sends_for_itself_and_its_last_spans_when_it_ends(launch_fake, collector):
-    """Though no batch of spans would be due for an hour."""
+    """Given a delay of an hour between batches of spans."""
     server = launch_fake(WORKERS="2", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="3600000")
 
     def by_both():
@@ -118,7 +118,7 @@ def test_each_worker_sends_for_itself_and_its_last_spans_when_it_ends(launch_fak
     assert len({span.resource["service.instance.id"] for span in collector.spans}) == 2
 
 
-def test_a_collector_that_is_not_there_costs_requests_nothing_and_the_log_one_line(launch_fake):
+def test_a_missing_collector_fails_no_request_and_costs_one_log_line(launch_fake):
     server = launch_fake(
         WORKERS="1",
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}",
@@ -126,11 +126,11 @@ def test_a_collector_that_is_not_there_costs_requests_nothing_and_the_log_one_li
         OTEL_EXPORTER_OTLP_TIMEOUT="1",
     )
 
-    def is_told():
+    def is_logged():
         assert ask(server)[0] == 200
         return "traces do not arrive" in server.log
 
-    until(is_told, what="the line")
+    until(is_logged, what="the line")
     for _ in range(50):
         assert ask(server)[0] == 200
     assert server.stop(deadline_s=30) == 0
@@ -142,7 +142,7 @@ def test_a_collector_that_is_not_there_costs_requests_nothing_and_the_log_one_li
 
 
 @pytest.mark.parametrize("is_on", [False, True])
-def test_nothing_of_opentelemetry_is_imported_where_traces_are_off(launch_fake, collector, is_on):
+def test_opentelemetry_is_imported_only_if_traces_are_on(launch_fake, collector, is_on):
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint} if is_on else {}
     server = launch_fake(WORKERS="1", PYTHONPROFILEIMPORTTIME="1", OTEL_SERVICE_NAME="x", **endpoint)
     assert ask(server, traceparent=f"00-{TRACE}-{PARENT}-01")[0] == 200
@@ -152,7 +152,7 @@ def test_nothing_of_opentelemetry_is_imported_where_traces_are_off(launch_fake, 
     assert bool(collector.spans) is is_on
 
 
-def test_without_its_packages_the_start_is_refused_in_one_line(launch, tmp_path):
+def test_without_opentelemetrys_packages_the_start_is_refused_in_one_line(launch, tmp_path):
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("raise ImportError('as if it were not there')\n")
     server = launch(wait=False, PYTHONPATH=str(tmp_path), OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:4318")

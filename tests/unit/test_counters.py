@@ -1,4 +1,4 @@
-"""Counters of several processes; a program of its own where they fork. tests/server has them with Gunicorn."""
+"""Counters of several processes. Forks happen in a program of its own; tests/server has the same with Gunicorn."""
 
 import os
 import subprocess
@@ -45,16 +45,16 @@ print(n_taken, slot, value("embeddings_texts_total", {"model": "m"}),
 """
 
 
-def test_processes_count_together_and_in_the_place_of_those_that_ended():
-    """What a worker has in hand ends with it."""
+def test_processes_count_together_and_go_on_where_an_ended_one_stopped():
+    """Given two workers in one slot, one after the other, then their counts add up and their gauges end with them."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1", "21.0", "20.0", "0.0", "2.0", "6.0", "7.0", "3.0", "0.0"]
 
 
-def test_a_process_that_shares_nothing_writes_into_no_folder_of_the_environments(tmp_path):
-    told = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+def test_a_single_process_writes_no_file_into_the_folder_of_the_environment(tmp_path):
+    variables = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     program = "from embedding_api.telemetry import metrics; metrics.CLIENTS_GONE.inc()"
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=told, check=True)
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=variables, check=True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The lines of .env: each sets something, or is refused with what to do."""
+"""Each line of .env sets something, or is refused with the cure."""
 
 import os
 
@@ -10,7 +10,7 @@ from embedding_api.settings import env_file, load_settings
 
 @pytest.fixture
 def load(tmp_path):
-    """The settings of a .env with these lines."""
+    """Return a function that loads the settings of a .env with these lines."""
 
     def load(*lines):
         (tmp_path / ".env").write_text("\n".join(lines))
@@ -65,7 +65,7 @@ def test_a_value_ends_where_a_comment_begins_and_quotes_hold_one(tmp_path, line,
         ("REQUEST_TIMEOUT=5", "REQUEST_TIMEOUT_S"),
     ],
 )
-def test_a_name_that_misses_its_setting_is_refused_and_told_which_was_meant(load, line, setting):
+def test_a_name_close_to_a_setting_is_refused_with_that_setting(load, line, setting):
     name = line.partition("=")[0].strip()
     with pytest.raises(SettingsError, match=rf"\.env sets '{name}', which is no setting; write {setting}=\.\.\.$"):
         load(line)
@@ -80,13 +80,13 @@ def test_a_name_that_misses_its_setting_is_refused_and_told_which_was_meant(load
         "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "TMPDIR", "export HF_HOME",
     ],
 )  # fmt: skip
-def test_what_is_read_from_the_environment_alone_is_sent_there(load, name):
+def test_a_name_that_only_the_environment_sets_is_refused_with_that_cure(load, name):
     with pytest.raises(SettingsError, match=rf"\.env sets '{name}', .* environment alone; set it there$"):
         load(f"{name}=x")
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "FOO", "x.y-z"])
-def test_any_other_name_is_refused_and_told_where_all_settings_are(load, name):
+def test_any_other_name_is_refused_with_the_place_of_all_settings(load, name):
     with pytest.raises(SettingsError, match=rf"\.env sets '{name}', .*no setting; \.env\.example lists them all$"):
         load(f"{name}=x")
 
@@ -103,12 +103,12 @@ def test_any_other_name_is_refused_and_told_where_all_settings_are(load, name):
         ("=s3cret", "NAME"),
     ],
 )
-def test_a_line_that_sets_nothing_is_told_by_its_number_and_not_shown(load, line, cure):
+def test_a_line_that_sets_nothing_is_refused_by_number_without_showing_it(load, line, cure):
     with pytest.raises(SettingsError, match=rf"^line 2 of \.env is not NAME=value; write {cure}=\.\.\.$"):
         load("PORT=9000", line)
 
 
-def test_a_quote_that_does_not_end_is_refused_and_its_value_not_shown(load):
+def test_an_unclosed_quote_is_refused_without_showing_its_value(load):
     with pytest.raises(SettingsError, match=r"^line 1 of \.env sets 'API_KEY_SECRET' to .* quote .*; close it$"):
         load('API_KEY_SECRET="s3cret', 'more"')
 
@@ -118,19 +118,19 @@ def test_a_name_that_is_set_twice_is_refused(load):
         load("PORT=9000", "# PORT=1", "PORT=9001")
 
 
-def test_what_compose_files_keep_there_is_passed_over(load):
+def test_names_that_compose_reads_are_ignored(load):
     lines = ["COMPOSE_PROJECT_NAME=x", "DOCKER_HOST=x", "GF_SECURITY_ADMIN_USER=x", "TZ=Europe/Zurich", "LANG=C"]
     assert load(*lines, "LANG=C", "COMPOSE_PROFILES='a", "TZ=b'") == load("")
 
 
-def test_a_link_to_nowhere_is_no_file_that_may_be_missing(tmp_path):
+def test_a_dangling_link_is_refused_unlike_a_missing_file(tmp_path):
     (tmp_path / ".env").symlink_to(tmp_path / "gone")
     with pytest.raises(SettingsError, match=r"\.env cannot be read .*No such file.*remove it"):
         load_settings()
 
 
 @pytest.mark.parametrize("line", ["q0ZqXk7SecretSecretSecret=", "c2VjcmV0T2ZBTG9uZ0xlbmd0aA==", "S" * 50 + "="])
-def test_a_line_that_may_be_a_secret_is_told_by_its_number_alone(tmp_path, line):
+def test_a_line_that_may_be_a_secret_is_refused_by_number_alone(tmp_path, line):
     (tmp_path / ".env").write_text(f"PORT=1\n{line}\n")
     with pytest.raises(SettingsError) as refused:
         env_file.read_values(tmp_path / ".env", ["PORT"])
@@ -139,7 +139,7 @@ def test_a_line_that_may_be_a_secret_is_told_by_its_number_alone(tmp_path, line)
 
 
 @pytest.mark.parametrize("value", ["${SECRET}", "$SECRET", '"a$B"', "/x/${Y:-z}"])
-def test_a_variable_that_compose_would_replace_is_refused_unless_it_is_meant_as_it_stands(tmp_path, value):
+def test_a_variable_that_compose_would_replace_is_refused_unless_single_quotes_hold_it(tmp_path, value):
     (tmp_path / ".env").write_text(f"API_KEY_SECRET={value}\n")
     with pytest.raises(SettingsError, match=r"holds \$NAME, which is not replaced here"):
         env_file.read_values(tmp_path / ".env", ["API_KEY_SECRET"])
@@ -147,7 +147,7 @@ def test_a_variable_that_compose_would_replace_is_refused_unless_it_is_meant_as_
     assert env_file.read_values(tmp_path / ".env", ["API_KEY_SECRET"]) == {"API_KEY_SECRET": "pa$Word"}
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / ".env")
     with pytest.raises(ValueError, match="it is a pipe"):
         env_file.read_values(tmp_path / ".env", ["PORT"])

@@ -1,4 +1,4 @@
-"""One format for everything, text or JSON; libraries stay quiet."""
+"""All log lines have one format, text or JSON, and libraries log from WARNING on."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from embedding_api.telemetry.formats import JsonFormatter, TextFormatter
 
 
 def record(**extra):
-    made = logging.makeLogRecord({"name": "embedding_api.x", "levelname": "INFO", "msg": "said %s", "args": ("it",)})
+    made = logging.makeLogRecord({"name": "embedding_api.x", "levelname": "INFO", "msg": "done %s", "args": ("now",)})
     for name, value in extra.items():
         setattr(made, name, value)
     return made
@@ -30,14 +30,14 @@ def caught():
 
 def test_json_lines_hold_message_fields_and_exception():
     line = json.loads(JsonFormatter().format(record(fields={"request_id": "r", "texts": 2}, exc_info=caught())))
-    assert (line["message"], line["request_id"], line["texts"]) == ("said it", "r", 2)
+    assert (line["message"], line["request_id"], line["texts"]) == ("done now", "r", 2)
     assert "ValueError: inner" in line["exception"]
     assert "exception" not in json.loads(JsonFormatter().format(record()))
 
 
 def test_text_lines_hold_message_fields_and_exception():
     text = TextFormatter().format(record(fields={"request_id": "r", "texts": 2}, exc_info=caught()))
-    assert "said it request_id=r texts=2\nTraceback" in text
+    assert "done now request_id=r texts=2\nTraceback" in text
 
 
 def test_gunicorns_guess_that_a_killed_worker_lacked_memory_is_not_logged():
@@ -66,12 +66,12 @@ def test_a_json_line_can_hold_anything():
 
 @pytest.fixture
 def ids():
-    """What a line logged now has of the request in work."""
+    """Return a function that gives the ids in a line logged now."""
     yield lambda: (log.OfRequest().filter(line := record()), getattr(line, "fields", {}))[1]
     log.end_request()
 
 
-def test_lines_carry_the_ids_of_the_request_in_work_and_then_no_more(ids):
+def test_lines_carry_the_ids_of_the_current_request_until_it_ends(ids):
     assert ids() == {}
     log.begin_request(request_id="r", trace_id="t")
     assert ids() == {"request_id": "r", "trace_id": "t"}
@@ -82,7 +82,7 @@ def test_lines_carry_the_ids_of_the_request_in_work_and_then_no_more(ids):
     assert ids() == {}
 
 
-def test_another_thread_carries_the_ids_of_a_request_for_which_it_is_called(ids):
+def test_a_call_for_a_request_logs_its_ids_in_any_thread(ids):
     seen = []
     log.begin_request(request_id="r")
     calls = [lambda: seen.append(ids()), log.for_request(lambda: seen.append(ids()))]
@@ -95,9 +95,9 @@ def test_another_thread_carries_the_ids_of_a_request_for_which_it_is_called(ids)
 
 @pytest.fixture
 def configured(monkeypatch, capfd):
-    """Takes this process over as the service does; gives what it wrote since."""
-    for place, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (sys, "stderr")):
-        monkeypatch.setattr(place, name, getattr(place, name))
+    """Return a function that sets up logging as the service does, and returns one that gives what was written since."""
+    for owner, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (sys, "stderr")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
     before = logging.root.handlers[:], logging.root.level
 
@@ -112,7 +112,7 @@ def configured(monkeypatch, capfd):
     logging.root.handlers, logging.root.level = before
 
 
-def test_what_libraries_log_and_warn_of_is_a_line_like_any_other(configured):
+def test_a_librarys_log_and_warning_have_the_logs_format(configured):
     written = configured()
     warnings.simplefilter("always")
     warnings.warn_explicit("mind\nthat", UserWarning, "its.py", 7)
@@ -142,7 +142,7 @@ def test_what_is_written_to_stderr_is_logged_in_lines(configured):
     assert (sys.stderr.isatty(), sys.stderr.encoding) == (False, "utf-8")
 
 
-def test_a_log_that_cannot_be_written_is_no_endless_story(configured, monkeypatch):
+def test_a_log_that_cannot_be_written_causes_no_endless_loop(configured, monkeypatch):
     written = configured()
     monkeypatch.setattr(logging.root.handlers[0], "stream", None)
     sys.stderr.write("lost\n")
@@ -150,7 +150,7 @@ def test_a_log_that_cannot_be_written_is_no_endless_story(configured, monkeypatc
     assert written() == ""
 
 
-def test_what_nobody_catches_is_logged(configured):
+def test_uncaught_exceptions_are_logged(configured):
     written = configured(LOG_FORMAT="json")
 
     class Unraisable:
@@ -175,7 +175,7 @@ def test_what_nobody_catches_is_logged(configured):
 
 
 @pytest.mark.parametrize("where", ["the environment", ".env"])
-def test_a_start_that_is_refused_ends_with_a_line_in_the_logs_format(monkeypatch, capfd, tmp_path, where):
+def test_a_refused_start_ends_with_a_line_in_the_logs_format(monkeypatch, capfd, tmp_path, where):
     def refused():
         with pytest.raises(SystemExit) as end:
             log.refuse(SettingsError("PORT='x' must be a number"))
@@ -198,7 +198,7 @@ def test_a_start_that_is_refused_ends_with_a_line_in_the_logs_format(monkeypatch
 
 
 def _of_library(name, stream):
-    """A logger as transformers makes its own: with a handler, and without ours."""
+    """Return a logger like those of transformers: with a handler of its own, and not propagating."""
     logger = logging.getLogger(name)
     logger.propagate = False
     logger.handlers = [logging.StreamHandler(stream)]

@@ -1,4 +1,4 @@
-"""Settings: read once, refused with key, value and rule."""
+"""Settings are read once; a wrong one is refused with its key, its value and the rule."""
 
 import dataclasses
 import os
@@ -124,7 +124,7 @@ def test_a_wrong_address_of_a_collector_is_refused_and_not_shown(monkeypatch, va
 
 
 @pytest.mark.parametrize("value", ["", "http://127.0.0.1:4318", "https://[::1]/otlp/"])
-def test_the_address_of_a_collector_is_taken(monkeypatch, value):
+def test_a_right_address_of_a_collector_is_accepted(monkeypatch, value):
     assert load(monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=value).otel_exporter_otlp_endpoint == value
 
 
@@ -137,7 +137,7 @@ def test_the_address_of_a_collector_is_taken(monkeypatch, value):
     ],
 )
 @pytest.mark.parametrize("is_in_file", [True, False], ids=["file", "environment"])
-def test_what_the_example_shows_in_the_place_of_a_secret_is_refused(monkeypatch, tmp_path, name, value, is_in_file):
+def test_the_examples_placeholder_of_a_secret_is_refused(monkeypatch, tmp_path, name, value, is_in_file):
     if is_in_file:
         (tmp_path / ".env").write_text(f'{name}="{value}"\n')
     else:
@@ -149,19 +149,19 @@ def test_what_the_example_shows_in_the_place_of_a_secret_is_refused(monkeypatch,
     assert "mine" not in str(refused.value)
 
 
-def test_secrets_are_in_no_representation(monkeypatch):
+def test_no_representation_shows_a_secret(monkeypatch):
     settings = load(monkeypatch, API_KEY_SECRET="key-1", HF_TOKEN="token-1")
     assert "key-1" not in repr(settings)
     assert "token-1" not in repr(settings)
 
 
-def test_asking_for_keys_without_any_is_refused(monkeypatch):
+def test_requiring_keys_without_having_any_is_refused(monkeypatch):
     with pytest.raises(SettingsError, match=r"REQUIRE_AUTH=true without API_KEY_SECRET.*set API_KEY_SECRET"):
         load(monkeypatch, REQUIRE_AUTH="true")
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("variables", "message"),
     [
         ({"BACKEND": "openvino", "DEVICE": "cuda"}, r"BACKEND=openvino with DEVICE=cuda: .*unset BACKEND"),
         ({"PRECISION": "int8", "BACKEND": "torch"}, r"PRECISION=int8 with BACKEND=torch: .*unset BACKEND"),
@@ -172,24 +172,24 @@ def test_asking_for_keys_without_any_is_refused(monkeypatch):
         ({"PRECISION": "int8", "DEVICE": "mps"}, r"PRECISION=int8 with DEVICE=mps: .*unset DEVICE"),
     ],
 )
-def test_a_precision_or_backend_that_the_rest_does_not_have_is_refused(monkeypatch, told, said):
-    with pytest.raises(SettingsError, match=said):
-        load(monkeypatch, **told)
+def test_a_precision_or_backend_that_contradicts_another_setting_is_refused(monkeypatch, variables, message):
+    with pytest.raises(SettingsError, match=message):
+        load(monkeypatch, **variables)
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "flaw"),
     [
         (lambda file: file.write_bytes(b"\xe9t\xe9"), "is not UTF-8"),
         (lambda file: file.write_text("\n \n"), "holds no text"),
         (lambda file: file.mkdir(), "cannot be read"),
     ],
 )
-def test_calibration_texts_that_cannot_be_are_refused_where_they_would_be_read(monkeypatch, tmp_path, make, said):
+def test_an_unusable_file_of_calibration_texts_is_refused_if_it_would_be_read(monkeypatch, tmp_path, make, flaw):
     file = tmp_path / "texts"
     make(file)
     assert load(monkeypatch, CALIBRATION_TEXTS=str(file)).calibration_texts == file
-    with pytest.raises(SettingsError, match=rf"CALIBRATION_TEXTS={file} {said}.*; name a file"):
+    with pytest.raises(SettingsError, match=rf"CALIBRATION_TEXTS={file} {flaw}.*; name a file"):
         load(monkeypatch, PRECISION="int8", CALIBRATION_TEXTS=str(file))
 
 
@@ -201,14 +201,14 @@ def test_calibration_texts_that_cannot_be_are_refused_where_they_would_be_read(m
         ("", "/h/.cache/memementor-embeddings"),
     ],
 )
-def test_the_cache_is_the_users_unless_it_is_named(monkeypatch, xdg, folder):
+def test_the_cache_is_in_the_users_cache_folder_by_default(monkeypatch, xdg, folder):
     monkeypatch.setenv("XDG_CACHE_HOME", xdg)
     monkeypatch.setenv("HOME", "/h")
     assert load(monkeypatch, CACHE_DIR="").cache_dir == Path(folder)
     assert load(monkeypatch, CACHE_DIR="/named").cache_dir == Path("/named")
 
 
-def test_without_a_home_variable_the_cache_is_in_the_home_that_the_user_has(monkeypatch):
+def test_without_the_variable_home_the_cache_is_in_the_users_home_folder(monkeypatch):
     for name in ("XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
@@ -218,7 +218,7 @@ def test_without_a_home_variable_the_cache_is_in_the_home_that_the_user_has(monk
         load(monkeypatch, CACHE_DIR="").cache_dir.mkdir(parents=True)
 
 
-def test_several_workers_share_a_device_where_they_can_send_to_each_other(monkeypatch):
+def test_several_workers_share_a_device_on_linux_only(monkeypatch):
     assert 1 <= load(monkeypatch, DEVICE="cuda").workers <= 4
     assert load(monkeypatch, DEVICE="cuda", WORKERS="2").workers == 2
     monkeypatch.setattr("sys.platform", "darwin")
@@ -270,7 +270,7 @@ def test_a_folder_is_named_by_alias_or_its_last_part_never_its_path(monkeypatch,
         ("{}/circle", "circle", "circle"),
     ],
 )
-def test_a_link_gives_its_own_name_to_what_it_leads_to(monkeypatch, tmp_path, entry, name, source):
+def test_a_model_behind_a_link_has_the_links_name(monkeypatch, tmp_path, entry, name, source):
     (tmp_path / "release-7" / "part").mkdir(parents=True)
     for link, target in (("current", "release-7"), ("gone", "nothing"), ("circle", "circle")):
         (tmp_path / link).symlink_to(target)
@@ -279,13 +279,13 @@ def test_a_link_gives_its_own_name_to_what_it_leads_to(monkeypatch, tmp_path, en
     assert spec == ModelSpec(name=name, source=str(tmp_path / source), revision=None, is_folder=True)
 
 
-def test_the_working_folder_is_named_as_it_is(monkeypatch, tmp_path):
+def test_the_working_folder_and_its_parent_have_their_own_names(monkeypatch, tmp_path):
     (tmp_path / "my-model" / "part").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "my-model" / "part")
     assert [spec.name for spec in load(monkeypatch, SUPPORTED_MODELS=".,..").supported_models] == ["part", "my-model"]
 
 
-def test_a_home_that_nobody_has_is_refused(monkeypatch):
+def test_the_home_folder_of_an_unknown_user_is_refused(monkeypatch):
     with pytest.raises(SettingsError, match="that home folder cannot be found; write the whole path"):
         load(monkeypatch, SUPPORTED_MODELS="~nobody-here/model")
 
@@ -328,11 +328,11 @@ def test_an_unreadable_file_is_named(tmp_path, make):
         load_settings()
 
 
-def test_the_example_file_is_what_the_code_says():
+def test_the_example_file_is_the_one_that_the_code_generates():
     assert (ROOT / ".env.example").read_text() == config.env_example()
 
 
-def test_the_example_file_copied_unchanged_means_the_defaults(monkeypatch, tmp_path):
+def test_an_unchanged_copy_of_the_example_file_changes_no_setting(monkeypatch, tmp_path):
     plain = load_settings()
     (tmp_path / ".env").write_text(config.env_example())
     assert load_settings() == plain
@@ -344,7 +344,7 @@ def test_every_setting_is_in_the_example_and_can_be_uncommented(monkeypatch, tmp
     lines = [line[2:] for line in config.env_example().splitlines() if line.startswith(f"# {key}=")]
     assert len(lines) == 1
     more = 'SUPPORTED_MODELS="your-organisation/your-model"\n' if key == "TRUST_REMOTE_CODE" else ""
-    # The places of secrets are to be filled in.
+    # Placeholders of secrets are refused.
     (tmp_path / ".env").write_text(more + lines[0].replace("your_", "my_") + "\n")
     load_settings()
 
@@ -362,7 +362,7 @@ def test_the_manual_has_no_setting_that_does_not_exist():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("API_KEY_SECRET", "k\udcff", "API_KEY_SECRET=(hidden) must be text in UTF-8"),
         ("CACHE_DIR", "~nobody-of-this-name/x", "begins with ~ and a user who has no known home folder"),
@@ -371,8 +371,8 @@ def test_the_manual_has_no_setting_that_does_not_exist():
         ("HOST", "https://me:s3cret@host/", "https://(hidden)@host/"),
     ],
 )
-def test_odd_values_are_refused_in_a_line_without_their_passwords(monkeypatch, name, value, said):
+def test_an_odd_value_is_refused_without_showing_its_password(monkeypatch, name, value, message):
     with pytest.raises(SettingsError) as refused:
         load(monkeypatch, **{name: value})
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "s3cret" not in str(refused.value)
