@@ -152,3 +152,30 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="it is a pipe"):
         env_file.read_values(tmp_path / ".env", ["PORT"])
     assert env_file.value_of("LOG_FORMAT", tmp_path / ".env") == ""
+
+
+def test_the_environment_wins_over_the_file(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text('PORT="9000"\nTHREADS=5\n')
+    monkeypatch.setenv("PORT", "9001")
+    settings = load_settings()
+    assert (settings.port, settings.threads) == (9001, 5)
+
+
+def test_a_byte_order_mark_hides_no_line(tmp_path):
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfAPI_KEY_SECRET=secret\r\nPORT=9000\r\n")
+    settings = load_settings()
+    assert (settings.api_key_secret, settings.port) == (("secret",), 9000)
+
+
+def test_only_the_working_folder_is_searched_for_a_file(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("PORT=9000\n")
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_bytes(b"PORT=\xff\n")])
+def test_an_unreadable_file_is_named(tmp_path, make):
+    make(tmp_path / ".env")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read"):
+        load_settings()

@@ -1,22 +1,15 @@
 """Settings are read once; a wrong one is refused with its key, its value and the rule."""
 
-import dataclasses
 import os
 import pwd
-import re
 from pathlib import Path
 
 import pytest
 
-from embedding_api import settings as config
 from embedding_api.errors import SettingsError
-from embedding_api.settings import Settings, load_settings
-from embedding_api.settings.model_spec import ModelSpec
-from tests import documents
+from embedding_api.settings import load_settings
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-FIELDS = dataclasses.fields(Settings)
-ROOT = Path(__file__).parents[2]
 
 
 def load(monkeypatch, **variables):
@@ -225,140 +218,6 @@ def test_several_workers_share_a_device_on_linux_only(monkeypatch):
     assert load(monkeypatch, DEVICE="mps", WORKERS="").workers == 1
     with pytest.raises(SettingsError, match="WORKERS=2 with DEVICE=mps"):
         load(monkeypatch, DEVICE="mps", WORKERS="2")
-
-
-@pytest.mark.parametrize(
-    ("entry", "name", "source", "revision", "names"),
-    [
-        ("BAAI/bge-m3", "BAAI/bge-m3", "BAAI/bge-m3", None, ("BAAI/bge-m3",)),
-        ("bge = BAAI/bge-m3", "bge", "BAAI/bge-m3", None, ("bge", "BAAI/bge-m3")),
-        ("BAAI/bge-m3@v1.0", "BAAI/bge-m3", "BAAI/bge-m3", "v1.0", ("BAAI/bge-m3",)),
-        ("x=BAAI/bge-m3@refs/pr/1", "x", "BAAI/bge-m3", "refs/pr/1", ("x", "BAAI/bge-m3")),
-        ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", MINILM, None, ("all-MiniLM-L6-v2", MINILM)),
-    ],
-)
-def test_a_hub_model_is_named_by_alias_and_name(monkeypatch, entry, name, source, revision, names):
-    (spec,) = load(monkeypatch, SUPPORTED_MODELS=entry).supported_models
-    assert spec == ModelSpec(name=name, source=source, revision=revision, is_folder=False)
-    assert spec.names == names
-
-
-@pytest.mark.parametrize(
-    ("entry", "name"),
-    [("{}/my-model", "my-model"), ("mine={}/my-model", "mine"), ("./my-model", "my-model"), ("my-model", "my-model")],
-)
-def test_a_folder_is_named_by_alias_or_its_last_part_never_its_path(monkeypatch, tmp_path, entry, name):
-    (tmp_path / "my-model").mkdir()
-    (spec,) = load(monkeypatch, SUPPORTED_MODELS=entry.format(tmp_path)).supported_models
-    assert spec == ModelSpec(name=name, source=str(tmp_path / "my-model"), revision=None, is_folder=True)
-    assert spec.names == (name,)
-
-
-@pytest.mark.parametrize(
-    ("entry", "name", "source"),
-    [
-        ("{}/current", "current", "release-7"),
-        ("{}/current/", "current", "release-7"),
-        ("{}/current/.", "current", "release-7"),
-        ("current", "current", "release-7"),
-        ("./current", "current", "release-7"),
-        ("~/current", "current", "release-7"),
-        ("x={}/current", "x", "release-7"),
-        ("{}/current/part", "part", "release-7/part"),
-        ("{}/current/part/..", "release-7", "release-7"),
-        ("{}/gone", "gone", "nothing"),
-        ("{}/circle", "circle", "circle"),
-    ],
-)
-def test_a_model_behind_a_link_has_the_links_name(monkeypatch, tmp_path, entry, name, source):
-    (tmp_path / "release-7" / "part").mkdir(parents=True)
-    for link, target in (("current", "release-7"), ("gone", "nothing"), ("circle", "circle")):
-        (tmp_path / link).symlink_to(target)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (spec,) = load(monkeypatch, SUPPORTED_MODELS=entry.format(tmp_path)).supported_models
-    assert spec == ModelSpec(name=name, source=str(tmp_path / source), revision=None, is_folder=True)
-
-
-def test_the_working_folder_and_its_parent_have_their_own_names(monkeypatch, tmp_path):
-    (tmp_path / "my-model" / "part").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "my-model" / "part")
-    assert [spec.name for spec in load(monkeypatch, SUPPORTED_MODELS=".,..").supported_models] == ["part", "my-model"]
-
-
-def test_the_home_folder_of_an_unknown_user_is_refused(monkeypatch):
-    with pytest.raises(SettingsError, match="that home folder cannot be found; write the whole path"):
-        load(monkeypatch, SUPPORTED_MODELS="~nobody-here/model")
-
-
-def test_a_folder_with_an_equals_sign_is_a_folder(monkeypatch, tmp_path):
-    (tmp_path / "a=b").mkdir()
-    (spec,) = load(monkeypatch, SUPPORTED_MODELS="a=b").supported_models
-    assert (spec.name, spec.source) == ("a=b", str(tmp_path / "a=b"))
-
-
-def test_models_keep_their_order(monkeypatch):
-    specs = load(monkeypatch, SUPPORTED_MODELS="b/b, a/a ,c/c").supported_models
-    assert [spec.name for spec in specs] == ["b/b", "a/a", "c/c"]
-
-
-def test_the_environment_wins_over_the_file(monkeypatch, tmp_path):
-    (tmp_path / ".env").write_text('PORT="9000"\nTHREADS=5\n')
-    monkeypatch.setenv("PORT", "9001")
-    settings = load_settings()
-    assert (settings.port, settings.threads) == (9001, 5)
-
-
-def test_a_byte_order_mark_hides_no_line(tmp_path):
-    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfAPI_KEY_SECRET=secret\r\nPORT=9000\r\n")
-    settings = load_settings()
-    assert (settings.api_key_secret, settings.port) == (("secret",), 9000)
-
-
-def test_only_the_working_folder_is_searched_for_a_file(monkeypatch, tmp_path):
-    (tmp_path / ".env").write_text("PORT=9000\n")
-    (tmp_path / "inner").mkdir()
-    monkeypatch.chdir(tmp_path / "inner")
-    assert load_settings().port == 8000
-
-
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_bytes(b"PORT=\xff\n")])
-def test_an_unreadable_file_is_named(tmp_path, make):
-    make(tmp_path / ".env")
-    with pytest.raises(SettingsError, match=r"\.env cannot be read"):
-        load_settings()
-
-
-def test_the_example_file_is_the_one_that_the_code_generates():
-    assert (ROOT / ".env.example").read_text() == config.env_example()
-
-
-def test_an_unchanged_copy_of_the_example_file_changes_no_setting(monkeypatch, tmp_path):
-    plain = load_settings()
-    (tmp_path / ".env").write_text(config.env_example())
-    assert load_settings() == plain
-
-
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_every_setting_is_in_the_example_and_can_be_uncommented(monkeypatch, tmp_path, field):
-    key = field.name.upper()
-    lines = [line[2:] for line in config.env_example().splitlines() if line.startswith(f"# {key}=")]
-    assert len(lines) == 1
-    more = 'SUPPORTED_MODELS="your-organisation/your-model"\n' if key == "TRUST_REMOTE_CODE" else ""
-    # Placeholders of secrets are refused.
-    (tmp_path / ".env").write_text(more + lines[0].replace("your_", "my_") + "\n")
-    load_settings()
-
-
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_every_setting_is_in_the_manual_with_its_default(field):
-    default = field.metadata["default"]
-    cells = f"| `{field.name.upper()}` | " + (f"`{default}` | " if default else "")
-    assert documents.page("settings.md").count(cells) == 1
-
-
-def test_the_manual_has_no_setting_that_does_not_exist():
-    shown = re.findall(r"^\| `(\w+)` \|", documents.page("settings.md"), re.MULTILINE)
-    assert shown == [field.name.upper() for field in FIELDS]
 
 
 @pytest.mark.parametrize(
