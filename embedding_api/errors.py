@@ -28,11 +28,9 @@ class ServiceError(Exception):
         message: What is wrong, the value, the rule and the cure, in one sentence. Never a text or a key.
         param: Path of the field at fault, such as `input[3]`, or None.
         code: One of the codes of its row in TABLE; None for the first.
-
-    Attributes:
-        headers: Headers of the response whose values only this error knows.
     """
 
+    # Headers of the response whose values only this error knows.
     headers: Mapping[str, str] = _NO_HEADERS
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:

@@ -7,7 +7,6 @@ from flask import Flask, Response, current_app, g
 from werkzeug.exceptions import HTTPException
 
 from embedding_api.errors import (
-    TABLE,
     BodyTooLargeError,
     EngineError,
     InvalidRequestError,
@@ -31,7 +30,7 @@ def init_app(app: Flask) -> None:
 
 
 def _handle(error: ServiceError) -> Response:
-    if TABLE[type(error)].status == 500:
+    if failure(error).status == 500:
         _log((type(error), error, error.__traceback__))
     return _respond(error)
 

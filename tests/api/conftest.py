@@ -31,12 +31,12 @@ def model():
 
 @functools.cache
 def api(document: bytes):
-    """A document as schemathesis reads it."""
+    """Return a document as schemathesis reads it."""
     return schemathesis.openapi.from_dict(json.loads(document))
 
 
 class Client(FlaskClient):
-    """A client that gets no answer but those that the application's own document has."""
+    """A client that accepts only responses that the application's own document has."""
 
     def open(self, *args, **options):
         response = super().open(*args, **options)
@@ -48,9 +48,10 @@ class Client(FlaskClient):
         paths = api(app.extensions["openapi"])
         if openapi_path(rule.rule) in set(paths):
             operation = paths[openapi_path(rule.rule)]["GET" if asked.method == "HEAD" else asked.method]
-            told = operation.responses.find_by_status_code(response.status_code)
-            assert told is not None, f"{response.status_code} is not in the document"
-            assert {name for name, header in told.headers.items() if header.is_required} <= set(response.headers.keys())
+            described = operation.responses.find_by_status_code(response.status_code)
+            assert described is not None, f"{response.status_code} is not in the document"
+            required = {name for name, header in described.headers.items() if header.is_required}
+            assert required <= set(response.headers.keys())
             if asked.method != "HEAD":
                 operation.validate_response(response)
         return response
@@ -74,7 +75,7 @@ def app(request, clean_settings, no_leaked_threads, monkeypatch, model):
 
 @pytest.fixture
 def of_request(caplog):
-    """What was logged, each record with the ids of the request that it belongs to."""
+    """The captured log, each record with the ids of its request."""
     ids = log.OfRequest()
     caplog.handler.addFilter(ids)
     with caplog.at_level("DEBUG"):
@@ -84,7 +85,7 @@ def of_request(caplog):
 
 @pytest.fixture
 def post(client):
-    """Posts a body to /v1/embeddings, with the model filled in where it is a dictionary."""
+    """Posts to /v1/embeddings: bytes unchanged, or a dictionary with the model added."""
 
     def post(body=None, *, path="/v1/embeddings", headers=None, **fields):
         if isinstance(body, bytes):

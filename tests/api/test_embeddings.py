@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: what clients send, and what they get."""
+"""POST /v1/embeddings: requests of real clients, and their responses."""
 
 import base64
 import json
@@ -44,11 +44,11 @@ def test_usage_counts_the_tokens_read_duplicates_too(post):
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/v1/embeddings/"])
-def test_both_addresses_answer_with_and_without_a_slash(post, path):
+def test_both_paths_work_with_and_without_a_slash(post, path):
     assert post(input="law", path=path).status_code == 200
 
 
-def test_the_answer_names_the_model_as_it_was_asked_for(post):
+def test_the_response_names_the_model_as_the_request_did(post):
     assert post(input="law", model="alias").json["model"] == "alias"
 
 
@@ -71,24 +71,24 @@ def test_the_models_prompt_for_queries_stands_before_each_text_and_is_counted(po
     assert response.json["usage"]["total_tokens"] == 10
 
 
-def test_a_prompt_that_is_named_stands_in_the_place_of_that_for_the_input_type(post):
+def test_a_named_prompt_replaces_the_prompt_of_the_input_type(post):
     response = post(input="a cat", input_type="query", prompt_name="law")
     np.testing.assert_array_equal(vectors(response), [vector([1, 7, 3, 4, 2])])
 
 
 @pytest.mark.parametrize("word", ["document", "passage", "search_document"])
-def test_other_apis_words_for_documents_take_the_route_for_documents(post, model, word):
-    """Given a model whose documents take a way of their own."""
+def test_words_of_other_apis_for_documents_select_the_route_for_documents(post, model, word):
+    """Given a model with a route for documents."""
     model.routes["document"] = model.routes["query"]
     np.testing.assert_array_equal(vectors(post(input="a cat", input_type=word)), [QUERY_CAT])
 
 
 @pytest.mark.parametrize("asked", [{"input_type": "document"}, {"input_type": "query", "model": "org/other"}])
-def test_an_input_type_for_which_the_model_has_nothing_changes_nothing(post, asked):
+def test_an_input_type_without_a_prompt_or_route_changes_nothing(post, asked):
     np.testing.assert_array_equal(vectors(post(input="a cat", **asked)), [CAT])
 
 
-def test_a_text_that_its_prompt_brings_over_the_window_is_cut_and_told(post):
+def test_a_text_that_exceeds_the_window_with_its_prompt_is_cut_and_marked(post):
     text = " ".join(["cat"] * (WINDOW - 2))
     assert "truncated" not in post(input=text).json["data"][0]
     response = post(input=text, input_type="query")
@@ -107,12 +107,12 @@ def test_unknown_fields_and_a_user_are_ignored(post):
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
-def test_json_is_taken_whatever_its_content_type(client, content_type):
+def test_json_is_accepted_with_any_content_type(client, content_type):
     body = json.dumps({"model": MODEL, "input": "law"})
     assert client.post("/v1/embeddings", data=body, content_type=content_type).status_code == 200
 
 
-def test_truncation_is_told_on_the_item_in_a_header_and_in_usage(post):
+def test_truncation_is_reported_on_the_item_in_a_header_and_in_usage(post):
     response = post(input=["law", LONG, LONG])
     assert [item.get("truncated") for item in response.json["data"]] == [None, True, True]
     assert response.headers["X-Truncated-Inputs"] == "2"
@@ -120,7 +120,7 @@ def test_truncation_is_told_on_the_item_in_a_header_and_in_usage(post):
     np.testing.assert_array_equal(vectors(response)[1], vector([1, *[4] * (WINDOW - 2), 2]))
 
 
-def test_nothing_is_said_of_truncation_where_there_is_none(post):
+def test_the_header_for_truncation_is_absent_without_truncation(post):
     assert "X-Truncated-Inputs" not in post(input="law").headers
 
 
@@ -135,13 +135,13 @@ def test_a_long_text_is_refused_where_truncation_is_declined(post, declined):
 
 
 @pytest.mark.settings(TRUNCATE="false")
-def test_the_server_can_decline_truncation_and_a_request_ask_for_it(post):
+def test_a_request_can_allow_truncation_that_the_server_declines(post):
     assert post(input=LONG).status_code == 400
     for asked in (True, "END", "end"):
         assert post(input=LONG, truncate=asked).headers["X-Truncated-Inputs"] == "1"
 
 
-def test_server_timing_tells_where_the_time_went(post):
+def test_server_timing_has_the_time_of_each_stage(post):
     parts = dict(part.split(";dur=") for part in post(input="law").headers["Server-Timing"].split(", "))
     assert list(parts) == ["tokenize", "queue", "inference", "total"]
     times = {name: float(ms) for name, ms in parts.items()}
@@ -178,7 +178,7 @@ def test_token_ids_are_refused_with_the_cure(post):
 
 @pytest.mark.settings(TOKEN_IDS="model")
 class TestTokenIds:
-    def test_ids_are_taken_as_they_are(self, post):
+    def test_ids_are_used_unchanged(self, post):
         first, second = vectors(post(input=[[1, 3, 4, 2], [7]]))
         np.testing.assert_array_equal(first, CAT)
         np.testing.assert_array_equal(second, vector([7]))
@@ -188,22 +188,22 @@ class TestTokenIds:
         np.testing.assert_array_equal(vectors(response)[0], CAT)
         assert response.json["usage"]["total_tokens"] == 4
 
-    def test_texts_are_still_texts(self, post):
+    def test_texts_are_still_accepted(self, post):
         np.testing.assert_array_equal(vectors(post(input="a cat"))[0], CAT)
 
-    def test_ids_over_the_window_are_cut_and_told(self, post):
+    def test_ids_over_the_window_are_cut_and_marked(self, post):
         response = post(input=[4] * 40)
         np.testing.assert_array_equal(vectors(response)[0], vector([4] * WINDOW))
         assert response.json["data"][0]["truncated"] is True
 
     @pytest.mark.parametrize("asked", [{"input_type": "query"}, {"prompt_name": "query"}])
-    def test_ids_for_which_a_prompt_is_asked_are_refused(self, post, asked):
+    def test_ids_with_a_prompt_are_refused(self, post, asked):
         response = post(input=[1, 3, 4, 2], **asked)
         assert response.status_code == 400
         assert response.json["error"]["code"] == "token_ids_not_accepted"
         assert "without the prompt" in response.json["error"]["message"]
 
-    def test_ids_are_taken_for_an_input_type_that_has_no_prompt(self, post):
+    def test_ids_are_accepted_with_an_input_type_that_has_no_prompt(self, post):
         np.testing.assert_array_equal(vectors(post(input=[1, 3, 4, 2], input_type="document")), [CAT])
 
     @pytest.mark.parametrize("id_", [9, 10**18, -1])

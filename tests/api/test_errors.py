@@ -1,4 +1,4 @@
-"""Every failure is told in the one envelope, names the field and the cure, and repeats no text."""
+"""Every failure has the one body, names the field and the cure, and repeats no text."""
 
 import inspect
 import json
@@ -16,8 +16,8 @@ SECRET_TEXT = "the patient's name"
 NGINX = Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf"
 
 
-def told(response):
-    """The error of a response, after a check of its shape."""
+def reported(response):
+    """Return status, code, param and message of an error response, after a check of its shape."""
     assert response.content_type == "application/json"
     assert set(response.json) == {"error"}
     error = response.json["error"]
@@ -29,7 +29,7 @@ def told(response):
 
 
 @pytest.mark.parametrize(
-    ("fields", "code", "param", "said"),
+    ("fields", "code", "param", "fragment"),
     [
         ({}, "missing_field", "input", "required"),
         ({"input": None}, "missing_field", "input", "required"),
@@ -72,15 +72,15 @@ def told(response):
         ({"input": "a", "prompt_name": ["query"]}, "invalid_type", "prompt_name", "not an array"),
     ],
 )
-def test_what_the_schema_refuses_is_422_and_names_the_field(post, fields, code, param, said):
-    status, *got, message = told(post(fields))
+def test_a_field_that_the_schema_refuses_is_422_and_named(post, fields, code, param, fragment):
+    status, *got, message = reported(post(fields))
     assert (status, *got) == (422, code, param)
     assert message.startswith(param)
-    assert said in message
+    assert fragment in message
 
 
 @pytest.mark.parametrize(
-    ("fields", "code", "param", "said"),
+    ("fields", "code", "param", "fragment"),
     [
         ({"model": "nope"}, "model_not_found", "model", "available: org/fake, org/other"),
         ({"model": ""}, "model_not_found", "model", "available"),
@@ -91,10 +91,10 @@ def test_what_the_schema_refuses_is_422_and_names_the_field(post, fields, code, 
         ({"prompt_name": "query", "model": "org/other"}, "unknown_prompt", "prompt_name", "which has none; send one"),
     ],
 )
-def test_what_no_model_here_can_do_is_400(post, fields, code, param, said):
-    status, *got, message = told(post(fields, input="a"))
+def test_a_request_that_no_model_can_serve_is_400(post, fields, code, param, fragment):
+    status, *got, message = reported(post(fields, input="a"))
     assert (status, *got) == (400, code, param)
-    assert said in message
+    assert fragment in message
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_what_no_model_here_can_do_is_400(post, fields, code, param, said):
     ],
 )
 def test_a_body_that_is_not_json_is_400(post, body):
-    status, code, param, message = told(post(body))
+    status, code, param, message = reported(post(body))
     assert (status, code, param) == (400, "invalid_json", None)
     assert "JSON" in message
 
@@ -123,58 +123,58 @@ def test_a_body_that_is_not_json_is_400(post, body):
     ("body", "kind"),
     [(b"[]", "an array"), (b'"a"', "a string"), (b"1", "a number"), (b"null", "null"), (b"true", "a boolean")],
 )
-def test_a_body_that_is_no_object_is_400_and_says_what_it_is(post, body, kind):
-    status, code, _, message = told(post(body))
+def test_a_body_that_is_not_an_object_is_400_and_its_type_is_named(post, body, kind):
+    status, code, _, message = reported(post(body))
     assert (status, code) == (400, "invalid_json")
     assert kind in message
 
 
 def test_a_number_of_5000_digits_breaks_nothing(post):
     body = b'{"model": "org/fake", "input": "a", "dimensions": ' + b"9" * 5000 + b"}"
-    assert told(post(body))[:2] == (400, "invalid_json")
+    assert reported(post(body))[:2] == (400, "invalid_json")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "x" * 100])
 def test_a_compressed_body_is_415(post, encoding):
-    status, code, _, message = told(post(b"\x1f\x8b", headers={"Content-Encoding": encoding}))
+    status, code, _, message = reported(post(b"\x1f\x8b", headers={"Content-Encoding": encoding}))
     assert (status, code) == (415, "unsupported_encoding")
     assert encoding[:40] in message
 
 
-def test_an_identity_encoding_is_none(post):
+def test_the_identity_encoding_is_accepted(post):
     assert post(input="a", headers={"Content-Encoding": "identity"}).status_code == 200
 
 
-def test_a_body_that_breaks_off_is_400(client):
+def test_an_incomplete_body_is_400(client):
     response = client.post("/v1/embeddings", data=b"{", environ_overrides={"CONTENT_LENGTH": "10"})
-    assert told(response)[:2] == (400, "invalid_body")
+    assert reported(response)[:2] == (400, "invalid_body")
 
 
 @pytest.mark.settings(MAX_BODY_BYTES="2000")
 def test_a_body_over_the_limit_is_413(post):
-    assert told(post(input="a" * 3000))[:2] == (413, "body_too_large")
+    assert reported(post(input="a" * 3000))[:2] == (413, "body_too_large")
     assert post(input="a" * 1000).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/nope", "/v1", "/v1//embeddings", "/v1/embeddings/x", "/static/x"])
 def test_an_unknown_path_is_404(client, path):
-    assert told(client.get(path))[:2] == (404, "not_found")
+    assert reported(client.get(path))[:2] == (404, "not_found")
 
 
 def test_a_wrong_method_is_405_with_allow(client):
     response = client.get("/v1/embeddings")
-    assert told(response)[:2] == (405, "method_not_allowed")
+    assert reported(response)[:2] == (405, "method_not_allowed")
     assert response.headers["Allow"] == "POST"
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/models"])
-def test_a_model_page_that_is_not_there_is_404(client, path):
-    assert told(client.get(f"{path}/org/nope"))[:2] == (404, "model_not_found")
+def test_the_path_of_an_unknown_model_is_404(client, path):
+    assert reported(client.get(f"{path}/org/nope"))[:2] == (404, "model_not_found")
 
 
-def test_a_fault_of_ours_is_500_and_only_the_log_has_the_story(post, model, caplog):
+def test_a_bug_is_500_and_only_the_log_has_its_cause(post, model, caplog):
     model.route.backend.error = RuntimeError("inner details")
-    status, code, _, message = told(post(input=SECRET_TEXT))
+    status, code, _, message = reported(post(input=SECRET_TEXT))
     assert (status, code) == (500, "internal_error")
     assert "inner details" not in message
     assert "inner details" in caplog.text
@@ -182,9 +182,9 @@ def test_a_fault_of_ours_is_500_and_only_the_log_has_the_story(post, model, capl
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_vector_that_is_not_finite_is_500_never_null(post, model, caplog, value):
+def test_a_vector_that_is_not_finite_is_500_and_never_null(post, model, caplog, value):
     model.route.backend.value = value
-    assert told(post(input="a"))[:2] == (500, "internal_error")
+    assert reported(post(input="a"))[:2] == (500, "internal_error")
     assert "NaN or infinity" in caplog.text
 
 
@@ -195,7 +195,7 @@ def test_a_request_after_a_fault_is_answered(post, model):
     assert post(input="a").status_code == 200
 
 
-def test_where_a_debugger_runs_it_gets_the_fault(app, model):
+def test_a_debugger_gets_the_exception(app, model):
     app.debug = True
     model.route.backend.error = RuntimeError("for the debugger")
     with pytest.raises(RuntimeError, match="for the debugger"):
@@ -287,6 +287,6 @@ def test_the_drawing_names_every_error():
 
 def test_no_error_repeats_a_text(post):
     for fields in ({"input": [SECRET_TEXT], "dimensions": 99}, {"input": SECRET_TEXT, "model": "nope"}):
-        told(post(fields))
+        reported(post(fields))
     long = SECRET_TEXT * 20
     assert SECRET_TEXT not in json.dumps(post(input=long, truncate=False).json)

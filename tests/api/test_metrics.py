@@ -1,4 +1,4 @@
-"""GET /metrics from one process; tests/server has it across workers."""
+"""GET /metrics of one process. tests/server tests it across workers."""
 
 import http
 
@@ -10,7 +10,7 @@ from tests.api.conftest import MODEL
 
 @pytest.fixture
 def counted(client):
-    """How much a number has grown since the test began; all tests of a process count in one place."""
+    """Returns the growth of a counter since the test began; all tests of a process share the counters."""
 
     def families():
         return text_string_to_metric_families(client.get("/metrics").text)
@@ -24,8 +24,8 @@ def counted(client):
     def counted(sample, **labels):
         was = sum(
             number
-            for (name, told), number in before.items()
-            if name == f"embeddings_{sample}" and labels.items() <= set(told)
+            for (name, labelled), number in before.items()
+            if name == f"embeddings_{sample}" and labels.items() <= set(labelled)
         )
         return value(sample, **labels) - was
 
@@ -87,7 +87,7 @@ def test_batches_and_their_padding_are_counted(post, counted, model):
     assert counted("padding_tokens_total", model=MODEL) == n_computed - n_tokens
 
 
-def test_vectors_that_are_none_are_counted(post, counted, model):
+def test_vectors_that_are_not_finite_are_counted(post, counted, model):
     model.route.backend.value = float("nan")
     assert post(input=["a cat", "tax"]).status_code == http.HTTPStatus.INTERNAL_SERVER_ERROR
     assert counted("bad_vectors_total", model=MODEL) == 2
@@ -95,28 +95,28 @@ def test_vectors_that_are_none_are_counted(post, counted, model):
 
 
 def test_batches_that_fail_are_counted(post, counted, model):
-    model.route.backend.error = RuntimeError("told to")
+    model.route.backend.error = RuntimeError("on purpose")
     assert post(input="a cat").status_code == http.HTTPStatus.INTERNAL_SERVER_ERROR
     assert counted("batch_failures_total", model=MODEL) >= 1
 
 
-def test_nothing_waits_and_nothing_is_computed_once_all_is_answered(post, client):
+def test_the_gauges_are_zero_after_the_last_response(post, client):
     post(input=["a cat", "tax"])
     for line in ("queue_texts 0.0", "queue_tokens 0.0", "batches_in_progress 0.0"):
         assert f"embeddings_{line}\n" in client.get("/metrics").text
 
 
-def test_metrics_are_told_in_the_format_that_is_asked_for(client):
+def test_metrics_have_the_format_that_the_client_accepts(client):
     assert client.get("/metrics").content_type.startswith("text/plain; version=")
-    asked = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
-    answer = client.get("/metrics", headers={"Accept": asked})
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
+    answer = client.get("/metrics", headers={"Accept": accept})
     assert answer.content_type.startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
 
 
 @pytest.mark.parametrize("version", ["abc", "1.", "=1.0.0", "1.x.0", "²", ""])
 @pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])
-def test_a_version_that_is_none_is_answered(client, kind, version):
+def test_a_malformed_version_in_accept_is_ignored(client, kind, version):
     answer = client.get("/metrics", headers={"Accept": f"{kind}; version={version}"})
     assert answer.status_code == http.HTTPStatus.OK
     assert "embeddings_texts_total" in answer.text

@@ -1,5 +1,7 @@
-"""GET /openapi.json says what the application takes and answers. That each answer of the API tests is in it is seen to
-by their client; what is made from it is sent to a server in tests/server."""
+"""GET /openapi.json describes what the application accepts and returns.
+
+The client of the API tests checks each response against it; tests/server sends requests made from it to a server.
+"""
 
 import re
 
@@ -17,14 +19,14 @@ def document(client):
 
 
 def operations(document):
-    """Each operation with its method and path."""
-    return [(path, method, told) for path, item in document["paths"].items() for method, told in item.items()]
+    """Return each path, method and operation."""
+    return [(path, method, words) for path, item in document["paths"].items() for method, words in item.items()]
 
 
 def codes(document, status) -> list[str]:
-    """The codes that the document has for a status."""
-    told = document["components"]["responses"][f"Error{status}"]["content"]["application/json"]["schema"]
-    return told["allOf"][1]["properties"]["error"]["properties"]["code"]["enum"]
+    """Return the error codes that the document has for a status."""
+    schema = document["components"]["responses"][f"Error{status}"]["content"]["application/json"]["schema"]
+    return schema["allOf"][1]["properties"]["error"]["properties"]["code"]["enum"]
 
 
 def request_fields(document):
@@ -36,18 +38,18 @@ def test_every_route_is_described_with_its_methods(app, document):
     assert routes == {(path, method == "post") for path, method, _ in operations(document)}
 
 
-def test_the_model_is_one_of_the_names_and_aliases_that_are_served(document):
+def test_a_model_is_described_by_the_names_and_aliases_of_all_models(document):
     names = ["org/fake", "alias", "org/other"]
     assert request_fields(document)["model"]["enum"] == names
     (parameter,) = document["paths"]["/v1/models/{model_id}"]["get"]["parameters"][1:]
     assert parameter["schema"]["enum"] == names
 
 
-def test_the_prompt_is_one_of_those_that_a_model_has(document):
+def test_a_prompt_is_described_by_the_names_of_all_prompts(document):
     assert request_fields(document)["prompt_name"]["enum"] == ["query", "law", None]
 
 
-def test_other_apis_words_are_told(document):
+def test_words_of_other_apis_are_described(document):
     words = ["query", "document", "passage", "search_query", "search_document", None]
     assert request_fields(document)["input_type"]["enum"] == words
     truncate = request_fields(document)["truncate"]
@@ -60,7 +62,7 @@ def inputs(document):
 
 
 @pytest.mark.settings(MAX_INPUTS="7")
-def test_the_most_texts_of_a_request_are_told(document):
+def test_the_limit_of_texts_is_described(document):
     assert inputs(document)["Texts"]["maxItems"] == 7
 
 
@@ -69,16 +71,16 @@ def test_token_ids_are_not_described_where_they_are_refused(document):
 
 
 @pytest.mark.settings(TOKEN_IDS="model", MAX_INPUTS="7")
-def test_token_ids_are_described_where_they_are_taken(document):
-    told = inputs(document)
-    assert "maxItems" not in told["TokenIds"]
-    assert told["TokenIdsOfTexts"]["maxItems"] == 7
+def test_token_ids_are_described_where_they_are_accepted(document):
+    kinds = inputs(document)
+    assert "maxItems" not in kinds["TokenIds"]
+    assert kinds["TokenIdsOfTexts"]["maxItems"] == 7
 
 
 def test_every_error_is_described_with_its_status_and_code(document):
-    told = {status for _, _, operation in operations(document) for status in operation["responses"]} | {"401"}
+    described = {status for _, _, operation in operations(document) for status in operation["responses"]} | {"401"}
     for error, row in TABLE.items():
-        assert str(row.status) in told, error
+        assert str(row.status) in described, error
         if row.status != 401:
             assert set(row.codes) <= set(codes(document, row.status)), error
         if issubclass(error, TransportError):
@@ -86,7 +88,7 @@ def test_every_error_is_described_with_its_status_and_code(document):
 
 
 @pytest.mark.settings(API_KEY_SECRET="secret")
-def test_exactly_what_needs_a_key_says_so(client, document):
+def test_exactly_the_operations_that_need_a_key_are_described_so(client, document):
     for path, method, operation in operations(document):
         needs_key = client.open(re.sub("{.*}", "x", path), method=method).status_code == 401
         assert ("security" in operation, "401" in operation["responses"]) == (needs_key, needs_key), path
@@ -95,11 +97,11 @@ def test_exactly_what_needs_a_key_says_so(client, document):
 
 
 @pytest.mark.settings(API_KEY_SECRET="secret", METRICS_PUBLIC="true")
-def test_public_metrics_need_none(document):
+def test_public_metrics_are_described_without_a_key(document):
     assert "security" not in document["paths"]["/metrics"]["get"]
 
 
-def test_without_keys_none_is_asked_for(document):
+def test_without_keys_no_operation_is_described_with_one(document):
     assert "securitySchemes" not in document["components"]
     assert not any("401" in operation["responses"] for _, _, operation in operations(document))
 

@@ -1,4 +1,4 @@
-"""What the worker knows of a request is heeded: whether it would be too much, who waits, and how long."""
+"""The views obey what the worker knows of a request: a refusal, its client, its deadline."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import pytest
 from embedding_api.errors import NotReadyError, OverloadedError, UnsupportedTokenError
 from embedding_api.request import CALLER, REFUSAL, Caller
 from tests.api.conftest import MODEL
-from tests.api.test_errors import told
+from tests.api.test_errors import reported
 
 FULL = OverloadedError("the server is overloaded", retry_after_s=7)
 DRAINING = NotReadyError("the server is stopping")
@@ -20,7 +20,7 @@ def embed(client, environ=None, headers=None, text="a cat"):
     )
 
 
-def test_a_request_that_is_too_much_is_429_and_told_when_to_come_again(client):
+def test_a_request_to_a_full_server_is_429_with_retry_after(client):
     response = embed(client, {REFUSAL: FULL})
     assert response.status_code == 429
     assert response.headers["Retry-After"] == "7"
@@ -30,12 +30,12 @@ def test_a_request_that_is_too_much_is_429_and_told_when_to_come_again(client):
 
 def test_a_token_that_the_model_has_no_row_for_is_400(client):
     error = UnsupportedTokenError("input[1] has a token that the model has no row for", param="input[1]")
-    assert told(embed(client, {REFUSAL: error})) == (400, "unsupported_token", "input[1]", error.message)
+    assert reported(embed(client, {REFUSAL: error})) == (400, "unsupported_token", "input[1]", error.message)
 
 
 def test_new_work_is_503_while_the_server_drains(client):
     response = embed(client, {REFUSAL: DRAINING})
-    assert told(response)[:2] == (503, "not_ready")
+    assert reported(response)[:2] == (503, "not_ready")
     assert int(response.headers["Retry-After"]) >= 1
 
 
@@ -45,13 +45,13 @@ def test_readiness_is_503_while_the_server_drains_but_not_when_it_is_full(client
 
 
 @pytest.mark.settings(API_KEY_SECRET="k")
-def test_a_refusal_tells_nothing_to_who_has_no_key(client):
+def test_a_client_without_a_key_gets_401_before_any_refusal(client):
     assert embed(client, {REFUSAL: FULL}).status_code == 401
 
 
 @pytest.fixture
 def held(app, model):
-    """Holds the core with another request's batch."""
+    """Keep the core busy with another request's batch."""
     model.route.backend.proceed.clear()
     thread = threading.Thread(target=embed, args=(app.test_client(),), kwargs={"text": "a kitten"})
     thread.start()
@@ -67,11 +67,11 @@ CURE = "send fewer texts at once, or raise"
 
 @pytest.mark.settings(REQUEST_TIMEOUT_S="1")
 @pytest.mark.parametrize("headers", [{}, {PYTHON: "600", JAVASCRIPT: "600"}])
-def test_a_request_whose_time_is_over_is_504_and_told_the_setting(client, held, headers):
-    *got, message = told(embed(client, headers=headers))
+def test_a_request_past_its_deadline_is_504_and_the_message_names_the_setting(client, held, headers):
+    *got, message = reported(embed(client, headers=headers))
     assert got == [504, "deadline_exceeded", None]
-    said = "the request was not answered within the 1 s of REQUEST_TIMEOUT_S"
-    assert message == f"{said}; {CURE} REQUEST_TIMEOUT_S"
+    start = "the request was not answered within the 1 s of REQUEST_TIMEOUT_S"
+    assert message == f"{start}; {CURE} REQUEST_TIMEOUT_S"
 
 
 @pytest.mark.parametrize(
@@ -85,29 +85,29 @@ def test_a_request_whose_time_is_over_is_504_and_told_the_setting(client, held, 
         ({PYTHON: "0.1", JAVASCRIPT: "0"}, PYTHON),
     ],
 )
-def test_a_client_says_with_openais_headers_how_long_it_waits_and_is_told_so(client, held, headers, name):
+def test_a_client_sets_its_deadline_with_openais_headers_and_the_message_names_the_header(client, held, headers, name):
     started = time.monotonic()
-    *got, message = told(embed(client, headers=headers))
+    *got, message = reported(embed(client, headers=headers))
     assert time.monotonic() - started < 10
     assert got == [504, "deadline_exceeded", None]
     limit = f"the client's own timeout ({name})"
     assert message == f"the request was not answered within the 0.1 s of {limit}; {CURE} {limit}"
 
 
-def test_the_time_before_a_thread_took_it_counts(client, model):
+def test_time_spent_waiting_for_a_thread_counts_towards_the_deadline(client, model):
     caller = Caller()
     caller.arrived_s -= 61
-    assert told(embed(client, {CALLER: caller}))[:2] == (504, "deadline_exceeded")
+    assert reported(embed(client, {CALLER: caller}))[:2] == (504, "deadline_exceeded")
     assert model.route.backend.batches == []
 
 
-def test_a_client_who_left_is_499_and_nothing_is_computed(client, model, held):
+def test_a_client_that_left_is_499_and_nothing_is_computed(client, model, held):
     caller = Caller()
     caller.leave()
-    assert told(embed(client, {CALLER: caller}))[:2] == (499, "client_gone")
+    assert reported(embed(client, {CALLER: caller}))[:2] == (499, "client_gone")
     assert model.route.backend.batches == [[4]]
 
 
-@pytest.mark.parametrize("said", ["", "soon", "-1", "0", "nan", "1e999"])
-def test_a_patience_that_is_none_is_not_heeded(client, said):
-    assert embed(client, headers={PYTHON: said, JAVASCRIPT: said}).status_code == 200
+@pytest.mark.parametrize("value", ["", "soon", "-1", "0", "nan", "1e999"])
+def test_a_malformed_timeout_header_is_ignored(client, value):
+    assert embed(client, headers={PYTHON: value, JAVASCRIPT: value}).status_code == 200

@@ -1,17 +1,19 @@
-"""Which routes there are, and that each needs a key unless it is named open."""
+"""All routes are in web.ROUTES, and each needs a key unless it is on the open list."""
 
 import hmac
+from pathlib import Path
 
 import pytest
 from flask import Blueprint
 
+from embedding_api.web import ROUTES, routes
 from embedding_api.web.auth import OPEN_ENDPOINTS
 
 pytestmark = pytest.mark.settings(API_KEY_SECRET="first,second,third")
 
 
 def answers_without_a_key(app) -> set[str]:
-    """The endpoints that answer any of their methods with anything but 401."""
+    """Return the endpoints of which some method answers with a status other than 401."""
     client = app.test_client()
     endpoints = set()
     for rule in app.url_map.iter_rules():
@@ -21,7 +23,12 @@ def answers_without_a_key(app) -> set[str]:
     return endpoints
 
 
-def test_every_route_is_protected_or_named_open(app):
+def test_every_file_of_routes_is_in_the_list():
+    files = {file.stem for file in Path(routes.__file__).parent.glob("*.py")} - {"__init__"}
+    assert {module.__name__.rpartition(".")[2] for module in ROUTES} == files
+
+
+def test_every_route_needs_a_key_or_is_on_the_open_list(app):
     assert answers_without_a_key(app) == OPEN_ENDPOINTS
 
 
@@ -32,7 +39,7 @@ def test_the_open_list_holds_no_more_than_health_and_documentation():
 
 @pytest.fixture
 def added(app):
-    """Routes as somebody may add them later, who thinks of no key."""
+    """Routes that somebody adds later without a thought for keys."""
     bp = Blueprint("later", __name__)
     bp.add_url_rule("/later/<int:number>/<path:rest>", "one", lambda **_: "secret", methods=["GET", "PUT", "DELETE"])
     app.register_blueprint(bp, url_prefix="/health")
@@ -40,14 +47,14 @@ def added(app):
     return {"later.one", "two"}
 
 
-def test_a_route_that_is_added_without_care_is_protected(app, client, added):
+def test_a_route_that_is_added_later_needs_a_key(app, client, added):
     assert answers_without_a_key(app) == OPEN_ENDPOINTS
     for key, status in (("first", 200), ("fourth", 401)):
         assert client.get("/later", headers={"Authorization": f"Bearer {key}"}).status_code == status
 
 
-def test_a_route_that_no_check_protects_is_found(app, added):
-    """The walk itself: without the check it finds them all."""
+def test_the_walk_finds_every_route_without_a_check(app, added):
+    """A test of `answers_without_a_key` itself."""
     app.before_request_funcs[None] = [
         hook for hook in app.before_request_funcs[None] if hook.__module__ != "embedding_api.web.auth"
     ]
@@ -60,7 +67,7 @@ def test_a_route_that_no_check_protects_is_found(app, added):
 
 
 @pytest.mark.parametrize("given", ["first", "third", "none of them"])
-def test_every_key_is_compared_in_constant_time_whichever_fits(client, monkeypatch, given):
+def test_every_key_is_compared_in_constant_time_whichever_matches(client, monkeypatch, given):
     asked = []
 
     def compare(one, other):
@@ -73,8 +80,8 @@ def test_every_key_is_compared_in_constant_time_whichever_fits(client, monkeypat
     assert asked == [{given.encode(), key} for key in (b"first", b"second", b"third")]
 
 
-@pytest.mark.parametrize(("says", "given", "status"), [(False, "first", 401), (True, "none of them", 200)])
-def test_nothing_but_that_comparison_decides(client, monkeypatch, says, given, status):
-    """So that nobody shortens the way with `==` or `in`, whose time tells how much of a key is right."""
-    monkeypatch.setattr(hmac, "compare_digest", lambda *_: says)
+@pytest.mark.parametrize(("matches", "given", "status"), [(False, "first", 401), (True, "none of them", 200)])
+def test_nothing_but_that_comparison_decides(client, monkeypatch, matches, given, status):
+    """`==` and `in` take longer the more of a key is right, and so reveal it."""
+    monkeypatch.setattr(hmac, "compare_digest", lambda *_: matches)
     assert client.get("/v1/models", headers={"Authorization": f"Bearer {given}"}).status_code == status

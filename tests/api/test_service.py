@@ -10,13 +10,14 @@ from embedding_api import __version__
 from embedding_api.app import create_app
 from embedding_api.errors import NotReadyError
 from embedding_api.request import CALLER, REFUSAL, Caller
+from embedding_api.service import service_of
 from embedding_api.settings import load_settings
 from tests.fakes import fake_engine
 
 KEYS = pytest.mark.settings(API_KEY_SECRET="first, schlüssel, voilà")
 
 
-def test_the_root_says_what_this_is(client):
+def test_the_root_names_the_service_and_its_models(client):
     assert client.get("/").json == {
         "service": "Memementor Embedding Service",
         "status": "healthy",
@@ -51,16 +52,16 @@ def test_a_model_is_shown_by_name_and_by_alias(client, path, name):
     assert client.get(f"{path}/{name}").json["id"] == "org/fake"
 
 
-def test_it_is_live_and_ready(client):
+def test_the_service_is_live_and_ready(client):
     assert client.get("/health/live").json == {"status": "live"}
     assert client.get("/health/ready").json == {"status": "ready"}
     assert client.get("/health").json == {"status": "ready"}
     assert client.head("/health").status_code == 200
 
 
-def test_it_is_not_ready_while_a_batch_is_stuck(app, client, model):
-    """Given a batch that does not end, when it has taken longer than it may, then ready says so and live does not."""
-    engine = app.extensions["embedding_api"].engine
+def test_the_service_is_not_ready_while_a_batch_is_stuck(app, client, model):
+    """Given a batch that does not end, when its time is over, then readiness fails and liveness does not."""
+    engine = service_of(app).engine
     model.route.backend.proceed.clear()
     with ThreadPoolExecutor(1) as requests:
         request = requests.submit(engine.embed, "alias", ["a"])
@@ -92,7 +93,7 @@ def test_it_is_not_ready_while_a_batch_is_stuck(app, client, model):
         "Bearer voilà".encode().decode("latin-1"),
     ],
 )
-def test_each_key_opens_in_any_case_of_the_scheme(client, header):
+def test_each_key_is_accepted_in_any_case_of_the_scheme(client, header):
     assert client.get("/v1/models", headers={"Authorization": header}).status_code == 200
 
 
@@ -109,12 +110,12 @@ def test_any_other_key_is_401(client, header):
 
 
 @pytest.mark.settings(API_KEY_SECRET="k", REQUIRE_AUTH="false")
-def test_keys_can_be_set_and_not_required(client):
+def test_keys_need_not_be_required(client):
     assert client.get("/v1/models").status_code == 200
 
 
 @pytest.mark.parametrize("given", ["abc", "A.b-c_9", "x" * 128])
-def test_a_good_request_id_is_kept(client, given):
+def test_a_well_formed_request_id_is_kept(client, given):
     assert client.get("/nope", headers={"X-Request-ID": given}).headers["X-Request-ID"] == given
 
 
@@ -126,7 +127,7 @@ def test_any_other_request_id_is_replaced(client, given):
 
 
 @pytest.mark.settings(API_KEY_SECRET="the-key")
-def test_the_access_line_tells_numbers_and_no_text_or_key(client, of_request):
+def test_the_access_line_has_numbers_and_no_text_or_key(client, of_request):
     client.post(
         "/v1/embeddings?key=the-key",
         json={"model": "alias", "input": ["a confession", "a cat"]},
@@ -175,7 +176,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 @pytest.mark.parametrize(
     "given", [f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00", f"cc-{TRACE}-{PARENT}-01-what-will-be"]
 )
-def test_the_line_has_the_trace_that_the_client_says(client, of_request, given):
+def test_the_access_line_has_the_client_s_trace(client, of_request, given):
     client.get("/", headers={"traceparent": given})
     assert of_request.records[-1].fields["trace_id"] == TRACE
 
@@ -193,12 +194,12 @@ def test_the_line_has_the_trace_that_the_client_says(client, of_request, given):
         f"00-{TRACE}-{'0' * 16}-01",
     ],
 )
-def test_a_malformed_trace_is_none(client, of_request, given):
+def test_a_malformed_trace_is_ignored(client, of_request, given):
     client.get("/", headers={"traceparent": given})
     assert "trace_id" not in of_request.records[-1].fields
 
 
-def test_every_line_of_a_request_has_its_ids_and_no_other_line(client, model, of_request):
+def test_every_line_of_a_request_and_no_other_has_its_ids(client, model, of_request):
     model.route.backend.error = RuntimeError("no")
     body = {"model": "org/fake", "input": "a"}
     headers = {"X-Request-ID": "id-1", "traceparent": f"00-{TRACE}-{PARENT}-01"}
@@ -211,7 +212,7 @@ def test_every_line_of_a_request_has_its_ids_and_no_other_line(client, model, of
     assert ids["a batch of 1 texts failed: RuntimeError"] == ids["of none"] == {}
 
 
-def test_the_line_of_a_client_who_left_has_the_id_of_its_request(app, model, of_request):
+def test_the_line_about_a_client_that_left_has_the_id_of_its_request(app, model, of_request):
     model.route.backend.proceed.clear()
     caller = Caller()
     ask = partial(
@@ -232,7 +233,7 @@ def test_the_line_of_a_client_who_left_has_the_id_of_its_request(app, model, of_
 
 
 @pytest.mark.parametrize("is_key_needed", [True, False])
-def test_the_application_says_of_who_may_ask_only_what_it_knows(monkeypatch, caplog, is_key_needed):
+def test_the_application_logs_how_many_keys_it_has_and_nothing_about_addresses(monkeypatch, caplog, is_key_needed):
     if is_key_needed:
         monkeypatch.setenv("API_KEY_SECRET", "one,two")
     with caplog.at_level(logging.INFO):

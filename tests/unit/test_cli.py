@@ -13,7 +13,7 @@ from tests.fakes import DIM, fake_engine, fake_model
 
 @pytest.fixture
 def run(monkeypatch):
-    """Runs a command; `engine` is what it loads."""
+    """Runs a command; `engine` returns the engine that the command loads."""
     monkeypatch.setattr(cli.log, "configure", lambda settings: None)
 
     def run(*arguments, engine=None, **options):
@@ -38,7 +38,7 @@ def test_openapi_prints_the_document_that_would_be_served(run):
     assert fields["input"]["anyOf"][1]["maxItems"] == 7
 
 
-def test_check_tells_what_would_be_served(run):
+def test_check_prints_what_the_service_would_serve(run):
     done = run("check", env={"WORKERS": "2"})
     assert done.exit_code == 0
     assert "sentence-transformers/all-MiniLM-L6-v2: 8 dimensions, window 16 tokens, fake float32" in done.output
@@ -52,7 +52,7 @@ def test_embed_prints_a_vector_a_line(run, tmp_path):
     assert [json.loads(line) for line in run("embed", "-", input="a cat\ntax\u2028law").output.splitlines()] == lines
 
 
-def test_embed_tells_what_the_lines_are(run):
+def test_embed_puts_the_prompt_before_each_line(run):
     plain, *prompted = (
         run("embed", "-", *options, input="a cat").output
         for options in ([], ["--input-type", "query"], ["--prompt-name", "query"])
@@ -62,20 +62,20 @@ def test_embed_tells_what_the_lines_are(run):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "start"),
     [
         ("", "Error: line 1 of - is empty; leave it out\n"),
         ("a\n\nb\n", "Error: line 2 of - is empty; leave it out\n"),
         (b"\xff", "Error: - cannot be read as UTF-8 text: "),
     ],
 )
-def test_lines_that_cannot_be_embedded_are_told(run, text, said):
+def test_lines_that_cannot_be_embedded_are_named(run, text, start):
     done = run("embed", "-", input=text)
     assert done.exit_code == 1
-    assert done.output.startswith(said)
+    assert done.output.startswith(start)
 
 
-def test_what_is_wrong_is_one_line_and_code_1(run):
+def test_an_error_is_one_line_and_exit_code_1(run):
     done = run("check", env={"PORT": "x"})
     assert done.exit_code == 1
     assert done.output.startswith("Error: PORT='x' must be")
