@@ -13,7 +13,8 @@ from embedding_api.failure import failure
 from tests.api.conftest import MODEL
 
 SECRET_TEXT = "the patient's name"
-NGINX = Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf"
+ROOT = Path(__file__).parents[2]
+NGINX, MANUAL = ROOT / "deploy" / "nginx" / "nginx.conf", ROOT / "docs" / "api.md"
 
 
 def reported(response):
@@ -277,6 +278,16 @@ def test_nginx_refuses_with_the_codes_and_types_of_the_table():
         assert (error["type"], error["code"]) == rows[status]
         assert error["param"] is None
         assert error["message"]
+
+
+def test_the_manual_has_every_status_and_code_of_the_table():
+    rows = re.findall(r"^\| ([\d, ]+) \| ([`a-z_, ]+) \| .+ \|$", MANUAL.read_text(), re.MULTILINE)
+    documented = [(set(statuses.split(", ")), set(re.findall(r"\w+", codes))) for statuses, codes in rows]
+    for row in TABLE.values():
+        for code in row.codes:
+            assert any(str(row.status) in statuses and code in codes for statuses, codes in documented), code
+    assert set().union(*(codes for _, codes in documented)) == {code for row in TABLE.values() for code in row.codes}
+    assert set().union(*(statuses for statuses, _ in documented)) == {str(row.status) for row in TABLE.values()}
 
 
 def test_the_drawing_names_every_error():

@@ -72,16 +72,16 @@ def show(model_id: str) -> Response:
 
 
 def _dump(model: Model) -> dict[str, Any]:
-    facts = model.describe()
+    known = model.describe()
     return {
-        "id": facts.name,
+        "id": known.name,
         "object": "model",
-        "created": facts.loaded_at,
-        "owned_by": facts.owner,
-        "dimensions": facts.dimensions,
-        "max_input_tokens": facts.window,
-        "prompts": facts.prompts,
-        "backend": facts.backend,
-        "precision": facts.precision,
-        "proof": dataclasses.asdict(facts.proof),
+        "created": known.loaded_at,
+        "owned_by": known.owner,
+        "dimensions": known.dimensions,
+        "max_input_tokens": known.window,
+        "prompts": known.prompts,
+        "backend": known.backend,
+        "precision": known.precision,
+        "proof": dataclasses.asdict(known.proof),
     }
