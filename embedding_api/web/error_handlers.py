@@ -6,14 +6,7 @@ from typing import Any
 from flask import Flask, Response, current_app, g
 from werkzeug.exceptions import HTTPException
 
-from embedding_api.errors import (
-    BodyTooLargeError,
-    EngineError,
-    InvalidRequestError,
-    MethodNotAllowedError,
-    NotFoundError,
-    ServiceError,
-)
+from embedding_api import errors
 from embedding_api.failure import failure
 from embedding_api.web import json_body
 
@@ -22,20 +15,20 @@ logger = logging.getLogger(__name__)
 
 def init_app(app: Flask) -> None:
     """Register the handlers. A bug becomes a 500, except under a debugger, which gets the exception itself."""
-    app.register_error_handler(ServiceError, _handle)
+    app.register_error_handler(errors.ServiceError, _handle)
     # Bugs come here, too, after Flask has logged them.
     app.register_error_handler(HTTPException, lambda error: _respond(_translate(error)))
     # Flask's own line repeats the path, which can hold anything.
     app.log_exception = _log  # type: ignore[method-assign] # Flask has no other hook
 
 
-def _handle(error: ServiceError) -> Response:
+def _handle(error: errors.ServiceError) -> Response:
     if failure(error).status == 500:
         _log((type(error), error, error.__traceback__))
     return _respond(error)
 
 
-def _respond(error: ServiceError) -> Response:
+def _respond(error: errors.ServiceError) -> Response:
     failed = failure(error)
     # For the counters; see `observe`.
     g.error_code = failed.code
@@ -44,21 +37,21 @@ def _respond(error: ServiceError) -> Response:
     return response
 
 
-def _translate(error: HTTPException) -> ServiceError:
+def _translate(error: HTTPException) -> errors.ServiceError:
     """Return our error for one that Flask or Werkzeug raised."""
     match error.code:
         case 404:
             paths = "embeddings are at POST /v1/embeddings, the list of models at GET /v1/models"
-            return NotFoundError(f"there is no such path; {paths}")
+            return errors.NotFoundError(f"there is no such path; {paths}")
         case 405:
             methods = dict(error.get_headers()).get("Allow", "")
-            return MethodNotAllowedError(f"this path does not accept this method; send {methods}", allowed=methods)
+            return errors.MethodNotAllowedError(f"this path accepts no such method; send {methods}", allowed=methods)
         case 413:
-            max_bytes = current_app.config["MAX_CONTENT_LENGTH"]
-            return BodyTooLargeError(f"the body is larger than {max_bytes} bytes; send fewer texts in one request")
+            limit = f"{current_app.config['MAX_CONTENT_LENGTH']} bytes"
+            return errors.BodyTooLargeError(f"the body is larger than {limit}; send fewer texts in one request")
         case int(status) if status < 500:
-            return InvalidRequestError("the request is malformed; send a JSON object as an HTTP/1.1 POST")
-    return EngineError(error.name)
+            return errors.InvalidRequestError("the request is malformed; send a JSON object as an HTTP/1.1 POST")
+    return errors.EngineError(error.name)
 
 
 def _log(exc_info: Any) -> None:

@@ -30,7 +30,7 @@ class Texts(StrictField):
         if not isinstance(value, list):
             refuse("invalid_type", f"must be a string or an array of strings, not {type_name(value)}")
         if not value:
-            refuse("empty_input", "must hold at least one text")
+            refuse("empty_input", "is an empty array; send at least one text")
         if type(value[0]) is int:
             # The token ids of one text.
             _check_each(value, int, "a token id, as the first item is")

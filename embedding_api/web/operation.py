@@ -1,4 +1,4 @@
-"""A route with its words for the OpenAPI document beside it. `openapi.py` makes the document of them."""
+"""Routes with their descriptions beside them, of which `openapi.py` makes the OpenAPI document."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""The base of the schemas of request bodies: what every field and every body has in common. Imports marshmallow."""
+"""The base classes of request bodies and of their fields. Imports marshmallow."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -17,7 +17,7 @@ def refuse(code: str, rule: str, index: int | None = None) -> NoReturn:
 
     Args:
         code: A code of InvalidFieldError.
-        rule: The message after the field's path.
+        rule: The rest of the message, after the field's path.
         index: The index of the item at fault in the field's array.
 
     Raises:
@@ -76,7 +76,7 @@ class StrictField(fields.Field[Any]):
     """A field that converts nothing silently, and describes itself in JSON Schema.
 
     Args:
-        description: Its words in the OpenAPI document.
+        description: Its description in the OpenAPI document.
         synonyms: Words of other APIs, each with the value of this field that it stands for.
         unsupported: Words of other APIs for what this service cannot do, each with the message that refuses it.
         required: True if a request must have it. Otherwise `load_default` is its default, or None.

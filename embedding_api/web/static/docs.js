@@ -1,15 +1,15 @@
-// A file of its own, since the page's Content-Security-Policy takes no script inside the page.
+// A file of its own, because the page's Content-Security-Policy forbids scripts inside the page.
 
-// Where the service is, whatever path a proxy may have put before it.
+// The address of the service, with the path that a proxy puts before it.
 const root = new URL("..", document.currentScript.src).href;
 
 SwaggerUIBundle({
   url: `${root}openapi.json`,
   dom_id: "#swagger-ui",
   deepLinking: true,
-  // By default a public service is asked whether the document is valid.
+  // By default Swagger UI sends the document's address to a public service that validates it.
   validatorUrl: null,
-  // The document does not know where it was asked for.
+  // The document does not contain the address of the service.
   plugins: [() => ({
     statePlugins: {spec: {wrapActions: {
       updateJsonSpec: (update) => (document) => update({...document, servers: [{url: root.slice(0, -1)}]}),
