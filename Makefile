@@ -1,4 +1,4 @@
-# `make help` lists what there is. Nothing needs to be installed before.
+# `make help` lists the targets. They need nothing to be installed before.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: environment ## install if need be, and serve on HOST:PORT
+run: environment ## install what is missing, and serve on HOST:PORT
 	$(BIN)/gunicorn wsgi:app
 
 dev: environment ## serve from one process that restarts when code changes, with Flask's debugger
@@ -35,19 +35,19 @@ format: environment-dev ## put the code into the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: environment-dev ## measure the service and what else there is, side by side: bench/README.md
+bench: environment-dev ## measure the service and its alternatives side by side: bench/README.md
 	$(BIN)/python -m bench
 
 soak: SECONDS ?= 1800
-soak: environment-dev ## see that it stays as it is under clients of all kinds, for SECONDS=1800
+soak: environment-dev ## run clients of all kinds for SECONDS=1800, and check that the service stays as it is
 	$(BIN)/python -m bench soak --seconds $(SECONDS)
 
 reliability: environment-dev ## make every fault happen, and write docs/reliability.md
 	$(BIN)/pytest -m fault --reliability=docs/reliability.md
 
-clean: ## remove the environment and what tools left behind
+clean: ## remove the environment and the files that tools left behind
 	@[ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || [ -e $(VENV)/bin/.installed ] || \
-		{ echo "$(VENV) is not a virtual environment, and is left alone: remove it yourself if it may go" >&2; exit 1; }
+		{ echo "$(VENV) is not a virtual environment, and stays: remove it yourself if you do not need it" >&2; exit 1; }
 	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build/docs
 
 environment:

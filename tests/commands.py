@@ -1,4 +1,4 @@
-"""The commands that documents and comments show, so that a test can run each of them."""
+"""Finds the commands that documents and comments show, so that a test can run each of them."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ PROGRAMS = {
 
 
 def shown() -> dict[str, str]:
-    """Each command with the place that shows it; `a && b` is two commands."""
+    """Return each command with the file that shows it; `a && b` is two commands."""
     blocks, spans = {}, {}
     for file in documents.ALL:
         _collect(file.read_text(), re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL), file, blocks, spans)
@@ -34,7 +34,7 @@ def shown() -> dict[str, str]:
 
 
 def program(command: str) -> str:
-    """The program that a command calls, without the variables before it."""
+    """Return the program that a command calls, without the variables before it."""
     words = [word for word in command.split() if not re.match(r"\w+=", word)]
     return words[0] if words else ""
 
@@ -49,8 +49,8 @@ def _collect(text: str, block: re.Pattern[str], file: Path, blocks: dict[str, st
 
 
 def _commands(block: str) -> list[str]:
-    """The commands of a block, each in one line and without its comment."""
-    # A test of its own runs these, whose quotes hold line feeds.
+    """Return the commands of a block, each in one line and without its comment."""
+    # tests/server/test_documents.py runs the curl examples, whose quotes contain line feeds.
     for command, _ in documents.curl_examples():
         block = block.replace(command, "")
     lines = re.sub(r"\\\n *", "", block).splitlines()

@@ -1,7 +1,7 @@
-"""Each command that a document or a comment shows is run here or by another test, or has a reason why it cannot be.
+"""Each command that a document or a comment shows runs here or in another test, or has a reason why it cannot run.
 
-Here it runs as it stands, in a copy of the checkout whose environment has this one's packages. Only addresses and
-folders outside of the checkout are replaced.
+A command runs here exactly as it is shown, in a copy of the checkout whose environment has the packages of this one.
+Only addresses and folders outside of the checkout are replaced.
 """
 
 import configparser
@@ -30,7 +30,7 @@ from tests.server.conftest import MINILM, ROOT, environment
 IMAGE = "server/test_dockerfile.py::test_the_image_builds_and_serves_and_stops_on_sigterm"
 NGINX = "server/test_nginx.py::test_what_nginx_refuses_is_the_envelope"
 
-# In this order: the last one brings the command memementor-embeddings.
+# In this order: the last one installs the command memementor-embeddings.
 INSTALLS = [
     "pip install -r requirements.txt",
     "pip install -r requirements-dev.txt",
@@ -38,7 +38,7 @@ INSTALLS = [
     '.venv/bin/pip install ".[tracing]"',
     ".venv/bin/pip install .",
 ]
-# Those that end, and how the last line that they print begins.
+# Commands that end, with the beginning of the last line that they print.
 ENDS = {
     "make help": "make clean ",
     "make format": "",
@@ -48,7 +48,7 @@ ENDS = {
     "sudo cp deploy/nginx/nginx.conf /etc/nginx/nginx.conf": "",
     "sudo cp deploy/prometheus/prometheus.yml deploy/prometheus/alerts.yml /etc/prometheus/": "",
 }
-# Those that need no checkout.
+# Commands that need no checkout, also with that beginning.
 ENDS_ANYWHERE = {
     "memementor-embeddings settings": '# OTEL_EXPORTER_OTLP_ENDPOINT="',
     "memementor-embeddings check": "127.0.0.1:",
@@ -57,7 +57,7 @@ ENDS_ANYWHERE = {
 }
 SERVES = ["make run", "make dev", "gunicorn wsgi:app"]
 SERVES_WITH_TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 make run"
-# Those that take long: that each option and target exists is what is seen of them.
+# Commands that take long. The test only checks that each option and target exists.
 PLANNED = [
     "make test",
     "make bench",
@@ -109,8 +109,8 @@ RUN_HERE = [*INSTALLS, *ENDS, *ENDS_ANYWHERE, *SERVES, SERVES_WITH_TRACES, *PLAN
 def test_every_command_that_is_shown_is_run_or_has_a_reason_not_to():
     known = {*RUN_HERE, *RUN_BY, *CANNOT_RUN}
     unknown = {command: place for command, place in shown().items() if command not in known}
-    assert unknown == {}, "let a list above run it"
-    assert known - shown().keys() == set(), "no document shows it any more"
+    assert unknown == {}, "add it to one of the lists above"
+    assert known - shown().keys() == set(), "no document shows it any longer"
 
 
 @pytest.mark.parametrize(("command", "test"), RUN_BY.items())
@@ -151,7 +151,7 @@ def test_systemd_finds_no_fault_in_the_unit(checkout, tmp_path):
 
 
 def _copy(folder: Path) -> Path:
-    """A copy of the checkout, with an environment that has this one's packages and programs and may be changed."""
+    """Copy the checkout, with an environment that has the packages and programs of this one and may be changed."""
     left_out = shutil.ignore_patterns(".git", ".venv", ".env", ".*_cache", ".environments", "__pycache__", "build")
     shutil.copytree(ROOT, folder, ignore=left_out)
     environment = folder / ".venv"
@@ -170,13 +170,13 @@ def _copy(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the checkout in which nobody has installed the service itself."""
+    """A copy of the checkout in which the service itself is not installed."""
     return _copy(tmp_path_factory.mktemp("checkout").resolve() / "service")
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A copy of the checkout in which everything was installed that is told to be."""
+    """A copy of the checkout in which every command of INSTALLS has run."""
     folder = _copy(tmp_path_factory.mktemp("installed").resolve() / "service")
     for command in INSTALLS:
         run(command, folder)
@@ -184,7 +184,7 @@ def installed(tmp_path_factory):
 
 
 def variables(checkout: Path) -> dict[str, str]:
-    """Those with which commands find the programs of that copy, and pip asks no index: what it needs is there."""
+    """The variables with which commands find the programs of that copy, and pip finds its packages without an index."""
     pip = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull, "TORCH_INDEX_URL": ""}
     return {**pip, "PATH": f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}", "K6_NO_USAGE_REPORT": "true"}
 
@@ -192,10 +192,10 @@ def variables(checkout: Path) -> dict[str, str]:
 def run(
     command: str, checkout: Path, *, folder: Path | None = None, codes: Container[int] = (0,), **settings: str
 ) -> str:
-    """Runs a command in a copy of the checkout, or in another folder with that copy's programs; what it printed."""
-    told = environment(**variables(checkout), **settings)
+    """Run a command in a copy of the checkout, or in another folder with that copy's programs; return its output."""
+    env = environment(**variables(checkout), **settings)
     words = ["bash", "-c", command]
-    done = subprocess.run(words, cwd=folder or checkout, env=told, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=folder or checkout, env=env, capture_output=True, text=True, check=False)
     assert done.returncode in codes, done.stdout + done.stderr
     return done.stdout
 
@@ -254,7 +254,7 @@ def test_a_command_that_takes_long_has_no_target_or_option_that_is_not_there(com
 @functools.cache
 def assert_pytest_takes(words: tuple[str, ...], checkout: Path) -> None:
     file = () if words and words[-1].endswith(".py") else ("tests/unit/test_counters.py",)
-    # 5: of that file no test is chosen.
+    # 5: pytest selected no test of that file.
     run(shlex.join(["pytest", *words, "--collect-only", "--no-cov", *file]), checkout, codes=(0, 5))
 
 
