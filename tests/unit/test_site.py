@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from embedding_api import errors
 from tests import documents
 from tests.documents import ROOT
 
@@ -117,6 +118,23 @@ def test_the_contents_list_every_page():
     pages = [page for entry in navigation for page in entry.values()]
     names = [page if isinstance(page, str) else page[0] for page in pages]
     assert [f"({name})" in contents for name in names[1:]] == [True] * len(names[1:])
+
+
+@pytest.mark.parametrize("document", documents.ALL, ids=lambda document: document.name)
+def test_each_source_file_that_is_named_exists(document):
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for name in re.findall(r"`([\w/]+/\w+\.py)`", text):
+        assert (ROOT / name).is_file() or (ROOT / "embedding_api" / name).is_file(), name
+
+
+def test_the_manual_has_every_error_with_its_status():
+    rows = re.findall(r"^\| ([\d, ]+) \| (.*?) \|", documents.page("api.md"), re.MULTILINE)
+    shown = {
+        (status, code) for statuses, codes in rows for status in statuses.split(", ") for code in codes.split(", ")
+    }
+    wanted = {(str(row.status), f"`{code}`") for row in errors.TABLE.values() for code in row.codes}
+    assert wanted - shown == set()
+    assert {code for _, code in shown} == {code for _, code in wanted}
 
 
 def pictures(document: Path) -> list[list[set[str]]]:
