@@ -6,26 +6,26 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 MANUAL = sorted((ROOT / "docs").rglob("*.md"))
-# Those whose examples are run.
+# The documents whose examples tests run.
 FOR_USERS = [README, *MANUAL]
 ALL = [*FOR_USERS, ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
 
 
 def text() -> str:
-    """README and every page of the manual, one after the other."""
+    """Return README and every page of the manual, one after the other."""
     return "\n".join(document.read_text() for document in FOR_USERS)
 
 
 def page(name: str) -> str:
-    """The text of one page of the manual, such as `settings.md`."""
+    """Return one page of the manual, such as `settings.md`."""
     return (ROOT / "docs" / name).read_text()
 
 
 def blocks(language: str) -> list[str]:
-    """The contents of every block of a language, in order."""
+    """Return the contents of every block of a language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text(), re.MULTILINE | re.DOTALL)
 
 
 def curl_examples() -> list[tuple[str, str]]:
-    """Each curl command with the JSON that the document shows as its response."""
+    """Return each curl command with the JSON that the document shows as its response."""
     return re.findall(r"^```bash\n(curl .*?)^```\n```json\n(.*?)^```$", text(), re.MULTILINE | re.DOTALL)

@@ -190,7 +190,7 @@ class Record:
         self.file.write_text(document({"command": f"`{command}`", **machine.here()}, self.outcomes()))
 
     def outcomes(self) -> dict[str, Tests]:
-        """The runs of each test function, by key of FAULTS."""
+        """Return the runs of each test function, by key of FAULTS."""
         return {
             key: {name: [self.runs.get(run, Run("not run")) for run in runs] for name, runs in self.tests[key].items()}
             for key in FAULTS
@@ -198,7 +198,7 @@ class Record:
 
 
 def document(facts: Mapping[str, str], outcomes: Mapping[str, Tests]) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
         facts: When and where the tests ran.
@@ -215,12 +215,12 @@ def document(facts: Mapping[str, str], outcomes: Mapping[str, Tests]) -> str:
 
 
 def is_complete(tests: Tests) -> bool:
-    """True if the fault has tests and each of them ran."""
+    """Return True if the fault has tests and each of them ran."""
     return bool(tests) and all(summary(runs) not in {"not run", "skipped"} for runs in tests.values())
 
 
 def section(fault: Fault, tests: Tests) -> str:
-    """The section of one fault."""
+    """Return the section of one fault."""
     observed = "".join(item(name, runs) for name, runs in tests.items()) or f"{NO_TEST}\n"
     return (
         f"\n## {fault.title}\n\n**Fault:** {fault.what}\n\n**Required:** {fault.required}\n\n"
@@ -229,7 +229,7 @@ def section(fault: Fault, tests: Tests) -> str:
 
 
 def item(name: str, runs: Sequence[Run]) -> str:
-    """The list item of one test function: its name, a summary if it did not just pass, and what it observed."""
+    """Return the list item of one test function: its name, how it failed if it did, and what it observed."""
     observed = [*dict.fromkeys(text for run in runs for text in run.observed)]
     if (text := summary(runs)) == "passed":
         text = "" if observed else "as required"
@@ -238,7 +238,7 @@ def item(name: str, runs: Sequence[Run]) -> str:
 
 
 def summary(runs: Sequence[Run]) -> str:
-    """The outcome of all runs of one test function."""
+    """Return one outcome for all runs of one test function."""
     outcomes = [run.outcome for run in runs]
     if n_failed := outcomes.count("failed"):
         return f"**failed** ({n_failed} of {len(runs)})"

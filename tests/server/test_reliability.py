@@ -19,7 +19,7 @@ def run(*arguments):
 
 
 def sections(file):
-    """The sections by key of FAULTS: title, fault, what is required, and what was observed."""
+    """Return the sections by key of FAULTS: title, fault, what is required, and what was observed."""
     found = [part.split("\n\n", 4) for part in file.read_text().split("\n## ")[1:]]
     assert {tuple(parts[3:4]) for parts in found} == {("**Observed:**",)}
     texts = [[title, *(part.partition("** ")[2] for part in parts), last] for title, *parts, _, last in found]

@@ -43,7 +43,7 @@ def resources(page: str) -> set[str]:
 
 
 def outside_urls(css: str) -> set[str]:
-    """The addresses on another host that a style sheet loads."""
+    """Return the addresses on another host that a style sheet loads."""
     return set(re.findall(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')\s]+)""", css))
 
 
@@ -53,7 +53,7 @@ def is_outside(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The built site; links and anchors that lead nowhere fail the build."""
+    """Build the site; links and anchors that lead nowhere fail the build."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -107,7 +107,7 @@ def test_each_link_in_the_repository_leads_somewhere(document):
 
 
 def anchors(document: Path) -> set[str]:
-    """The anchors that a code host gives to the headings."""
+    """Return the anchors that a code host gives to the headings."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -138,7 +138,7 @@ def test_the_manual_has_every_error_with_its_status():
 
 
 def pictures(document: Path) -> list[list[set[str]]]:
-    """The rows of each picture of imports: a row holds the modules that stand side by side."""
+    """Return the rows of each picture of imports, each with the modules that stand side by side."""
     section = document.read_text().partition("\n## Imports\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"^```text\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     return [[set(re.split(" {4}", row)[0].split()) for row in block.splitlines() if "│" not in row] for block in blocks]
