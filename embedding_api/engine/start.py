@@ -9,6 +9,7 @@ from pathlib import Path
 from embedding_api.engine.backends import devices
 from embedding_api.engine.engine import Engine
 from embedding_api.engine.models import choice, snapshots, sources, speed
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.models.inspection import Inspected, inspected, require_trust_used
 from embedding_api.engine.models.registry import Model, Registry
 from embedding_api.engine.scheduling import cost
@@ -52,13 +53,16 @@ def load_models(settings: Settings) -> Registry:
     """
     memory.prepare()
     devices.require(settings.device)
+    checksums = Checksums(settings.cache_dir / "checksums")
     fetch = partial(sources.fetch_code, settings=settings)
     with contextlib.ExitStack() as stack:
         # All models are found before the first is loaded, so that a missing one ends the start at once.
-        located = [(spec, sources.locate(spec, settings)) for spec in settings.supported_models]
+        located = [(spec, sources.locate(spec, settings, checksums)) for spec in settings.supported_models]
         models = [stack.enter_context(inspected(spec, source, settings, fetch)) for spec, source in located]
         require_trust_used(models, settings)
-        return Registry([_load(model, settings) for model in models])
+        registry = Registry([_load(model, settings, checksums) for model in models])
+    checksums.save()
+    return registry
 
 
 def make_engine(models: Registry, settings: Settings) -> Engine:
@@ -98,10 +102,10 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     return Engine(models, workers, accepts_token_ids=settings.token_ids == "model")  # noqa: S105 - no password
 
 
-def _load(model: Inspected, settings: Settings) -> Model:
+def _load(model: Inspected, settings: Settings, checksums: Checksums) -> Model:
     """Load and prove one model, and log what serves it."""
     started = time.monotonic()
-    loaded = choice.load(model, settings)
+    loaded = choice.load(model, settings, checksums)
     facts = loaded.describe()
     fields = {
         "model": facts.name,

@@ -1,4 +1,4 @@
-"""What a process must do to load models, fork, and stay small. Imports neither torch nor tokenizers."""
+"""Prepare a process to load models, to fork and to stay small. Imports neither torch nor tokenizers."""
 
 import ctypes
 import gc
@@ -6,9 +6,9 @@ import os
 
 from embedding_api.machine import scratch
 
-# Overwritten, not defaulted. Any OpenMP or tokenizer thread in the master makes forked workers hang for ever, and
-# OpenMP threads that spin while they wait made two workers with two threads each on two cores 14 times slower.
-# MKL keeps its buffers, a few MB, in a pool of its own unless it is told not to.
+# These overwrite the environment. Any OpenMP or tokenizer thread in the master makes forked workers hang for ever.
+# OpenMP threads that spin while they wait made two workers with two threads each, on two cores, 14 times slower.
+# Without MKL_DISABLE_FAST_MM MKL keeps its buffers, a few MB, in a pool of its own.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_DISABLE_FAST_MM": "1",
@@ -16,40 +16,56 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-# From glibc's malloc.h. Threads that allocate get up to eight arenas a core, each with holes of its own; see
-# docs/decisions/0002. MALLOC_ARENA_MAX has no effect from inside a running process.
+# From glibc's malloc.h. Threads that allocate get up to eight arenas a core, each with holes of its own: see
+# docs/decisions/0002. MALLOC_ARENA_MAX has no effect on a process that already runs.
 _M_ARENA_MAX, _ARENAS = -8, 2
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 65_536
 
-# glibc's own calls; other systems, and Linux with another C library, do without.
+# Calls of glibc. Other systems, and Linux with another C library, do nothing instead.
 _libc = ctypes.CDLL(None)
 _mallopt = getattr(_libc, "mallopt", lambda *_: None)
 _malloc_trim = getattr(_libc, "malloc_trim", lambda *_: None)
 
+# Batches between two trims: a few seconds of work, so that a trim, about a millisecond, costs next to nothing.
+_TRIM_EVERY = 64
+
 
 def prepare() -> None:
-    """Makes this process safe to load models in and to fork from; call it before anything imports torch."""
+    """Make this process safe to load models in and to fork from. Call it before anything imports torch."""
     os.environ.update(_ENVIRONMENT)
     scratch.prepare()
     _mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def map_large_pieces() -> None:
-    """Gives each large piece of memory pages of its own, so that it leaves no hole; see docs/decisions/0004."""
+    """Let malloc give each large piece its own pages, so that it leaves no hole: see docs/decisions/0004."""
     _mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def freeze() -> None:
-    """Puts everything loaded so far out of the garbage collector's reach.
+    """Exclude all present objects from garbage collection.
 
     A full collection in a worker would otherwise write to, and so copy, about 109 MB that it shares with the master.
     """
     gc.collect()
-    # What loading left behind, or workers would each copy some of it.
+    # Loading leaves free memory behind, of which each worker would copy some.
     trim()
     gc.freeze()
 
 
 def trim() -> None:
-    """Gives memory that is free, but lies between pieces in use, back to the system; takes about a millisecond."""
+    """Return free memory between used pieces to the system. Takes about a millisecond."""
     _malloc_trim(0)
+
+
+class RegularTrim:
+    """Trims the memory of a worker after every _TRIM_EVERY batches."""
+
+    def __init__(self) -> None:
+        self._n_batches = 0
+
+    def after_batch(self) -> None:
+        """Count a batch, and trim if it is time."""
+        self._n_batches += 1
+        if self._n_batches % _TRIM_EVERY == 0:
+            trim()

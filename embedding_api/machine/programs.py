@@ -1,4 +1,4 @@
-"""Programs that do what the master must not, since it would start threads or a device: run, and their answer read."""
+"""Run Python programs in processes of their own, for work that would start threads or a device in the master."""
 
 import ctypes
 import json
@@ -15,17 +15,26 @@ from typing import IO, Any
 
 logger = logging.getLogger(__name__)
 
-# From Linux's prctl.h; other systems have none.
+# From Linux's prctl.h. Other systems have no such call.
 _PR_SET_PDEATHSIG = 1
 _prctl = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)
 
-# Of others' settings; OpenTelemetry's headers hold the key of a collector.
+# Secrets in variables that are no settings of this service. OpenTelemetry's headers hold the key of a collector.
 _SECRETS = {"HUGGING_FACE_HUB_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
+
+# The folder that holds this package, which may not be on the module path.
+_ROOT = str(Path(__file__).parents[2])
 
 
 def environment(secrets: Collection[str], **more: str) -> dict[str, str]:
-    """This process's variables without those named in `secrets`, without others' secrets, and `more`."""
-    return {name: value for name, value in os.environ.items() if name not in {*secrets, *_SECRETS}} | more
+    """Return the variables of a program: those of this process without secrets, and the way to this package.
+
+    Args:
+        secrets: Names of variables to leave out.
+        more: Variables to add.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in {*secrets, *_SECRETS}}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))} | more
 
 
 def ask(
@@ -36,55 +45,56 @@ def ask(
     keep: Sequence[int] = (),
     is_quiet: bool = False,
 ) -> dict[str, Any]:
-    """Runs a Python program whose last line of output is a JSON object. It ends at the latest with this process.
+    """Run a Python program whose last line of output is a JSON object. It ends at the latest with this process.
 
     Args:
-        arguments: The program and what it is given, as Python's own command line has it.
-        environment: All of its variables.
-        folder: Its working folder; this process's own if None.
-        keep: File descriptors that it inherits.
-        is_quiet: Whether the lines that it writes to stderr are logged at level DEBUG, and not at WARNING.
+        arguments: The arguments of the Python interpreter: the program and its own arguments.
+        environment: All variables of the program.
+        folder: The working folder; that of this process if None.
+        keep: File descriptors that the program inherits.
+        is_quiet: True to log the program's stderr at level DEBUG instead of WARNING.
 
     Returns:
-        What it said, or `end`: how it ended without saying anything, a predicate without its subject.
+        The JSON object, or `{"end": why there is none}`, such as "ended with code 1 (no message)".
     """
-    program = Path(arguments[arguments[0] == "-m"]).name
+    name = arguments[1].rpartition(".")[2] if arguments[0] == "-m" else Path(arguments[0]).name
     with subprocess.Popen(
-        # -P: the program's own folder stays off the module path.
+        # -P: neither the program's folder nor the working folder is on the module path.
         [sys.executable, "-P", *arguments],
         env=environment,
         cwd=folder,
-        # In a process group of its own, which a terminal's Ctrl-C does not reach, it may not read from a terminal.
+        # In a process group of its own, so that a terminal's Ctrl-C does not reach it. Such a group may not read from
+        # the terminal.
         process_group=0,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=keep,
-        # A process that loads models has one thread, so that nothing is locked in its fork.
+        # Safe, since a process that loads models has one thread: no lock is held during the fork.
         preexec_fn=partial(end_with_parent, os.getpid()),
     ) as child:
         try:
-            output, errors = _read(child, program, logging.DEBUG if is_quiet else logging.WARNING)
+            output, errors = _read(child, name, logging.DEBUG if is_quiet else logging.WARNING)
         except BaseException:
-            # With all that it started.
+            # The program and all that it started.
             os.killpg(child.pid, signal.SIGKILL)
             raise
     try:
-        answer = json.loads(output[-1])
+        result = json.loads(output[-1])
     except (IndexError, ValueError):
-        answer = None
-    return answer if isinstance(answer, dict) else {"end": _end(child.returncode, errors)}
+        result = None
+    return result if isinstance(result, dict) else {"end": _end(child.returncode, errors)}
 
 
 def end_with_parent(pid: int) -> None:
-    """Ends this process when the one that started it ends: nobody would take what it makes, and it may hold a lock."""
+    """Let the system kill this process when its parent ends: nobody would use its result, and it may hold a lock."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != pid:
         os._exit(1)
 
 
-def _read(child: subprocess.Popen[bytes], program: str, level: int) -> tuple[list[str], list[str]]:
-    """What a program writes to stdout and to stderr, in lines; those to stderr are logged as they come, each once."""
+def _read(child: subprocess.Popen[bytes], name: str, level: int) -> tuple[list[str], list[str]]:
+    """Return the lines that a program writes to stdout and to stderr. Log each line of stderr once, when it comes."""
     pipes: list[IO[bytes]] = [pipe for pipe in (child.stdout, child.stderr) if pipe is not None]
     lines: list[list[str]] = [[], []]
     rests = [b"", b""]
@@ -95,12 +105,12 @@ def _read(child: subprocess.Popen[bytes], program: str, level: int) -> tuple[lis
             for key, _ in selector.select():
                 data = os.read(key.fd, 65_536)
                 *whole, rests[key.data] = (rests[key.data] + (data or b"\n")).split(b"\n")
-                told = [line for one in whole if (line := one.decode(errors="replace").strip())]
+                new = [line for one in whole if (line := one.decode(errors="replace").strip())]
                 if pipes[key.data] is child.stderr:
-                    for line in dict.fromkeys(told):
+                    for line in dict.fromkeys(new):
                         if line not in lines[key.data]:
-                            logger.log(level, "%s: %s", program, line)
-                lines[key.data] += told
+                            logger.log(level, "%s: %s", name, line)
+                lines[key.data] += new
                 if not data:
                     selector.unregister(key.fileobj)
     return lines[0], lines[1]

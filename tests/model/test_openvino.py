@@ -14,10 +14,12 @@ import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from embedding_api.engine.backends import Routes, convert, openvino_backend, torch_backend
+from embedding_api.engine.backends import Routes, convert, openvino_backend, torch_model
 from embedding_api.engine.models import conversion
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError
+from embedding_api.machine import programs
 from embedding_api.settings import load_settings
 from tests import models
 from tests.model.test_torch import DOCS, TEXTS, differences
@@ -48,9 +50,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
-def job(source, target, **changes) -> convert.Job:
+def conversion_of(source, target, **changes) -> convert.Conversion:
     told = {"quantise": False, "calibration_texts": "", "trust_remote_code": False, "allow_pickle": False}
-    return convert.Job(source=str(source), target=str(target), **{**told, **changes})
+    return convert.Conversion(source=str(source), target=str(target), **{**told, **changes})
 
 
 def embed(routes: Routes, texts, task=None):
@@ -64,7 +66,7 @@ def embed(routes: Routes, texts, task=None):
 )
 def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tmp_path):
     source = models.save(make, folder)
-    assert convert.main(job(source, tmp_path)) == convert.Answer()
+    assert convert.main(conversion_of(source, tmp_path)) == convert.Outcome()
     layout = json.loads((tmp_path / "description.json").read_bytes())["layout"]["name"]
     assert layout == ("Padding" if make.__name__ in PADDED else "Packing")
     reference = SentenceTransformer(str(source), device="cpu").encode(TEXTS, show_progress_bar=False)
@@ -81,8 +83,8 @@ def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tm
 @pytest.mark.parametrize("make", [models.bert_prompts, models.bert_passage_prompt], ids=lambda m: m.__name__)
 def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
     source = models.save(make, folder)
-    assert convert.main(job(source, tmp_path)) == convert.Answer()
-    wanted = torch_backend.load(
+    assert convert.main(conversion_of(source, tmp_path)) == convert.Outcome()
+    wanted = torch_model.load(
         source, device="cpu", precision="float32", n_threads=1, trust_remote_code=False, allow_pickle=False
     ).routes
     routes = openvino_backend.load(tmp_path, precision="float32").routes
@@ -95,14 +97,14 @@ def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_converted_or_gains_nothing_is_refused(name, folder, tmp_path):
-    answer = convert.main(job(models.save(getattr(models, name), folder), tmp_path))
-    assert REFUSED[name] in answer.refusal
+    outcome = convert.main(conversion_of(models.save(getattr(models, name), folder), tmp_path))
+    assert REFUSED[name] in outcome.refusal
 
 
 def test_what_cannot_be_loaded_is_a_problem_and_no_lasting_refusal(tmp_path):
-    answer = convert.main(job(tmp_path, tmp_path))
-    assert not answer.refusal
-    assert answer.problem.startswith("it cannot be loaded")
+    outcome = convert.main(conversion_of(tmp_path, tmp_path))
+    assert not outcome.refusal
+    assert outcome.problem.startswith("it cannot be loaded")
 
 
 def settings(monkeypatch, tmp_path, source, **told):
@@ -132,7 +134,7 @@ def test_two_starts_at_once_convert_once_and_a_damaged_entry_is_made_again(folde
     told = settings(monkeypatch, tmp_path, source)
     with ThreadPoolExecutor(2) as starts:
         first, second = starts.map(
-            lambda _: conversion.converted(source, told, trust_remote_code=False, name="m"), range(2)
+            lambda _: conversion.converted(source, told, Checksums(), trust_remote_code=False, name="m"), range(2)
         )
     assert first == second
     assert caplog.text.count("converting model") == 1
@@ -140,7 +142,7 @@ def test_two_starts_at_once_convert_once_and_a_damaged_entry_is_made_again(folde
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    assert conversion.converted(source, told, trust_remote_code=False, name="m") == first
+    assert conversion.converted(source, told, Checksums(), trust_remote_code=False, name="m") == first
     assert "is damaged (model.bin is not what was written); making it again" in caplog.text
     assert caplog.text.count("converting model") == 2
 
@@ -151,7 +153,7 @@ def test_int8_multiplies_in_8_bits(folder, tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     source = models.save(models.bert_mean, folder)
-    assert convert.main(job(source, target, quantise=True, calibration_texts=str(texts))) == convert.Answer()
+    assert convert.main(conversion_of(source, target, quantise=True, calibration_texts=str(texts))) == convert.Outcome()
     assert "FakeQuantize" in (target / "model.xml").read_text()
     assert embed(openvino_backend.load(target, precision="int8").routes, TEXTS).shape == (len(TEXTS), 32)
 
@@ -171,6 +173,7 @@ if not child:
     same = (model.route.backend.embed(ids, 0) == vectors).all()
     sys.exit(0 if same else 1)
 status = os.waitpid(child, 0)[1]
+assert sys.modules["openvino_telemetry"] is None
 print(json.dumps([model.route.backend.name, n_threads, status, sorted({name.split(".")[0] for name in sys.modules})]))
 """
 
@@ -185,6 +188,32 @@ def test_a_start_from_the_cache_imports_no_torch_leaves_no_thread_and_survives_a
     assert (name, n_threads, status) == ("openvino", 1, 0)
     imported = {"torch", "transformers", "sentence_transformers", "huggingface_hub", "nncf"} & set(modules)
     assert imported == set()
+
+
+# Runs in a child: imports every module of the engine, and says what has changed by that.
+_IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+import torch, tqdm
+def state():
+    return [torch.get_num_threads(), torch.backends.mkldnn.enabled, tqdm.tqdm.monitor_interval]
+before = state()
+import embedding_api.engine
+for module in pkgutil.walk_packages(embedding_api.engine.__path__, "embedding_api.engine."):
+    if not module.name.endswith(("__main__", "backends.export")):
+        importlib.import_module(module.name)
+print(json.dumps([before, state(), "openvino_telemetry" in sys.modules, "openvino" in sys.modules]))
+"""
+
+
+def test_no_module_of_the_engine_acts_when_it_is_imported():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORT_ALL], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    before, after, *modules = json.loads(done.stdout)
+    assert before[0] == 2
+    assert after == before
+    assert modules == [False, False]
 
 
 # Put before the conversion's own imports by way of sitecustomize.
@@ -208,13 +237,13 @@ def test_a_conversion_to_int8_opens_no_connection(folder, tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     # Which hides what openvino's telemetry would do.
     monkeypatch.delenv("CI", raising=False)
-    environment = conversion._environment()
+    environment = programs.environment(())
     probe = "import socket\ntry: socket.create_connection(('127.0.0.1', 9))\nexcept OSError: pass"
     subprocess.run([sys.executable, "-c", probe], env=environment, check=True)
     assert "connect" in record.read_text()
     record.unlink()
     told = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder), PRECISION="int8")
-    conversion.converted(Path(told.supported_models[0].source), told, trust_remote_code=False, name="m")
+    conversion.converted(Path(told.supported_models[0].source), told, Checksums(), trust_remote_code=False, name="m")
     assert not record.exists(), record.read_text()
 
 
@@ -267,7 +296,7 @@ def test_a_conversion_ends_with_who_started_it(folder, tmp_path):
 
 def test_signals_reach_a_process_after_one_of_its_models_is_gone(folder, tmp_path):
     """Each of OpenVINO's cores gives its thread a stack for signals; see `openvino._core`."""
-    assert convert.main(job(models.save(models.bert_mean, folder), tmp_path)) == convert.Answer()
+    assert convert.main(conversion_of(models.save(models.bert_mean, folder), tmp_path)) == convert.Outcome()
     program = (
         "import signal\n"
         "from pathlib import Path\n"

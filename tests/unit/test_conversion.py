@@ -5,7 +5,8 @@ import errno
 import pytest
 
 from embedding_api.engine.backends import UnfitError
-from embedding_api.engine.models import cache, conversion
+from embedding_api.engine.models import cache, checksums, conversion
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
 
@@ -24,7 +25,7 @@ def key(monkeypatch):
     """The key of the entry that a model's conversion would have, without making it."""
     asked = []
 
-    def obtain(folder, key, make, **_):
+    def obtain(folder, key, make, checksums, **_):
         asked.append(key)
         return folder
 
@@ -34,7 +35,7 @@ def key(monkeypatch):
         with monkeypatch.context() as context:
             for name, value in variables.items():
                 context.setenv(name, str(value))
-            conversion.converted(source, load_settings(), trust_remote_code=trust_remote_code, name="m")
+            conversion.converted(source, load_settings(), Checksums(), trust_remote_code=trust_remote_code, name="m")
         return asked.pop()
 
     return key
@@ -97,19 +98,20 @@ def test_a_folder_behind_a_link_belongs_to_the_model_and_may_lead_back_to_it(mod
 
 @pytest.mark.parametrize("name", [*conversion._OWN, conversion._OWN_CALIBRATION_TEXTS])
 def test_code_and_texts_of_our_own_decide(model, key, monkeypatch, name):
-    hashed = conversion.cache.sha256
     before = key(model, PRECISION="int8")
-    monkeypatch.setattr(
-        conversion.cache, "sha256", lambda path: "x" if str(path).endswith(f"embedding_api/{name}") else hashed(path)
-    )
+
+    def other(self, path):
+        return "x" if str(path).endswith(f"embedding_api/{name}") else checksums.sha256(path)
+
+    monkeypatch.setattr(Checksums, "sha256", other)
     assert key(model, PRECISION="int8") != before
 
 
 def test_a_file_that_cannot_be_read_is_a_clause_and_no_traceback(model, key, monkeypatch):
-    def fail(path):
+    def fail(self, path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(conversion.cache, "sha256", fail)
+    monkeypatch.setattr(Checksums, "sha256", fail)
     with pytest.raises(UnfitError, match=r"cannot be read \(Permission denied\)"):
         key(model)
 
@@ -119,14 +121,16 @@ def test_a_cache_that_cannot_be_used_is_not_taken_for_the_models_fault(model, mo
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(ModelLoadError, match=r"CACHE_DIR=.*; set CACHE_DIR to .*, or BACKEND=torch"):
-        conversion.converted(model, load_settings(), trust_remote_code=False, name="m")
+        conversion.converted(model, load_settings(), Checksums(), trust_remote_code=False, name="m")
 
 
 @pytest.mark.parametrize(("precision", "part"), [("float32", 2), ("int8", 8)])
 def test_a_conversion_that_cannot_fit_on_the_disk_is_not_begun(model, monkeypatch, precision, part):
     (model / "model.safetensors").write_bytes(bytes(8000))
     asked = []
-    monkeypatch.setattr(cache, "obtain", lambda folder, key, make, *, n_bytes: asked.append(n_bytes) or folder)
+    monkeypatch.setattr(
+        cache, "obtain", lambda folder, key, make, checksums, *, n_bytes: asked.append(n_bytes) or folder
+    )
     monkeypatch.setenv("PRECISION", precision)
-    conversion.converted(model, load_settings(), trust_remote_code=False, name="m")
+    conversion.converted(model, load_settings(), Checksums(), trust_remote_code=False, name="m")
     assert asked == [8000 // part]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embedding_api.engine.backends.layout import Packing, Padding, rounded_up
+from embedding_api.engine.backends.layout import Joining, Packing, Padding, rounded_up
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,16 @@ from embedding_api.engine.backends.layout import Packing, Padding, rounded_up
 )
 def test_a_batch_is_filled_up_to_a_multiple_but_never_over_the_window(padding, ids, mask):
     made = padding([np.array([1, 2, 3]), np.array([4])])
-    assert made.ids.tolist() == ids
-    assert made.mask.tolist() == mask
-    assert padding.n_computed(2, 3, 4) == made.ids.size
+    assert made.input_ids.tolist() == ids
+    assert made.attention_mask.tolist() == mask
+    assert padding.n_computed(2, 3, 4) == made.input_ids.size
+
+
+def test_joined_texts_need_no_padding():
+    made = Joining()([np.array([1, 2, 3]), np.array([4]), np.array([5])])
+    assert made.input_ids.tolist() == [1, 2, 3, 4, 5]
+    assert made.offsets.tolist() == [0, 3, 4]
+    assert Joining().n_computed(3, 3, 5) == 5
 
 
 def test_a_pack_holds_the_texts_one_behind_the_other():

@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from embedding_api.engine.models import conversion
 from embedding_api.machine import programs
 from embedding_api.settings import Settings
 
@@ -51,6 +50,6 @@ def test_no_program_is_given_a_secret(monkeypatch):
     secrets = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "API_KEY_SECRET", "OTEL_EXPORTER_OTLP_HEADERS"}
     for name in secrets:
         monkeypatch.setenv(name, "secret-1")
-    for environment in (programs.environment(Settings.secret_names()), conversion._environment()):
-        assert not secrets & environment.keys()
-        assert environment["PATH"] == os.environ["PATH"]
+    environment = programs.environment(Settings.secret_names())
+    assert not secrets & environment.keys()
+    assert environment["PATH"] == os.environ["PATH"]

@@ -13,7 +13,10 @@ from typing import ClassVar
 
 import pytest
 
-from embedding_api.engine.models import hub, sources
+from embedding_api.engine.models import sources
+from embedding_api.engine.models.checksums import Checksums
+from embedding_api.engine.models.hub import addresses
+from embedding_api.engine.models.hub import download as hub
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
 
@@ -120,7 +123,7 @@ def locate(monkeypatch, models, **variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
-    return sources.locate(settings.supported_models[0], settings)
+    return sources.locate(settings.supported_models[0], settings, Checksums())
 
 
 def test_the_default_model_comes_from_the_package_without_the_hub(monkeypatch, small_hub):
@@ -232,7 +235,7 @@ def test_what_the_library_warns_of_is_told_in_lines_without_the_token(monkeypatc
     Hub.faults["org/good"] = (503, b"", {"X-HF-Warning": "use; not wrong-token\tbut another"})
     with pytest.raises(ModelLoadError):
         locate(monkeypatch, "org/good", HF_TOKEN="wrong-token")
-    assert caplog.messages == ["hub.py: not (hidden) but another"]
+    assert caplog.messages == ["hub: not (hidden) but another"]
 
 
 def test_pickle_files_are_downloaded_where_they_are_allowed(monkeypatch, small_hub):
@@ -314,8 +317,8 @@ def test_code_that_the_hub_does_not_have_is_told(monkeypatch, small_hub):
 
 @pytest.fixture
 def ask(monkeypatch, small_hub, tmp_path):
-    """The answer of hub.py in this process, where its lines can be counted."""
-    hub._token.cache_clear()
+    """The result of the download program in this process, where its lines can be counted."""
+    addresses._token.cache_clear()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -329,13 +332,13 @@ def ask(monkeypatch, small_hub, tmp_path):
         monkeypatch.setattr(
             hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         )
-        return hub.main(name, revision, files)
+        return hub.download(name, revision, files)
 
     # Progress bars start a thread.
     monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
     yield ask
     hub.set_client_factory(hub.default_client_factory)
-    hub._token.cache_clear()
+    addresses._token.cache_clear()
 
 
 class TestWhyTheHubGivesNothing:

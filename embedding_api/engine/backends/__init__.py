@@ -1,4 +1,4 @@
-"""Backends compute: token ids in, vectors out. One file a backend; `convert.py` makes what openvino reads."""
+"""Backends compute: token ids in, vectors out. torch and OpenVINO stay in this folder."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -10,18 +10,18 @@ from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import Finding
 from embedding_api.engine.work import Ids, Vectors
 
-# What a text may be to a search; sentence-transformers calls it a task.
+# The role of a text in a search. The API calls it input_type, sentence-transformers calls it a task.
 Task = Literal["query", "document"]
 
 
 class Backend(Protocol):
-    """What the engine asks of a backend.
+    """Computes the vectors of one model, or of one route through a model.
 
     Attributes:
-        name: What it is called in GET /v1/models, such as `torch`.
-        precision: The arithmetic it computes in, such as `float32`.
+        name: The name in GET /v1/models, such as `torch`.
+        precision: The arithmetic that it computes in, such as `float32`.
         dim: Components of a vector.
-        max_batch_tokens: The size of a batch that suits it best, in tokens that are computed.
+        max_batch_tokens: The best size of a batch, in computed tokens.
     """
 
     name: str
@@ -29,28 +29,25 @@ class Backend(Protocol):
     dim: int
     max_batch_tokens: int
 
-    def prepare(self) -> None:
-        """Makes this thread ready to compute; runs once, in the inference thread of a worker."""
-
     def warm_up(self, window: int | None) -> None:
-        """Compute, in the process that will fork, what the first batches would otherwise compile in every worker.
+        """Compute, in the process that will fork, what every worker would otherwise compile for its first batches.
 
         Args:
             window: The most tokens that the model reads of a text; None for no limit.
         """
 
+    def prepare(self) -> None:
+        """Make the calling thread ready to compute; called once, in the inference thread of a worker."""
+
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
         """See `Layout.n_computed`."""
 
     def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
-        """Vectors of one batch.
+        """Return the vectors of one batch, float32, (len(batch), dim), in the order of the batch.
 
         Args:
             batch: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
-            n_prompt_tokens: How many leading tokens of each text pooling leaves out.
-
-        Returns:
-            float32, (len(batch), dim), in the batch's order.
+            n_prompt_tokens: Leading tokens of each text that pooling leaves out.
         """
 
 
@@ -59,9 +56,11 @@ class Route:
     """A way from texts to vectors.
 
     Attributes:
-        prompt: What stands before a text, if the request names no prompt.
-        prompts: Those that a request may name; none if all of the model's are empty.
-        reference: What `SentenceTransformer.encode` gives on this way for the probe texts in float32,
+        reader: Turns texts into token ids.
+        backend: Turns token ids into vectors.
+        prompt: The text before each text where the request names no prompt.
+        prompts: The prompts that a request may name; empty if the model has none.
+        reference: The vectors that `SentenceTransformer.encode` gives on this route for the probe texts in float32,
             (n_probe_texts, dim).
     """
 
@@ -78,20 +77,20 @@ class Route:
 
     @functools.cached_property
     def is_normalized(self) -> bool:
-        """Whether its vectors are of unit length."""
+        """True if the vectors are of unit length."""
         return proof.all_of_unit_length(self.reference)
 
 
-# The ways through one model, by what a text is to a search; None stands for what has no way of its own.
+# The routes of one model by task. None is the route of texts without a task, and of tasks without a route of their own.
 Routes = Mapping[Task | None, Route]
 
 
 class Loaded(NamedTuple):
-    """A model, as a backend has loaded it.
+    """A model that a backend has loaded.
 
     Attributes:
-        routes: At least that of None.
-        findings: What its operator should know.
+        routes: The route of None, and of each task that has its own.
+        findings: The facts that the operator should know.
     """
 
     routes: Routes
@@ -99,4 +98,4 @@ class Loaded(NamedTuple):
 
 
 class UnfitError(Exception):
-    """A backend cannot serve a model, though another may; the message says why, in one clause."""
+    """One backend cannot serve a model, though another may. The message is one clause that says why."""

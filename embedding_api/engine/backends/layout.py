@@ -1,4 +1,4 @@
-"""How the texts of a batch lie side by side: in rows that are padded to the longest, or packed into one row."""
+"""Layouts: how the texts of a batch become the arrays that a model reads. Pure functions on arrays."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -9,41 +9,41 @@ from embedding_api.engine.work import Ids
 
 
 class Layout(Protocol):
-    """What a backend makes of a batch before it computes."""
+    """Makes the arrays that a model reads from the token ids of a batch."""
 
     def __call__(self, batch: Sequence[Ids]) -> Sequence[Ids]:
-        """The arrays that the model reads, int64, for texts of int64, (n_tokens,) each."""
+        """Return the arrays, int64, for texts of int64, (n_tokens,) each."""
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
-        """Tokens that are computed for a batch, what fills it up included.
+        """Return how many tokens the model computes for a batch, padding included.
 
         Args:
-            n_texts: In the batch.
+            n_texts: Texts of the batch.
             longest: Tokens of its longest text.
-            n_tokens: Of all its texts.
+            n_tokens: Tokens of all its texts.
         """
 
 
-class Rows(NamedTuple):
-    """A batch in padded rows.
+class PaddedRows(NamedTuple):
+    """One row for each text. The names are those of a Transformer's features.
 
     Attributes:
-        ids: int64, (n_texts, length).
-        mask: int64, the same shape; 1 where there is text, 0 where there is padding.
+        input_ids: int64, (n_texts, length).
+        attention_mask: int64, the same shape; 1 for a token of the text, 0 for padding.
     """
 
-    ids: Ids
-    mask: Ids
+    input_ids: Ids
+    attention_mask: Ids
 
 
 class Padding(NamedTuple):
-    """A row for each text, as sentence-transformers does it; what is padded is computed in vain.
+    """A row for each text, padded to the longest, as sentence-transformers does it. The model computes padding in vain.
 
     Attributes:
-        pad_id: The id that fills up.
-        is_left: Whether it stands before a text, not behind it.
-        step: The length of a batch is a multiple of this,
-        window: but at most this, if the model has a window.
+        pad_id: The token id of padding.
+        is_left: True if padding stands before the text.
+        step: The length of the rows is a multiple of this number.
+        window: The most tokens of a row, before `step`; None for no limit.
     """
 
     pad_id: int
@@ -51,16 +51,16 @@ class Padding(NamedTuple):
     step: int = 1
     window: int | None = None
 
-    def __call__(self, batch: Sequence[Ids]) -> Rows:
+    def __call__(self, batch: Sequence[Ids]) -> PaddedRows:
         """See `Layout`."""
         length = self._length(max(map(len, batch)))
         ids = np.full((len(batch), length), self.pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, text in enumerate(batch):
-            real = slice(length - len(text), None) if self.is_left else slice(len(text))
-            ids[row, real] = text
-            mask[row, real] = 1
-        return Rows(ids, mask)
+            columns = slice(length - len(text), None) if self.is_left else slice(len(text))
+            ids[row, columns] = text
+            mask[row, columns] = 1
+        return PaddedRows(ids, mask)
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Layout
         """See `Layout`."""
@@ -71,15 +71,39 @@ class Padding(NamedTuple):
         return length if self.window is None else max(longest, min(length, self.window))
 
 
-class Pack(NamedTuple):
-    """A batch in one row, one text behind the other, and how to take it apart again.
+class JoinedRow(NamedTuple):
+    """The ids of all texts in one array. The names are those of a StaticEmbedding's features.
+
+    Attributes:
+        input_ids: int64, (n_tokens,).
+        offsets: Where each text begins, int64, (n_texts,).
+    """
+
+    input_ids: Ids
+    offsets: Ids
+
+
+class Joining(NamedTuple):
+    """All texts one after the other, without padding, for a module that looks each token up by itself."""
+
+    def __call__(self, batch: Sequence[Ids]) -> JoinedRow:
+        """See `Layout`."""
+        return JoinedRow(np.concatenate(batch), np.cumsum([0, *map(len, batch[:-1])]))
+
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Layout
+        """See `Layout`."""
+        return n_tokens
+
+
+class PackedRow(NamedTuple):
+    """All texts in one row, and the indices that turn the row into one row for each text again.
 
     Attributes:
         ids: int64, (1, length).
-        positions: Of each token in its text, int64, (1, length).
-        segments: Which text a token belongs to, int64, (1, length); -1 behind the last one.
-        cells: Where each text's tokens are in the row, int64, (n_texts, longest).
-        mask: int64, the same shape; 1 where there is such a token.
+        positions: The position of each token in its text, int64, (1, length).
+        segments: The number of the text that a token belongs to, int64, (1, length); -1 for padding.
+        cells: The column of each token of a text, int64, (n_texts, longest).
+        mask: int64, the same shape; 1 where the text has such a token.
     """
 
     ids: Ids
@@ -90,19 +114,19 @@ class Pack(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """All texts in one row, in which each looks at itself alone: hardly anything is computed in vain.
+    """All texts in one row, each of which attends to itself alone. Only the end of the row is padding.
 
-    The row's length is one of few: OpenVINO compiles for each new one, and takes longer where it changes.
+    The row has one of a few lengths, since OpenVINO compiles each new length, and needs more time when it changes.
 
     Attributes:
-        pad_id: The id that fills up.
-        first_position: What the model calls the first position of a text.
+        pad_id: The token id of padding.
+        first_position: The number that the model gives to the first position of a text.
     """
 
     pad_id: int
     first_position: int
 
-    def __call__(self, batch: Sequence[Ids]) -> Pack:
+    def __call__(self, batch: Sequence[Ids]) -> PackedRow:
         """See `Layout`."""
         lengths = np.array([len(text) for text in batch])
         starts = np.cumsum(lengths) - lengths
@@ -115,18 +139,18 @@ class Packing(NamedTuple):
         segments[0, :n_tokens] = np.repeat(np.arange(len(batch)), lengths)
         columns = np.arange(rounded_up(longest))
         mask = columns < lengths[:, None]
-        return Pack(ids, positions, segments, np.where(mask, starts[:, None] + columns, 0), mask.astype(np.int64))
+        return PackedRow(ids, positions, segments, np.where(mask, starts[:, None] + columns, 0), mask.astype(np.int64))
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Layout
         """See `Layout`."""
         return rounded_up(n_tokens)
 
     def _positions(self, ids: Ids, starts: Ids, lengths: Ids) -> Ids:
-        """Of each token in its text, int64, the shape of `ids`."""
+        """Return the position of each token in its text, int64, the shape of `ids`."""
         if not self.first_position:
             return np.arange(len(ids)) - np.repeat(starts, lengths)
-        # RoBERTa and its kin count from padding_idx on, and what padding_idx stands for does not count, not even where
-        # a text spells it out.
+        # RoBERTa and its relatives count positions from padding_idx + 1. A token with the id padding_idx gets the
+        # position padding_idx and is not counted, even where a text spells that token out.
         padding_idx = self.first_position - 1
         is_counted = ids != padding_idx
         counted = np.cumsum(is_counted)
@@ -136,10 +160,10 @@ class Packing(NamedTuple):
 
 
 def rounded_up(n_tokens: int) -> int:
-    """The next of few lengths: 16, 32, 48, 64, then four to each power of two: 80, 96, 112, 128, 160 ...
+    """Return the next allowed length: 16, 32, 48, 64, then four to each power of two: 80, 96, 112, 128, 160 ...
 
-    No finer below 64: one more size costs a millisecond whenever it follows another, and more than it saves. From 256
-    on multiples of 64: such a row is one long text, whose attention grows with the square of what is added.
+    Steps below 16 would not pay: each change of size costs a millisecond, more than the saved padding. From 256 on the
+    step is 64: such a row is one long text, and the cost of its attention grows with the square of the length.
     """
     step = min(64, max(16, 1 << max(0, (n_tokens - 1).bit_length() - 3)))
     return -(-n_tokens // step) * step

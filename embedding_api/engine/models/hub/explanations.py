@@ -1,0 +1,192 @@
+"""What an error of a download means, and what to do."""
+
+import errno
+import json
+import os
+import re
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+from huggingface_hub import constants, errors
+
+from embedding_api.engine.models.hub import statuses
+from embedding_api.engine.models.hub.addresses import host, one_line, proxy, token_name, url
+
+# The system's numbers for a folder that cannot be written to, or is full.
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+
+
+class BrokenOffError(Exception):
+    """The same piece of a file broke off each time."""
+
+
+class CertificatesError(Exception):
+    """The file or folder of trusted certificates cannot be read."""
+
+
+class ProxyAddressError(Exception):
+    """The address of a proxy is not valid."""
+
+
+def problem(error: BaseException) -> str:
+    """Return what went wrong and what to do, in one line without a secret."""
+    chain = [error]
+    # The library raises its own error from what it saw, and httpx2 its own from the error of a socket.
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    # Of Python's plain errors only the last one counts. The others were caught on the way.
+    explained = (
+        explain(cause)
+        for kinds, explain in _EXPLANATIONS
+        for cause in (chain[:1] if explain is _no_hub else chain)
+        if isinstance(cause, kinds)
+    )
+    return one_line(next(filter(None, explained), None) or _unknown(error))
+
+
+def _reached(error: BaseException) -> tuple[str, str]:
+    """Return the server that was to be reached, and what to check."""
+    address = url(error)
+    if name := proxy(address):
+        return f"the proxy of {name}", f"correct or unset {name.partition(' ')[0]}"
+    if "HF_ENDPOINT" in os.environ:
+        return host(address), "check HF_ENDPOINT and the network"
+    return host(address), "check the network, or set HTTPS_PROXY if it has a proxy"
+
+
+def _unreached(how: str) -> Callable[[BaseException], str]:
+    def explain(error: BaseException) -> str:
+        server, cure = _reached(error)
+        return f"{server} {how}; {cure}, or name a local folder"
+
+    return explain
+
+
+def _offline(_: BaseException) -> str:
+    name = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+    return (
+        f"{name}={os.environ.get(name, '')} forbids to ask the hub, and the cache {constants.HF_HUB_CACHE} does not "
+        f"hold it; unset {name} for one start, set HF_HOME to a cache that has it, or name a local folder"
+    )
+
+
+def _no_url(_: BaseException) -> str:
+    endpoint = re.sub(r"[^/\s]+@", "", constants.ENDPOINT)
+    return f"HF_ENDPOINT={endpoint!r} is no address of a hub; write https:// and the host, or unset it"
+
+
+def _token_unsendable(_: BaseException) -> str:
+    return f"{token_name()} holds characters that no token has; copy it again, or unset it if the model is public"
+
+
+def _untrusted(error: BaseException) -> str:
+    # httpx2 reads neither REQUESTS_CA_BUNDLE nor CURL_CA_BUNDLE.
+    reason = getattr(error, "verify_message", "") or error
+    return (
+        f"the certificate of {host(constants.ENDPOINT)} is not trusted ({reason}); if the network's own authority "
+        "made it, set SSL_CERT_FILE to a file with that authority's certificate"
+    )
+
+
+def _certificates_unreadable(error: BaseException) -> str:
+    name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+    return f"{name}={os.environ.get(name, '')} cannot be read as certificates ({error}); correct or unset {name}"
+
+
+def _no_tls(error: BaseException) -> str:
+    return f"{host(constants.ENDPOINT)} does not speak TLS as it should ({error}); check HF_ENDPOINT and HTTPS_PROXY"
+
+
+def _no_proxy(error: BaseException) -> str:
+    return f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names no proxy ({error}); write http://host:port, or unset it"
+
+
+def _proxy_refuses(error: BaseException) -> str:
+    name = proxy(url(error)) or "HTTPS_PROXY"
+    variable = name.partition(" ")[0]
+    return (
+        f"the proxy of {name} refuses to connect to {host(url(error))} ({error}); let the proxy allow it, correct "
+        f"{variable} (a user and password belong into it), or name a local folder"
+    )
+
+
+def _no_connection(error: BaseException) -> str:
+    server, cure = _reached(error)
+    return f"{server} cannot be reached ({error or type(error).__name__}); {cure}, or name a local folder"
+
+
+def _lost(error: BaseException) -> str:
+    server, cure = _reached(error)
+    return f"the connection to {server} broke off ({error}); try again, {cure}, or name a local folder"
+
+
+def _broken_off(_: BaseException) -> str:
+    return (
+        "the download broke off at the same place each time; a proxy or a firewall may limit its size: lift that, or "
+        "name a local folder"
+    )
+
+
+def _no_hub(_: BaseException) -> str:
+    cure = "check HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else "log in where the network asks for it"
+    return (
+        f"{host(constants.ENDPOINT)} answers, but not as a hub does (a log-in page or another server may answer in "
+        f"its place); {cure}, or name a local folder"
+    )
+
+
+def _no_name(error: BaseException) -> str:
+    return f"the hub can have no such model ({error}); check the name"
+
+
+def _unwritable(error: OSError) -> str | None:
+    if error.errno not in _UNWRITABLE:
+        return None
+    where = error.filename or constants.HF_HUB_CACHE
+    return (
+        f"{where} cannot be written ({error.strerror}); set HF_HOME to a folder that this user can write to and that "
+        "has room, or name a local folder"
+    )
+
+
+def _unknown(error: BaseException) -> str:
+    line = next(iter(str(error).splitlines()), "")
+    return f"the download failed ({type(error).__name__}: {line}); try again, or name a local folder"
+
+
+# The narrow classes before the wide ones: a certificate's error is one of TLS, and most are OSErrors.
+_EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]], ...] = (
+    (errors.OfflineModeIsEnabled, _offline),
+    (errors.HFValidationError, _no_name),
+    (CertificatesError, _certificates_unreadable),
+    (ProxyAddressError, _no_proxy),
+    ((httpx2.InvalidURL, httpx2.UnsupportedProtocol), _no_url),
+    ((httpx2.LocalProtocolError, UnicodeEncodeError), _token_unsendable),
+    (BrokenOffError, _broken_off),
+    (ssl.SSLCertVerificationError, _untrusted),
+    (ssl.SSLError, _no_tls),
+    (socket.gaierror, _unreached("is no name that resolves")),
+    (ConnectionRefusedError, _unreached("refuses connections")),
+    (httpx2.ProxyError, _proxy_refuses),
+    ((httpx2.TimeoutException, TimeoutError), _unreached("did not answer in time")),
+    (errors.HfHubHTTPError, statuses.explain),
+    (httpx2.ConnectError, _no_connection),
+    ((httpx2.TransportError, ConnectionError), _lost),
+    (OSError, _unwritable),
+    (
+        (
+            httpx2.TooManyRedirects,
+            httpx2.DecodingError,
+            json.JSONDecodeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+            errors.FileMetadataError,
+        ),
+        _no_hub,
+    ),
+)
