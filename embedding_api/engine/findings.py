@@ -1,4 +1,4 @@
-"""What is found out about a model before and while it is loaded: what its operator is told, and what refuses it."""
+"""Findings: facts about a model that its operator should know, and errors that refuse a model."""
 
 import logging
 import textwrap
@@ -9,10 +9,10 @@ from embedding_api.telemetry.library_warnings import one_line
 
 
 class Finding(NamedTuple):
-    """Something that the operator of a model should know. It is logged at every start.
+    """A fact that the operator of a model should know. Every start logs it.
 
     Attributes:
-        level: As `logging` numbers them.
+        level: A level of `logging`.
         message: One line, without the model's name.
     """
 
@@ -25,20 +25,20 @@ class UnservableError(Exception):
 
 
 def warning(message: str) -> Finding:
-    """A finding that the operator should act on."""
+    """Return a finding that the operator should act on."""
     return Finding(logging.WARNING, message)
 
 
 def listed(names: Iterable[str], *, most: int = 5) -> str:
-    """Names for a message: the first few in alphabetical order, and how many there are in all."""
+    """Return the first few names in alphabetical order, and how many more there are."""
     ordered = sorted(names)
     shown = ", ".join(ordered[:most])
     return shown if len(ordered) <= most else f"{shown} and {len(ordered) - most} more"
 
 
 def in_a_line(error: BaseException) -> str:
-    """What an exception of a library says, in one line of at most 500 characters, with its class before it."""
-    # OpenVINO says where in its own code it failed first, and which operation it has no rule for last.
+    """Return the class and the message of a library's exception, in one line of about 500 characters."""
+    # OpenVINO begins with the place in its own code, and ends with a summary.
     text = one_line(str(error)).rpartition("Summary:")[2]
     line = f"{type(error).__name__}: {textwrap.shorten(text, 500) or 'no message'}"
     is_memory = isinstance(error, MemoryError) or "allocate" in text

@@ -1,1 +1,1 @@
-"""What the machine gives: cores, control groups, memory before a fork, child processes, temporary files."""
+"""The machine: cores, control groups, memory before a fork, child processes, temporary files."""

@@ -1,25 +1,25 @@
-"""Where temporary files go: those of libraries, and the heartbeat files of workers."""
+"""Choose the folder of temporary files: those of libraries, and the heartbeat files of workers."""
 
 import os
 import tempfile
 
 from embedding_api.errors import StartError
 
-# Memory, in which a heartbeat never waits for a disk. Containers have it where they have no /tmp to write to.
+# A folder in memory, where a heartbeat never waits for a disk. A container without a writable /tmp has it, too.
 _MEMORY = "/dev/shm"  # noqa: S108 - tempfile makes the names
 
 
 def prepare() -> None:
-    """Lets this process and its children make temporary files in memory if they can nowhere else; torch needs some."""
+    """Put temporary files of this process and its children into memory if no other folder works. torch needs some."""
     if _flaw(None) and not _flaw(_MEMORY):
         os.environ["TMPDIR"] = _MEMORY
 
 
 def heartbeat_folder() -> str:
-    """A folder for the heartbeat files of workers.
+    """Return a folder for the heartbeat files of workers.
 
     Raises:
-        StartError: This process can make files in none.
+        StartError: This process can write to no such folder.
     """
     prepare()
     if not _flaw(_MEMORY):
@@ -33,9 +33,9 @@ def heartbeat_folder() -> str:
 
 
 def _flaw(folder: str | None) -> str:
-    """Why no file can be made in a folder, by default in that of temporary files; empty if one can."""
+    """Return why no file can be made in a folder; empty if one can. None stands for the folder of temporary files."""
     try:
-        # Permissions alone say nothing of what is read-only or full.
+        # Permissions do not show that a disk is read-only or full.
         with tempfile.NamedTemporaryFile(dir=folder):
             return ""
     except OSError as error:

@@ -91,7 +91,7 @@ def test_a_model_that_does_not_bear_a_precision_is_served_in_float32_and_the_fig
     openvino = Loader("openvino", off={precision: 1})
     backend = load(monkeypatch, openvino, PRECISION=precision)
     assert (backend.name, backend.precision) == ("openvino", "float32")
-    assert f"is served in float32 (slower) because its vectors in {precision} differ" in caplog.text
+    assert f"is served by openvino in float32 (slower) because its vectors in {precision} differ" in caplog.text
     assert "cosine 0." in caplog.text
     with pytest.raises(ModelLoadError, match=rf"its vectors in {precision} differ.*; set PRECISION=float32"):
         load(monkeypatch, openvino, BACKEND="openvino")

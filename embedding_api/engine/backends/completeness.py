@@ -1,4 +1,4 @@
-"""The model that was loaded, held against its files: nothing invented, nothing lost, and nothing but numbers."""
+"""Compare a loaded model with its files: no weight is made up, none is lost, and all are finite numbers."""
 
 import contextlib
 import logging
@@ -14,8 +14,8 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from embedding_api.engine.findings import Finding, UnservableError, listed, warning
 from embedding_api.engine.work import Vectors
 
-# Parts of a model that make something else of its tokens than their vectors, by what transformers' architectures call
-# them. Files of a model that was trained for another task first hold them, and nobody who embeds reads them.
+# The names that transformers gives to the heads of models: parts that make something else than vectors of tokens. The
+# files of a model that was first trained for another task hold a head, which an embedding does not need.
 _HEADS = frozenset(
     {
         "cls", "lm_head", "mlm_head", "classifier", "pre_classifier", "score", "qa_outputs", "pooler", "predictions",
@@ -23,15 +23,15 @@ _HEADS = frozenset(
         "generator_lm_head", "sop_classifier", "seq_relationship", "lm_predictions", "decoder", "head", "heads",
     }
 )  # fmt: skip
-# What is computed and not learned, which older versions saved with the weights.
+# Buffers that are computed, not learned. Older versions of transformers saved them with the weights.
 _BUFFERS = frozenset({"position_ids", "token_type_ids", "inv_freq", "masked_bias", "num_batches_tracked"})
 
-# Vectors of the probe texts on every way through a model, float32, (n_probe_texts, dim) each.
+# A function that returns the vectors of the probe texts on every way through a model, float32, (n_probe_texts, dim).
 Encode = Callable[[], Sequence[Vectors]]
 
 
 class Report(NamedTuple):
-    """What transformers found when it loaded weights into a model."""
+    """The report of transformers about the weights that it loaded into a model."""
 
     model: PreTrainedModel
     info: LoadStateDictInfo
@@ -39,13 +39,13 @@ class Report(NamedTuple):
 
 @contextlib.contextmanager
 def reports() -> Iterator[list[Report]]:
-    """Collects what transformers finds about the weights of each model that is loaded in the block.
+    """Collect the report about each model that is loaded in the block.
 
-    transformers returns that only from `from_pretrained`, which sentence-transformers calls, and logs it as a table. In
-    the block another function stands in the place of the one that logs it.
+    Only `from_pretrained` returns the report, and sentence-transformers calls that. transformers also logs the report,
+    as a table. In the block another function replaces the one that logs it.
 
     Raises:
-        UnservableError: Weights of a model have another shape than its architecture gives them.
+        UnservableError: Weights of a model have another shape than its architecture needs.
     """
     found: list[Report] = []
     silent = logging.Logger("silent", logging.CRITICAL)
@@ -54,7 +54,7 @@ def reports() -> Iterator[list[Report]]:
     def record(model: PreTrainedModel, *args: Any, loading_info: LoadStateDictInfo, **kwargs: Any) -> None:
         _refuse_mismatched(model, loading_info)
         found.append(Report(model, loading_info))
-        # It raises what else went wrong.
+        # It also raises an error for other failures.
         log_report(model, *args, loading_info=loading_info, **kwargs | {"logger": silent})
 
     modeling_utils.log_state_dict_report = record
@@ -65,13 +65,13 @@ def reports() -> Iterator[list[Report]]:
 
 
 def compute_buffers(found: Sequence[Report]) -> list[Finding]:
-    """Computes again what a model's own code computes when it is made, and transformers leaves empty when it loads it.
+    """Compute the buffers that a model's own code computes in its constructor, and that transformers leaves empty.
 
-    transformers makes a model without memory for its weights, and then gives each buffer that is not saved with them,
-    such as a table of rotary positions, whatever was in memory. Its own architectures know how to fill theirs.
+    transformers constructs a model without memory for weights. A buffer that is not saved, such as a table of rotary
+    positions, then holds whatever was in memory. The architectures of transformers itself fill theirs.
 
     Args:
-        found: What transformers reported of each model; their buffers change.
+        found: The report about each model, whose buffers change.
     """
     findings = []
     for model in (report.model for report in found if not type(report.model).__module__.startswith("transformers.")):
@@ -93,19 +93,19 @@ def compute_buffers(found: Sequence[Report]) -> list[Finding]:
 def require_whole(
     model: SentenceTransformer, found: Sequence[Report], encode: Encode, vectors: Sequence[Vectors]
 ) -> list[Finding]:
-    """Refuses a model whose vectors depend on anything that its files do not hold.
+    """Refuse a model whose vectors depend on weights that its files do not hold.
 
     Args:
-        model: As it was loaded.
-        found: What transformers reported while it was.
-        encode: Gives vectors of the probe texts.
-        vectors: What it gives, float32, (n_probe_texts, dim) for each way through the model.
+        model: The loaded model.
+        found: The report about each part of it that transformers loaded.
+        encode: Returns the vectors of the probe texts.
+        vectors: What `encode` returns for the model as it is.
 
     Returns:
-        What else its operator should know.
+        Further facts that the operator should know.
 
     Raises:
-        UnservableError: Weights are missing, or are no numbers.
+        UnservableError: Weights are missing, or are NaN or infinity.
     """
     findings = _broken(model, vectors)
     findings += [finding for report in found for finding in _unused(report)]
@@ -139,8 +139,8 @@ def _refuse_mismatched(model: PreTrainedModel, info: LoadStateDictInfo) -> None:
 
 
 def _unused(report: Report) -> Iterator[Finding]:
-    """What the files hold and the architecture has no place for."""
-    # A name that the architecture itself has is a part of what it computes, whatever others call so.
+    """Yield findings about weights in the files that the architecture does not use."""
+    # A part of the architecture itself is no head, whatever its name.
     parts = {name for name, _ in report.model.named_children()}
     unused = report.info.unexpected_keys
     heads = {name for name in unused if _is_head(name) and name.partition(".")[0] not in parts - {"pooler"}}
@@ -171,7 +171,7 @@ def _missing(report: Report, needed: Iterable[str]) -> UnservableError:
 
 
 def _with_effect(model: PreTrainedModel, names: Iterable[str], encode: Encode, vectors: Sequence[Vectors]) -> list[str]:
-    """Those of the weights on which a vector depends, judged a part of the model at a time."""
+    """Return the weights on which a vector depends. All weights of one part of the model are tested together."""
     parts: dict[str, list[str]] = {}
     for name in names:
         parts.setdefault(name.partition(".")[0], []).append(name)
@@ -179,7 +179,7 @@ def _with_effect(model: PreTrainedModel, names: Iterable[str], encode: Encode, v
 
 
 def _has_effect(model: PreTrainedModel, names: Sequence[str], encode: Encode, vectors: Sequence[Vectors]) -> bool:
-    """Finds out by making these weights NaN, or others where they are no fractions, and computing vectors again."""
+    """Return True if vectors change when these weights become NaN, or another number where they are integers."""
     tensors = [model.get_parameter_or_buffer(name) for name in names]
     before = [tensor.detach().clone() for tensor in tensors]
     try:
@@ -210,7 +210,7 @@ def _is_same(model: PreTrainedModel, name: str, buffer: torch.Tensor) -> bool:
 
 
 def _broken(model: SentenceTransformer, vectors: Sequence[Vectors]) -> list[Finding]:
-    """Refuses a model that gives no numbers, and tells of weights that are none."""
+    """Refuse a model that gives NaN or infinity. Return a warning for such weights that no probe text needs."""
     broken = [
         name
         for name, tensor in model.state_dict().items()

@@ -1,4 +1,4 @@
-"""Where texts enter a sentence-transformers model: which module reads them, how much of them, after which prompt."""
+"""Find where texts enter a sentence-transformers model: which module reads them, its window, and its prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,19 +11,19 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from embedding_api.engine.backends import Task
 from embedding_api.engine.backends.text import Prompt, Reader
 
-# What the prompt of a task may be called.
+# Names that a model may give to the prompt of a task.
 _PROMPT_NAMES: Mapping[Task, Sequence[str]] = {"query": ["query"], "document": ["document", "passage", "corpus"]}
 
 
 class Entrance(NamedTuple):
-    """Where the texts of a task enter a model.
+    """The place where the texts of a task enter a model.
 
     Attributes:
-        task: What the model is told of it, if that changes anything.
-        first: The module that texts come to.
-        window: Tokens that it can read, if there is a limit.
-        n_rows: Of the embedding matrix, in which each token id that it reads has its row; None if nobody knows.
-        pools_prompts: Whether a prompt's tokens count for the vector, as they do in most models.
+        task: The task that the model is called with; None where it makes no difference.
+        first: The module that reads the texts.
+        window: The most tokens of a text; None for no limit.
+        n_rows: Rows of the embedding matrix; None if unknown.
+        pools_prompts: True if the tokens of a prompt count for the vector, as in most models.
     """
 
     task: Task | None
@@ -34,11 +34,11 @@ class Entrance(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the model is called with."""
+        """Further arguments of the model's call."""
         return {} if self.task is None else {"task": self.task}
 
     def reader(self) -> Reader:
-        """What reads texts for it."""
+        """Return a reader for the texts of this entrance."""
         if isinstance(self.first, StaticEmbedding):
             return Reader(self.first.tokenizer, window=self.window, n_rows=self.n_rows, add_special_tokens=False)
         tokenizer: Any = self.first.tokenizer
@@ -50,7 +50,7 @@ class Entrance(NamedTuple):
         )
 
     def prompt(self, text: str) -> Prompt:
-        """A prompt of this text."""
+        """Return a prompt with these words."""
         if not text or self.pools_prompts:
             return Prompt(text)
         features: Mapping[str, Any] = self.first.preprocess(["a"], prompt=text)
@@ -58,10 +58,10 @@ class Entrance(NamedTuple):
 
 
 def entrances(model: SentenceTransformer) -> dict[Task | None, Entrance]:
-    """Of texts without a task, and of each task; the same where a task makes no difference.
+    """Return the entrance of texts without a task, and of each task. They are equal where a task makes no difference.
 
     Raises:
-        ValueError: Texts cannot be served to it as they enter it; the message says why.
+        ValueError: This service cannot feed the model; the message says why.
     """
     default = _entrance(model, None)
     found: dict[Task | None, Entrance] = {None: default}
@@ -75,7 +75,7 @@ def entrances(model: SentenceTransformer) -> dict[Task | None, Entrance]:
 
 
 def limit(first: Transformer) -> None:
-    """Lets `encode` read no more tokens than there are positions; it breaks where the tokenizer declares more."""
+    """Limit `encode` to the model's positions. It fails where the tokenizer declares a larger window than that."""
     windows = {task: _window(first, task) for task in (None, *_PROMPT_NAMES)}
     if windows[None] is not None:
         first.max_seq_length = windows[None]
@@ -84,32 +84,32 @@ def limit(first: Transformer) -> None:
 
 
 def named_prompts(model: SentenceTransformer) -> dict[str, str]:
-    """The model's prompts by name, none if nobody has given it any.
+    """Return the model's prompts by name; an empty dictionary if all of them are empty.
 
     Raises:
-        TypeError: One of them is no text.
-        UnicodeEncodeError: One of them, or its name, holds half a surrogate pair, which no answer can.
+        TypeError: A prompt is no text.
+        UnicodeEncodeError: A prompt or its name holds half a surrogate pair, which JSON cannot hold.
     """
     for name, text in model.prompts.items():
         if not isinstance(text, str):
             raise TypeError(f"its prompt {name!r} is no text: {text!r}")
         f"{name}{text}".encode()
-    # Each model has a `query` and a `document`, empty if they are not its own.
+    # The library gives each model a `query` and a `document`, which are empty by default.
     return model.prompts if any(model.prompts.values()) else {}
 
 
 def own_prompt(model: SentenceTransformer, task: Task | None) -> str:
-    """What stands before a text of a task where the request names no prompt.
+    """Return the prompt of a text of a task where the request names no prompt.
 
-    `encode_document` means to take the first of several names that there is, and stops at `document`, which each model
-    has, though it be empty: a model with a `passage` gets that here.
+    `encode_document` wants the first of several names that the model has. It stops at `document`, which each model has,
+    if only an empty one. This function goes on to `passage`.
     """
     names = [model.default_prompt_name] if task is None else _PROMPT_NAMES[task]
     return next((text for name in names if name is not None and (text := model.prompts.get(name))), "")
 
 
 def _knows(model: SentenceTransformer, task: Task) -> bool:
-    """Whether a model may be told of a task; a router that has no route for it refuses."""
+    """Return True if a model accepts a task. A router without a route for it does not."""
     if not any(isinstance(module, Router) for module in model.modules()):
         return True
     try:
@@ -133,7 +133,7 @@ def _first(model: SentenceTransformer, task: Task | None) -> Transformer | Stati
     first = model[0]
     while isinstance(first, Router):
         try:
-            # There is no public way to ask.
+            # No public function returns the route.
             route = first._resolve_route(task, "text")  # noqa: SLF001
         except ValueError as error:
             raise ValueError(
@@ -156,14 +156,14 @@ def _first(model: SentenceTransformer, task: Task | None) -> Transformer | Stati
 
 
 def _window(first: Transformer, task: Task | None) -> int | None:
-    """Tokens that a Transformer module reads of a text: as many as are declared, but no more than it has positions."""
+    """Return the most tokens of a text: the declared window, but at most the number of positions."""
     declared = {"query": first.query_length, "document": first.document_length}.get(task or "") or first.max_seq_length
     limits = [declared] if declared else []
     for module in first.model.modules():
         positions = getattr(module, "position_embeddings", None)
         if isinstance(positions, torch.nn.Embedding):
             limits.append(positions.num_embeddings - _first_position(module))
-        # GPT-2 and OPT and their kin.
+        # The names in GPT-2, OPT and their relatives.
         if any(isinstance(getattr(module, name, None), torch.nn.Embedding) for name in ("wpe", "embed_positions")):
             limits.append(first.model.config.max_position_embeddings)
     window = min(limits, default=None)
@@ -177,17 +177,17 @@ def _n_rows(first: Transformer | StaticEmbedding) -> int | None:
     try:
         matrix = first.model.get_input_embeddings()
     except NotImplementedError:
-        # A model's own code need not say where it is.
+        # Code that comes with a model need not implement this.
         return None
     return int(matrix.weight.shape[0]) if isinstance(matrix, torch.nn.Embedding) else None
 
 
 def first_position(transformer: Transformer) -> int:
-    """What the model calls the first position of a text."""
+    """Return the number that the model gives to the first position of a text."""
     return max(map(_first_position, transformer.model.modules()))
 
 
 def _first_position(module: torch.nn.Module) -> int:
-    """RoBERTa and its kin count positions from padding_idx + 1 on."""
+    """Return the same for one module. RoBERTa and its relatives count positions from padding_idx + 1."""
     padding_idx = getattr(module, "padding_idx", None)
     return padding_idx + 1 if isinstance(padding_idx, int) and hasattr(module, "position_embeddings") else 0

@@ -1,4 +1,4 @@
-"""Whether a backend gives the vectors that sentence-transformers gives. Pure functions on arrays."""
+"""Compare a backend's vectors with those of sentence-transformers. Pure functions on arrays."""
 
 import itertools
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import numpy.typing as npt
 
 from embedding_api.engine.work import Vectors
 
-# By the precision that a backend computes in: what is measured, and the worst that is served.
+# The measure and its bound for each precision of a backend.
 #
-# In float32 the same arithmetic in another batch or order differs by up to 2.1e-7 with MiniLM; a mask or a pooling read
-# wrongly differs by 1e-2 and more. With less precision each text's vector turns a little: by how much is told to users.
+# In float32, another order of the same arithmetic changes the vectors of MiniLM by up to 2.1e-7. A wrong mask or a
+# wrong pooling changes them by 1e-2 and more. Less precision turns each vector a little, which the cosine measures.
 LARGEST_DIFFERENCE, COSINE = "largest_difference", "cosine"
 _BOUNDS = {"float32": (LARGEST_DIFFERENCE, 2e-6), "bfloat16": (COSINE, 0.9995), "int8": (COSINE, 0.98)}
 
-# Of very different lengths, so that in one padded batch every row but one has padding to be ignored.
+# Texts of very different lengths, so that in one padded batch all rows but one have padding, which must not matter.
 PROBE_TEXTS = (
     "a",
     "The quick brown fox jumps over the lazy dog.",
@@ -29,13 +29,13 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """How near a backend's vectors of the probe texts came to sentence-transformers' own.
+    """The comparison of a backend's vectors of the probe texts with sentence-transformers' own.
 
     Attributes:
-        measure: `largest_difference` of any component, as a share of its vector's length, or `cosine`, of the worst
+        measure: `largest_difference` of any component, as a share of its vector's length, or `cosine` of the worst
             text.
-        value: What was measured.
-        bound: The largest difference or the smallest cosine that is served.
+        value: The measured value.
+        bound: The largest difference, or the smallest cosine, with which a model is served.
     """
 
     measure: str
@@ -44,30 +44,30 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether the value is within the bound; NaN is not."""
+        """True if the value is within the bound. NaN never is."""
         return self.value <= self.bound if self.measure == LARGEST_DIFFERENCE else self.value >= self.bound
 
     @property
     def share(self) -> float:
-        """How far it is from perfect, as a share of how far it may be."""
+        """The distance from a perfect value, as a share of the allowed distance."""
         if self.measure == LARGEST_DIFFERENCE:
             return self.value / self.bound
         return (1 - self.value) / (1 - self.bound)
 
     def __str__(self) -> str:
-        """For logs and people."""
+        """Return the value and the bound for a log line."""
         if self.measure == LARGEST_DIFFERENCE:
             return f"largest difference {self.value:.1e} (at most {self.bound:.0e})"
         return f"cosine {self.value:.5f} (at least {self.bound})"
 
 
 def prove(reference: Vectors, vectors: Vectors, precision: str) -> Proof:
-    """Compares a backend's vectors with the reference.
+    """Compare a backend's vectors with the reference.
 
     Args:
         reference: float32, (n_texts, dim).
-        vectors: The same, of the same shape if all is well.
-        precision: What the backend computes in: float32, bfloat16 or int8.
+        vectors: float32. Another shape than that of the reference does not hold.
+        precision: The arithmetic of the backend: float32, bfloat16 or int8.
     """
     measure, bound = _BOUNDS[precision]
     of = largest_difference if measure == LARGEST_DIFFERENCE else smallest_cosine
@@ -75,14 +75,14 @@ def prove(reference: Vectors, vectors: Vectors, precision: str) -> Proof:
 
 
 def largest_difference(reference: Vectors, vectors: Vectors) -> float:
-    """The largest difference of any component, divided by the length of the reference vector it belongs to.
+    """Return the largest difference of any component, divided by the length of its reference vector.
 
     Args:
         reference: float32, (n_texts, dim).
         vectors: The same shape.
 
     Returns:
-        A share without unit, infinity where either holds NaN or infinity, or where the shapes differ.
+        A share without a unit; infinity if an array holds NaN or infinity, or if the shapes differ.
     """
     if not _comparable(reference, vectors):
         return float("inf")
@@ -90,14 +90,14 @@ def largest_difference(reference: Vectors, vectors: Vectors) -> float:
 
 
 def smallest_cosine(reference: Vectors, vectors: Vectors) -> float:
-    """The smallest cosine of a vector and its reference.
+    """Return the smallest cosine between a vector and its reference.
 
     Args:
         reference: float32, (n_texts, dim).
         vectors: The same shape.
 
     Returns:
-        From -1 to 1; -1 where either holds NaN or infinity, or where the shapes differ.
+        From -1 to 1; -1 if an array holds NaN or infinity, or if the shapes differ.
     """
     if not _comparable(reference, vectors):
         return -1.0
@@ -109,15 +109,15 @@ def _comparable(reference: Vectors, vectors: Vectors) -> bool:
 
 
 def _lengths(vectors: Vectors) -> npt.NDArray[np.float32]:
-    """Never zero, float32, (n_texts, 1)."""
+    """Return the lengths of vectors, float32, (n_texts, 1). None is zero."""
     return np.asarray(np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny))
 
 
 def tells_apart(vectors: Vectors) -> bool:
-    """Whether different texts have different vectors; without its tokenizer's files a model knows no words."""
+    """Return True if all vectors differ. Without its tokenizer's files a model gives many texts the same vector."""
     return all(not np.allclose(one, other, rtol=0, atol=1e-6) for one, other in itertools.combinations(vectors, 2))
 
 
 def all_of_unit_length(vectors: Vectors) -> bool:
-    """Whether the model normalizes: every vector is 1 long within 1e-4, which chance does not give every time."""
+    """Return True if the length of each vector is 1 within 1e-4, so that the model must normalize its vectors."""
     return bool(np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-4))

@@ -1,4 +1,4 @@
-"""From texts to token ids: prompt, tokenizer, window. Imports tokenizers, not torch."""
+"""Turn texts into token ids: prompt, tokenizer, window. Imports tokenizers, not torch."""
 
 import json
 import sys
@@ -13,27 +13,31 @@ from tokenizers import Tokenizer
 from embedding_api.engine.work import Ids
 from embedding_api.errors import EmptyTextError, TokenIdsNotAcceptedError, UnsupportedTokenError
 
+# A string, or the model's own token ids.
 Text = str | Sequence[int]
 
 
-# Reading takes up to 600 bytes of memory for each token of a text, so that 33 MB of full stops took 19 GB. Therefore:
-# texts are read a few at a time;
+# The tokenizer takes up to 600 bytes of memory for each token: 33 MB of full stops took 19 GB. The numbers below limit
+# what it reads.
+
+# Texts that it reads at once.
 _AT_ONCE = 8
-# of a text with more characters than this for each token of the window (English has about 5) the beginning is read;
+# Characters for each token of the window; of a longer text it reads only so much. English has about 5.
 _FAR = 16
-# that beginning counts if it gives so many tokens more than the window, so that its cut end cannot matter (a word of up
-# to 100 characters can be that many tokens, a longer one is a single unknown one to BERT);
+# Tokens by which that beginning must exceed the window, so that the cut at its end has no effect. A word of up to 100
+# characters can be that many tokens; BERT reads a longer one as a single unknown token.
 _MARGIN = 128
-# and where it does not, being white space or one enormous word, so many characters are read, of one text at a time.
+# Characters that it reads where the beginning has too few tokens, as with white space or one enormous word. It reads
+# such texts one at a time.
 _MOST = 250_000
 
 
 class Prompt(NamedTuple):
-    """What stands before each text of a request.
+    """The words before each text of a request.
 
     Attributes:
-        text: Empty for none.
-        n_tokens: How many leading tokens of a prompted text pooling leaves out; 0 for most models.
+        text: The words; empty for none.
+        n_tokens: Leading tokens of a text with this prompt that pooling leaves out; 0 for most models.
     """
 
     text: str = ""
@@ -44,11 +48,11 @@ NO_PROMPT = Prompt()
 
 
 class Tokens(NamedTuple):
-    """One text as its model reads it.
+    """The tokens of one text.
 
     Attributes:
-        ids: int64, (n_tokens,); special tokens and prompt included, cut to the window.
-        n_source_tokens: How many there were before the cut, at least: a very long text is not read to its end.
+        ids: int64, (n_tokens,), with special tokens and prompt, cut to the window.
+        n_source_tokens: Tokens before the cut. Of a very long text at least so many, as it is not read to its end.
     """
 
     ids: Ids
@@ -56,16 +60,16 @@ class Tokens(NamedTuple):
 
     @property
     def truncated(self) -> bool:
-        """Whether the model reads less than it was given."""
+        """True if the text was cut to the window."""
         return self.n_source_tokens > len(self.ids)
 
 
 class Reading(NamedTuple):
-    """The texts of one request, read.
+    """The tokens of all texts of one request.
 
     Attributes:
-        tokens: In the order of the texts.
-        n_prompt_tokens: How many leading tokens of each text pooling leaves out.
+        tokens: One item for each text, in the order of the texts.
+        n_prompt_tokens: Leading tokens of each text that pooling leaves out.
     """
 
     tokens: list[Tokens]
@@ -76,11 +80,11 @@ class Reader:
     """Reads texts for one model. Safe for several threads: the tokenizer's state never changes after the start.
 
     Args:
-        tokenizer: Copied, since sentence-transformers changes the padding and truncation of its own at will.
-        window: Tokens that the model can read, special tokens included; None if there is no limit.
-        n_rows: Of the model's embedding matrix; ids from this number on are refused. None takes all.
-        add_special_tokens: Whether the tokenizer puts the model's own tokens around a text.
-        truncation_side: Which end of a text over the window is lost, `right` or `left`.
+        tokenizer: A tokenizer, which is copied: sentence-transformers changes the padding and truncation of its own.
+        window: The most tokens of a text, with special tokens; None for no limit.
+        n_rows: Rows of the model's embedding matrix. Ids from this number on are refused. None allows all ids.
+        add_special_tokens: True if the tokenizer puts special tokens around a text.
+        truncation_side: The end that a text over the window loses, `right` or `left`.
     """
 
     def __init__(
@@ -111,38 +115,38 @@ class Reader:
         self._one_at_a_time = threading.Lock()
         self.n_vocabulary = self._tokenizer.get_vocab_size()
         self.n_rows = n_rows
-        # Nothing is looked for in the texts of a model whose tokenizer gives no such id.
+        # Most tokenizers give no id without a row. Their texts need no check.
         self._may_lack_rows = bool(self.tokens_without_row())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The reader that `save` wrote into this folder."""
+        """Return the reader that `save` wrote into a folder."""
         parameters = json.loads((folder / "reader.json").read_bytes())
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **parameters)
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json and reader.json, all that it takes to make this reader again."""
+        """Write tokenizer.json and reader.json, from which `load` makes the same reader."""
         self._tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "reader.json").write_text(json.dumps(self._parameters))
 
     def tokens_without_row(self) -> dict[int, str]:
-        """The tokens that the tokenizer knows and the embedding matrix has no row for, by id."""
+        """Return the tokens that have no row in the embedding matrix, by id."""
         if self.n_rows is None:
             return {}
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         return {id_: token for token, id_ in vocabulary.items() if id_ >= self.n_rows}
 
     def read(self, texts: Sequence[Text], prompt: Prompt = NO_PROMPT) -> Reading:
-        """Reads texts, or the model's own token ids.
+        """Return the tokens of texts.
 
         Args:
-            texts: All strings, or all sequences of ids; ids are taken as they are, without prompt or special tokens.
-            prompt: What stands before each text.
+            texts: Strings only, or sequences of token ids only. Ids get neither a prompt nor special tokens.
+            prompt: The words before each text.
 
         Raises:
-            EmptyTextError: Nothing is left of a text.
+            EmptyTextError: A text has no tokens.
             TokenIdsNotAcceptedError: An id is not in the vocabulary.
-            UnsupportedTokenError: A text holds a token that the model has no row for.
+            UnsupportedTokenError: A text holds a token without a row in the embedding matrix.
         """
         if isinstance(texts[0], str):
             reading = Reading(self._read_strings(texts, prompt), prompt.n_tokens)
@@ -159,10 +163,10 @@ class Reader:
         return reading
 
     def _require_rows(self, ids: Ids, param: str) -> None:
-        """Refuses a token without a row: PyTorch would raise, and OpenVINO would take zeros in its place."""
+        """Refuse a token without a row. PyTorch would raise an error, and OpenVINO would read zeros."""
         if self.n_rows is None or (highest := int(ids.max())) < self.n_rows:
             return
-        # Names of added tokens are the model's own words. Others can be parts of somebody's text.
+        # An added token is a name of the model's own. Another token can be a part of a client's text, and stays secret.
         added = self._tokenizer.get_added_tokens_decoder().get(highest)
         name = "" if added is None else f" ({added.content})"
         raise UnsupportedTokenError(
@@ -182,7 +186,7 @@ class Reader:
         return tokens
 
     def _read_far(self, text: str, beginning: Tokens) -> Tokens:
-        """A text far over the window; `beginning` is what its first characters gave."""
+        """Return the tokens of a text far over the window; `beginning` has those of its first characters."""
         n_sure_tokens = beginning.n_source_tokens - _MARGIN
         if self.window is None or n_sure_tokens > self.window:
             return Tokens(beginning.ids, n_sure_tokens)

@@ -1,1 +1,1 @@
-"""What a model's folder says of itself, before anything is loaded. Nothing here imports torch or asks the hub."""
+"""Models: where their files come from, what the files say, which backend serves them. Nothing here imports torch."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from embedding_api.engine.backends import Loaded, Routes, UnfitError, proof
+from embedding_api.engine.backends import Loaded, Route, UnfitError, proof
 from embedding_api.engine.backends.proof import Proof
 from embedding_api.engine.findings import UnservableError, in_a_line
 from embedding_api.engine.models import conversion, kind
@@ -91,19 +91,17 @@ def _first_success(model: Inspected, settings: Settings, loaders: Mapping[str, L
     failures: list[tuple[Attempt, UnfitError]] = []
     for attempt in attempts(settings):
         # Less precision may be all that is wrong. After any other failure the backend would fail in float32, too.
-        if any(
-            earlier.backend == attempt.backend and not isinstance(why, _ImpreciseError) for earlier, why in failures
-        ):
+        if any(last.backend == attempt.backend and not isinstance(why, _ImpreciseError) for last, why in failures):
             continue
         try:
-            loaded = _load(loaders[attempt.backend], model, dataclasses.replace(settings, precision=attempt.precision))
-            worst = _prove(loaded.routes)
+            wanted = dataclasses.replace(settings, precision=attempt.precision)
+            success = _load_and_prove(loaders[attempt.backend], model, wanted)
         except UnfitError as error:
             failures.append((attempt, error))
             continue
         if failures:
             _warn_of_fallback(model.spec.name, attempt, *failures[-1])
-        return loaded, worst
+        return success
     last, cause = failures[-1]
     cure = "; set BACKEND=auto" if last.backend == "openvino" else ""
     if isinstance(cause, _ImpreciseError):
@@ -113,10 +111,11 @@ def _first_success(model: Inspected, settings: Settings, loaders: Mapping[str, L
     ) from cause
 
 
-def _load(loader: Loader, model: Inspected, settings: Settings) -> Loaded:
-    """Load a model. Whatever fails in a library is an UnfitError, so that the next attempt follows."""
+def _load_and_prove(loader: Loader, model: Inspected, settings: Settings) -> tuple[Loaded, Proof]:
+    """Return a loaded model and the proof of its worst route. Any failure in a library becomes an UnfitError."""
     try:
-        return loader(model, settings)
+        loaded = loader(model, settings)
+        return loaded, max((_prove(route) for route in loaded.routes.values()), key=lambda result: result.share)
     except (UnfitError, UnservableError, StartError):
         raise
     except Exception as error:
@@ -124,39 +123,32 @@ def _load(loader: Loader, model: Inspected, settings: Settings) -> Loaded:
         raise UnfitError(in_a_line(error)) from error
 
 
-def _prove(routes: Routes) -> Proof:
-    """Compare the vectors of every route with sentence-transformers' own, and return the worst result.
+def _prove(route: Route) -> Proof:
+    """Compare the vectors of a route with sentence-transformers' own.
 
     Raises:
-        UnfitError: The vectors of a route differ too much, or the backend cannot compute them.
+        UnfitError: They differ too much.
     """
-    proofs = []
-    for route in routes.values():
-        precision = route.backend.precision
-        try:
-            result = proof.prove(route.reference, route.probe(), precision)
-        except Exception as error:
-            raise UnfitError(in_a_line(error)) from error
-        if not result.holds:
-            raise (UnfitError if precision == "float32" else _ImpreciseError)(
-                f"its vectors in {precision} differ from sentence-transformers' own: {result}"
-            )
-        proofs.append(result)
-    return max(proofs, key=lambda result: result.share)
+    precision = route.backend.precision
+    result = proof.prove(route.reference, route.probe(), precision)
+    if not result.holds:
+        raise (UnfitError if precision == "float32" else _ImpreciseError)(
+            f"its vectors in {precision} differ from sentence-transformers' own: {result}"
+        )
+    return result
 
 
 def _warn_of_fallback(name: str, success: Attempt, failure: Attempt, error: UnfitError) -> None:
-    if success.backend == failure.backend:
-        logger.warning(
-            "model %s is served in %s (slower) because %s. Set PRECISION=%s to silence this warning.",
-            name, success.precision, error, success.precision,
-        )  # fmt: skip
-    else:
-        logger.warning(
-            "model %s is served by %s in %s (slower) because OpenVINO cannot serve it: %s. Set BACKEND=%s to silence "
-            "this warning.",
-            name, success.backend, success.precision, error, success.backend,
-        )  # fmt: skip
+    is_same = success.backend == failure.backend
+    logger.warning(
+        "model %s is served by %s in %s (slower) because %s%s. Set %s to silence this warning.",
+        name,
+        success.backend,
+        success.precision,
+        "" if is_same else "OpenVINO cannot serve it: ",
+        error,
+        f"PRECISION={success.precision}" if is_same else f"BACKEND={success.backend}",
+    )
 
 
 def _openvino(model: Inspected, settings: Settings, checksums: Checksums) -> Loaded:

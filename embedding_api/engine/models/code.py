@@ -1,4 +1,4 @@
-"""The Python code that a model brings: found in its files, trusted or refused, and put beside the model."""
+"""Find the Python code that comes with a model, refuse it where it is not trusted, and put it beside the model."""
 
 import contextlib
 import json
@@ -15,33 +15,33 @@ from embedding_api.engine.models.files import Module
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings.model_spec import COMMIT, REPOSITORY
 
-# The classes of transformers that sentence-transformers asks for, and so those whose entry in an auto_map counts.
+# The classes of transformers that sentence-transformers uses. Other entries of an auto_map have no effect.
 _ASKED_FOR = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor")
-# Files that name code in an auto_map.
+# Files with an auto_map.
 _MAPS = ("config.json", "tokenizer_config.json", "processor_config.json")
-# And all that name code.
+# All files that name code.
 _NAMING = (*_MAPS, "modules.json", "router_config.json")
 
-# Architectures that transformers has taken over from code on the hub, with a conversion of the hub's own weights, by
-# model_type: how the names of that code's classes begin. Its own documentation names the repositories:
+# Architectures on the hub that transformers has taken over into its own code, and whose weights it converts: the begin
+# of the class names in the hub's code, by model_type. transformers' documentation names the repositories:
 # nomic-ai/nomic-embed-text-v1.5 and EuroBERT/EuroBERT-210m.
 _TAKEN_OVER = {"nomic_bert": "NomicBert", "eurobert": "EuroBert"}
 
-# An entry of TRUST_REMOTE_CODE that names a repository at a commit.
+# An entry of TRUST_REMOTE_CODE for a repository at a commit.
 _AT_COMMIT = re.compile(f"({REPOSITORY})@({COMMIT})")
 
-# Downloads the Python files of a repository at a commit, or at its newest one, and returns their folder, whose last
-# part is the commit. Raises ModelLoadError.
+# A function that downloads the Python files of a repository at a commit (None for the newest) and returns their folder,
+# whose name is the commit. It raises ModelLoadError.
 Fetch = Callable[[str, str | None], Path]
 
 
 class Reference(NamedTuple):
-    """Where a model's file names code.
+    """A class that a model's file names.
 
     Attributes:
-        repository: On the hub, if the code lies in another repository than the model.
+        repository: The repository of the code, if it is not the model's own.
         name: The class, as the file writes it, such as `modeling_own.OwnModel`.
-        is_taken_over: Whether transformers has the same architecture of its own.
+        is_taken_over: True if transformers has the same architecture in its own code.
     """
 
     repository: str | None
@@ -50,12 +50,12 @@ class Reference(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """What TRUST_REMOTE_CODE says, seen from one model.
+    """The part of TRUST_REMOTE_CODE that concerns one model.
 
     Attributes:
-        name: The model's, as it is written there.
-        is_given: Whether it is there.
-        commits: Those of the other repositories that are there, by repository.
+        name: The name of the model to write there.
+        is_given: True if TRUST_REMOTE_CODE names the model.
+        commits: The trusted commit of each other repository, by repository.
     """
 
     name: str
@@ -64,33 +64,33 @@ class Trust(NamedTuple):
 
 
 def trust(entries: Sequence[str], names: Sequence[str]) -> Trust:
-    """What TRUST_REMOTE_CODE says of a model.
+    """Return the part of TRUST_REMOTE_CODE that concerns one model.
 
     Args:
-        entries: The setting's.
-        names: The model's; the first is its public one.
+        entries: The entries of the setting.
+        names: The names of the model; the first is the public one.
     """
     commits = {match[1]: match[2] for entry in entries if (match := _AT_COMMIT.fullmatch(entry))}
     return Trust(names[0], any(name in entries for name in names), commits)
 
 
 def references(modules: Sequence[Module], folder: Path) -> list[Reference]:
-    """The code that a model brings and that loading it would run, each once.
+    """Return the classes that come with a model and that loading it would run, each once.
 
     Args:
-        modules: As its files describe them.
-        folder: The model's.
+        modules: The modules that its files describe.
+        folder: The folder of the model.
 
     Raises:
         UnservableError: A file cannot be read.
     """
     found = [_reference(module.type) for module in modules if not module.is_of_library]
-    for place in _places(modules, folder):
-        prefix = _TAKEN_OVER.get(str(files.read(place / "config.json").get("model_type")))
+    for each in _folders(modules, folder):
+        prefix = _TAKEN_OVER.get(str(files.read(each / "config.json").get("model_type")))
         for file in _MAPS:
-            for name in _in_auto_map(files.read(place / file).get("auto_map")):
+            for name in _in_auto_map(files.read(each / file).get("auto_map")):
                 found.append(_reference(name, taken_over=prefix))  # noqa: PERF401 - three loops are read more easily
-    # sentence-transformers takes Tanh in the place of an activation that it may not import.
+    # sentence-transformers uses Tanh instead of an activation that it may not import.
     activations = (module.config().get("activation_function") for module in modules if module.name == "Dense")
     found += [_reference(name) for name in activations if isinstance(name, str) and not name.startswith("torch.")]
     return list(dict.fromkeys(found))
@@ -101,22 +101,22 @@ def assembled(
     folder: Path, modules: Sequence[Module], found: Sequence[Reference], trusted: Trust, own_name: str | None,
     fetch: Fetch,
 ) -> Iterator[Path]:  # fmt: skip
-    """A folder in which the model and all of its code lie together, there until the context ends.
+    """Return a folder with the model and all of its code. It exists until the context ends.
 
-    transformers looks for code in other repositories by name, at whatever commit the cache has. In this folder the
-    model's files name all code as lying beside them.
+    transformers looks for the code of other repositories by name, at any commit that the cache has. In this folder the
+    model's files name all code as if it were beside them.
 
     Args:
-        folder: The model's.
-        modules: As its files describe them.
-        found: The code that it refers to.
-        trusted: What may run.
-        own_name: The model's own repository on the hub, if it came from there.
+        folder: The folder of the model.
+        modules: The modules that its files describe.
+        found: The classes that come with it.
+        trusted: The code that may run.
+        own_name: The model's own repository, if it comes from the hub.
         fetch: See `Fetch`.
 
     Raises:
-        UnservableError: Not all of the code may run; the message has the line that allows it.
-        ModelLoadError: The code cannot be had.
+        UnservableError: Not all of the code may run; the message has the setting that allows it.
+        ModelLoadError: The code cannot be downloaded.
         OSError: The folder cannot be made.
     """
     others = sorted({each.repository for each in found if each.repository is not None} - {own_name})
@@ -126,7 +126,7 @@ def assembled(
         return
     with tempfile.TemporaryDirectory(prefix="memementor-model-") as parent:
         target = Path(parent, folder.name)
-        _mirror(folder, target, [place / name for place in _places(modules, folder) for name in _NAMING])
+        _mirror(folder, target, [each / name for each in _folders(modules, folder) for name in _NAMING])
         for name in others:
             _add_code(fetch(name, trusted.commits[name]), target, name)
         yield target
@@ -136,29 +136,29 @@ def _require_trust(found: Sequence[Reference], others: Sequence[str], trusted: T
     if not found or (trusted.is_given and all(name in trusted.commits for name in others)):
         return
     commits = [trusted.commits.get(name) or _newest(name, fetch) for name in others]
-    line = ",".join([trusted.name, *(f"{name}@{commit}" for name, commit in zip(others, commits, strict=True))])
+    entries = ",".join([trusted.name, *(f"{name}@{commit}" for name, commit in zip(others, commits, strict=True))])
     where = f" in {' and '.join(others)}" if others else ""
     raise UnservableError(
         f"it brings Python code of its own{where} ({found[0].name}), without which it would be another model: read "
-        f"that, then name it in TRUST_REMOTE_CODE={line}"
+        f"that, then name it in TRUST_REMOTE_CODE={entries}"
     )
 
 
 def _newest(repository: str, fetch: Fetch) -> str:
-    """The commit that a repository is at, or in its place what to write there, if the hub does not tell."""
+    """Return the newest commit of a repository, or a placeholder if the hub cannot be asked."""
     try:
         return fetch(repository, None).name
     except ModelLoadError:
         return "<its commit, 40 hexadecimal digits>"
 
 
-def _places(modules: Sequence[Module], folder: Path) -> list[Path]:
-    """The folders whose files may name code."""
+def _folders(modules: Sequence[Module], folder: Path) -> list[Path]:
+    """Return the folders whose files may name code."""
     return list(dict.fromkeys((folder, *(module.folder for module in modules))))
 
 
 def _in_auto_map(auto_map: Any) -> list[str]:
-    """The names in an auto_map; for tokenizers it holds lists of a slow and a fast one, with null for none."""
+    """Return the names in an auto_map. For tokenizers it holds pairs of a slow and a fast one; either may be null."""
     if isinstance(auto_map, dict):
         return [name for key in _ASKED_FOR for name in _in_auto_map(auto_map.get(key))]
     if isinstance(auto_map, list):
@@ -173,7 +173,7 @@ def _reference(name: str, *, taken_over: str | None = None) -> Reference:
 
 
 def _mirror(folder: Path, target: Path, naming: Sequence[Path]) -> None:
-    """Makes the same files by link, but for those that name code, which name it as beside them."""
+    """Link all files of a model. Copy those that name code, so that they name it as beside them."""
     for path in files.walk(folder):
         copy = target / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def _mirror(folder: Path, target: Path, naming: Sequence[Path]) -> None:
 
 
 def _beside(value: Any) -> Any:
-    """The value of a JSON file, with `module.Class` in the place of `organisation/name--module.Class`."""
+    """Return a JSON value with `module.Class` instead of `organisation/name--module.Class`."""
     if isinstance(value, dict):
         return {key: _beside(each) for key, each in value.items()}
     if isinstance(value, list):

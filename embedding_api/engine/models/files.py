@@ -1,4 +1,4 @@
-"""A model's files, read as sentence-transformers reads them: its modules, and what JSON says of each."""
+"""Read the files of a model as sentence-transformers reads them: its modules, and the JSON files of each."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from embedding_api.engine.findings import UnservableError
 
 _LIBRARY = "sentence_transformers."
 
-# How the first line of what git lfs leaves in the place of a file begins.
+# The begin of the small file that git lfs puts in place of a file that it has not fetched.
 LFS_POINTER = b"version https://git-lfs"
 
-# A Transformer, as sentence-transformers makes it of a folder without modules.json.
+# The type of the module that sentence-transformers makes from a folder without modules.json.
 TRANSFORMER = f"{_LIBRARY}base.modules.transformer.Transformer"
 
-# What sentence-transformers has called its notes on a Transformer, newest first; the first that is there counts.
-_TRANSFORMER_NOTES = (
+# Names of the file with sentence-transformers' settings of a Transformer, newest first. The first that exists counts.
+_TRANSFORMER_SETTINGS = (
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
     "sentence_distilbert_config.json",
@@ -32,8 +32,8 @@ class Module(NamedTuple):
     """One module of a sentence-transformers model.
 
     Attributes:
-        type: Its class, as modules.json writes it.
-        folder: Where its files lie.
+        type: The class, as modules.json writes it.
+        folder: The folder of its files.
     """
 
     type: str
@@ -41,38 +41,38 @@ class Module(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its class, such as `Pooling`."""
+        """The name of the class, such as `Pooling`."""
         return self.type.rpartition(".")[2]
 
     @property
     def is_of_library(self) -> bool:
-        """True for sentence-transformers' own classes."""
+        """True for a class of sentence-transformers."""
         return self.type.startswith(_LIBRARY)
 
     @property
     def is_transformer(self) -> bool:
-        """True if transformers loads it."""
+        """True if transformers loads the module."""
         return self.is_of_library and self.name == "Transformer"
 
     @property
     def is_pooling(self) -> bool:
-        """True if it makes one vector of the vectors of a text's tokens."""
+        """True if the module makes one vector from the vectors of a text's tokens."""
         return self.is_of_library and self.name == "Pooling"
 
     def config(self) -> dict[str, Any]:
-        """Its config.json; empty if there is none. Raises what `read` raises."""
+        """Return the module's config.json; empty if there is none. Raises what `read` raises."""
         return read(self.folder / "config.json")
 
-    def notes(self) -> dict[str, Any]:
-        """What sentence-transformers itself notes of a Transformer, such as its window. Raises what `read` raises."""
-        return next(filter(None, (read(self.folder / name) for name in _TRANSFORMER_NOTES)), {})
+    def own_settings(self) -> dict[str, Any]:
+        """Return sentence-transformers' settings of a Transformer, such as its window. Raises what `read` raises."""
+        return next(filter(None, (read(self.folder / name) for name in _TRANSFORMER_SETTINGS)), {})
 
 
 def modules(folder: Path) -> list[Module]:
-    """The modules of a model, those of its routes included, in the order of its files.
+    """Return the modules of a model, with those of its routes, in the order of its files.
 
     Raises:
-        UnservableError: A file that should tell them does not.
+        UnservableError: A file that lists modules is damaged.
     """
     if not is_declared(folder):
         return [Module(TRANSFORMER, folder)]
@@ -87,20 +87,20 @@ def modules(folder: Path) -> list[Module]:
 
 
 def is_declared(folder: Path) -> bool:
-    """True if sentence-transformers' own file says which modules the model consists of."""
+    """Return True if a modules.json says which modules the model consists of."""
     return is_there(folder / "modules.json")
 
 
 def is_there(file: Path) -> bool:
-    """True for a file, and for a link that leads nowhere, which stands for a file that should be there."""
+    """Return True for a file, and for a link to a missing file, which is a file that should be there."""
     return file.is_symlink() or file.is_file()
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file.
+    """Return the object in a JSON file; empty if there is no such file.
 
     Raises:
-        UnservableError: It cannot be read, or holds something else.
+        UnservableError: The file cannot be read, or holds no JSON object.
     """
     if not is_there(file):
         return {}
@@ -111,12 +111,12 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def lfs_pointer(file: Path) -> UnservableError:
-    """What to tell of a file that git lfs has not fetched."""
+    """Return the error for a file that git lfs has not fetched."""
     return UnservableError(f"{file.name} is a pointer of git lfs, not the file itself; run git lfs pull in its folder")
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder but hidden ones. Links are followed, to folders too, unless they lead back up.
+    """Yield all files below a folder but hidden ones. Follow links, also to folders, unless they lead back up.
 
     Raises:
         OSError: A folder cannot be read.
@@ -126,12 +126,12 @@ def walk(folder: Path) -> Iterator[Path]:
         raise error
 
     # Path.rglob enters no linked folder before Python 3.13.
-    for place, below, names in os.walk(folder, followlinks=True, onerror=fail):
-        if any(Path(place).samefile(above) for above in Path(place).parents):
+    for current, below, names in os.walk(folder, followlinks=True, onerror=fail):
+        if any(Path(current).samefile(above) for above in Path(current).parents):
             below.clear()
             continue
         below[:] = sorted(name for name in below if not _is_hidden(name))
-        yield from (path for name in names if not _is_hidden(name) and (path := Path(place, name)).is_file())
+        yield from (path for name in names if not _is_hidden(name) and (path := Path(current, name)).is_file())
 
 
 def _is_hidden(name: str) -> bool:
@@ -149,7 +149,7 @@ def _is_inside(path: str) -> bool:
 
 
 def _routes(module: Module) -> Iterator[Module]:
-    """The modules that a Router leads to."""
+    """Yield the modules that a Router leads to."""
     if module.is_of_library and module.name in ("Router", "Asym"):
         config = read(module.folder / "router_config.json") or module.config()
         types = config.get("types")

@@ -1,4 +1,4 @@
-"""What can be known of a model before it is loaded: refused if it cannot be served, and its code put beside it."""
+"""Inspect a model before it is loaded: refuse one that cannot be served, and put its code beside it."""
 
 import contextlib
 import logging
@@ -19,12 +19,12 @@ class Inspected(NamedTuple):
     """A model that may be loaded.
 
     Attributes:
-        spec: What SUPPORTED_MODELS says of it.
-        source: Where its files are.
-        folder: What to load: the same, or a folder with links to them and with its code.
-        modules: As its files describe them.
-        code: What it brings, all of which may run.
-        findings: What its operator should know.
+        spec: The entry of SUPPORTED_MODELS.
+        source: The folder of its files.
+        folder: The folder to load: the same, or one with links to the files and with the model's code.
+        modules: The modules that its files describe.
+        code: The Python code that comes with it. All of it may run.
+        findings: The facts that the operator should know.
     """
 
     spec: ModelSpec
@@ -36,22 +36,22 @@ class Inspected(NamedTuple):
 
     @property
     def may_run_code(self) -> bool:
-        """True if Python code that comes with it may run."""
+        """True if Python code comes with the model and may run."""
         return bool(self.code)
 
 
 @contextlib.contextmanager
 def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -> Iterator[Inspected]:
-    """Inspects a model, and keeps what is to be loaded until the context ends.
+    """Inspect a model. Its folder exists until the context ends.
 
     Args:
-        spec: What SUPPORTED_MODELS says of it.
-        source: Where its files are.
-        settings: Of which trust_remote_code and allow_pickle matter.
-        fetch: Downloads code that lies in another repository.
+        spec: The entry of SUPPORTED_MODELS.
+        source: The folder of its files.
+        settings: TRUST_REMOTE_CODE and ALLOW_PICKLE matter.
+        fetch: Downloads code from another repository.
 
     Raises:
-        ModelLoadError: It cannot be served as it is.
+        ModelLoadError: The model cannot be served.
     """
     own_name = None if spec.is_folder else spec.source
     is_downloaded = not spec.is_folder
@@ -77,7 +77,7 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
 
 
 def unservable(spec: ModelSpec, source: Path, error: UnservableError) -> ModelLoadError:
-    """What ends the start for a model that no backend can serve."""
+    """Return the error that ends the start for a model that no backend can serve."""
     return ModelLoadError(f"model {spec.name} from {source} cannot be served: {error}")
 
 
@@ -88,10 +88,10 @@ def _left_out(reference: Reference) -> Finding:
 
 
 def require_trust_used(models: Sequence[Inspected], settings: Settings) -> None:
-    """Refuses an entry of TRUST_REMOTE_CODE that names nothing which is served, as a misspelt one does.
+    """Refuse an entry of TRUST_REMOTE_CODE that names nothing that is served. It may be misspelt.
 
     Raises:
-        SettingsError: There is one.
+        SettingsError: Such an entry exists.
     """
     names = {name for model in models for name in model.spec.names}
     repositories = {each.repository for model in models for each in model.code}

@@ -1,4 +1,4 @@
-"""What kind of model the files describe, and what they leave open. Served are those of one dense vector a text."""
+"""Find out what kind of model the files describe. This service serves models that give one dense vector a text."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,24 +11,24 @@ from embedding_api.engine.models.files import Module
 _SPARSE, _RERANKER, _COLBERT = "a sparse encoder", "a reranker or a classifier", "a multi-vector model, such as ColBERT"
 _MEDIA = "a model that reads pictures or sound"
 
-# What config_sentence_transformers.json calls the class that saved a model; PyLate 3 wrote ColBERT.
+# The kind by the class in config_sentence_transformers.json that saved the model. PyLate 3 wrote ColBERT.
 _BY_MODEL_TYPE = {
     "SparseEncoder": _SPARSE,
     "CrossEncoder": _RERANKER,
     "MultiVectorEncoder": _COLBERT,
     "ColBERT": _COLBERT,
 }
-# Where the classes of modules lie that only another kind of model has.
+# The kind by the package of a module that no embedding model has.
 _BY_PACKAGE = {
     "sentence_transformers.sparse_encoder.": _SPARSE,
     "sentence_transformers.cross_encoder.": _RERANKER,
     "sentence_transformers.multi_vector_encoder.": _COLBERT,
     "pylate.": _COLBERT,
 }
-# What sentence_bert_config.json says that a Transformer is for, where that is not to give the vectors of tokens.
+# The kind by the transformer_task in sentence_bert_config.json, where that is not to give vectors of tokens.
 _BY_TASK = {"sequence-classification": _RERANKER, "fill-mask": _SPARSE, "retrieval": _COLBERT}
-# What an architecture of transformers is called. It counts where no modules.json says more: jina-embeddings-v2 is a
-# ...ForMaskedLM, Qwen3-Embedding a ...ForCausalLM, and both are embedding models.
+# The kind by the name of an architecture of transformers. It counts only where there is no modules.json:
+# jina-embeddings-v2 is a ...ForMaskedLM, Qwen3-Embedding a ...ForCausalLM, and both are embedding models.
 _BY_ARCHITECTURE = (
     (re.compile("ColBERT|ForRetrieval", re.IGNORECASE), _COLBERT),
     (re.compile("Splade", re.IGNORECASE), _SPARSE),
@@ -36,33 +36,33 @@ _BY_ARCHITECTURE = (
     (re.compile("ForMaskedLM"), "a masked language model, as SPLADE and untrained base models are"),
     (re.compile("ForCausalLM|LMHead"), "a language model"),
     (re.compile("^CLIP|^Siglip|Vision"), _MEDIA),
-    # All others that end in a task, but for those whose task is to embed.
+    # All other names with a task, but not those whose task is to embed.
     (re.compile(r"For(?!\w*(Embed|Encod|FeatureExtraction))[A-Z]"), "a model for another task"),
 )
 
 # Parts of config.json that only models of pictures and sound have.
 _OF_MEDIA = ("audio_config", "vision_config")
 
-# Folders of modules, as sentence-transformers names them.
+# Names that sentence-transformers gives to the folders of modules.
 _MODULE_FOLDER = re.compile(r"\d+_[A-Z]\w*")
 _SAVE = (
     "if it is one all the same, say how it pools: save it with SentenceTransformer(modules=[Transformer(...), "
     "Pooling(...)]).save(...)"
 )
-# Of transformers' own: how it writes that a tokenizer knows no limit.
+# transformers writes a larger number than this for a tokenizer without a limit.
 _NO_LIMIT = 10**9
 
 
 def require_embedding_model(folder: Path, modules: Sequence[Module]) -> None:
-    """Refuses a model whose files say that it is something else, or do not say what it takes.
+    """Refuse a model that is of another kind, or whose files lack what sentence-transformers needs.
 
     Raises:
-        UnservableError: They do so.
+        UnservableError: The model is refused.
     """
-    said = str(files.read(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer"))
-    if said != "SentenceTransformer":
-        kind = _BY_MODEL_TYPE.get(said, "another kind of model")
-        raise _other(f"config_sentence_transformers.json says that it is a {said}", kind)
+    type_ = str(files.read(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer"))
+    if type_ != "SentenceTransformer":
+        kind = _BY_MODEL_TYPE.get(type_, "another kind of model")
+        raise _other(f"config_sentence_transformers.json says that it is a {type_}", kind)
     for module in modules:
         for package, kind in _BY_PACKAGE.items():
             if module.type.startswith(package):
@@ -78,12 +78,12 @@ def require_embedding_model(folder: Path, modules: Sequence[Module]) -> None:
 
 
 def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> Iterator[Finding]:
-    """What sentence-transformers assumes of a model whose files do not say it.
+    """Yield what sentence-transformers assumes where the files do not say it.
 
     Args:
-        folder: The model's.
-        modules: As its files describe them.
-        window: Tokens that it was found to read, None for no limit.
+        folder: The folder of the model.
+        modules: The modules that its files describe.
+        window: The window of the loaded model in tokens; None for no limit.
 
     Raises:
         UnservableError: A file can no longer be read.
@@ -114,10 +114,10 @@ def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> 
 def _require_reading_text(module: Module) -> None:
     if not files.is_there(module.folder / "config.json"):
         raise UnservableError("it has no config.json for its Transformer; get the model's files again")
-    notes = module.notes()
-    if (kind := _BY_TASK.get(str(notes.get("transformer_task")))) is not None:
-        raise _other(f"sentence_bert_config.json has the transformer_task {notes['transformer_task']}", kind)
-    if (elsewhere := notes.get("tokenizer_name_or_path")) is not None:
+    settings = module.own_settings()
+    if (kind := _BY_TASK.get(str(settings.get("transformer_task")))) is not None:
+        raise _other(f"sentence_bert_config.json has the transformer_task {settings['transformer_task']}", kind)
+    if (elsewhere := settings.get("tokenizer_name_or_path")) is not None:
         raise UnservableError(
             f"its tokenizer lies elsewhere (sentence_bert_config.json: tokenizer_name_or_path {elsewhere!r}); put it "
             "into the model's folder, and remove that line"
@@ -129,7 +129,7 @@ def _require_reading_text(module: Module) -> None:
 
 
 def _require_base_model(folder: Path) -> None:
-    """Of a folder without modules.json, which sentence-transformers takes for a model whose tokens it averages."""
+    """Refuse a folder without modules.json, unless it is a base model. Of that the token vectors are averaged."""
     left = sorted(path.name for path in folder.iterdir() if _MODULE_FOLDER.fullmatch(path.name) and path.is_dir())
     if left:
         raise UnservableError(
@@ -148,12 +148,12 @@ def _other(cause: str, kind: str, cure: str = "name an embedding model in SUPPOR
 
 
 def _names_pooling(module: Module) -> bool:
-    # What counts as true is for sentence-transformers to say: it takes any value that Python does.
+    # sentence-transformers accepts any value that is true in Python.
     return any(value for key, value in module.config().items() if key.startswith("pooling_mode"))
 
 
 def _names_window(module: Module) -> bool:
     of_tokenizer = files.read(module.folder / "tokenizer_config.json").get("model_max_length")
-    return bool(module.notes().get("max_seq_length")) or (
+    return bool(module.own_settings().get("max_seq_length")) or (
         isinstance(of_tokenizer, int | float) and of_tokenizer < _NO_LIMIT
     )

@@ -14,7 +14,6 @@ class Description:
 
     Attributes:
         name: The public name.
-        names: All names that a request may use; the public name is the first.
         owner: The organisation on the hub, or `local`.
         loaded_at: When the model was loaded, in seconds since 1970.
         dimensions: Components of a vector.
@@ -22,12 +21,10 @@ class Description:
         backend: The name of the backend, such as `openvino`.
         precision: The arithmetic of the backend, such as `float32`.
         proof: The comparison with sentence-transformers.
-        input_types: The input types that the model treats in a way of their own.
         prompts: The prompts that a request may name, by name.
     """
 
     name: str
-    names: tuple[str, ...]
     owner: str
     loaded_at: int
     dimensions: int
@@ -35,7 +32,6 @@ class Description:
     backend: str
     precision: str
     proof: Proof
-    input_types: tuple[str, ...]
     prompts: Mapping[str, str]
 
 
@@ -69,7 +65,6 @@ class Model:
         route = self.route
         return Description(
             name=self.name,
-            names=self.names,
             owner=self.owner,
             loaded_at=self.loaded_at,
             dimensions=route.backend.dim,
@@ -77,7 +72,6 @@ class Model:
             backend=route.backend.name,
             precision=route.backend.precision,
             proof=self.proof,
-            input_types=tuple(task for task in self.routes if task is not None),
             prompts={name: prompt.text for name, prompt in route.prompts.items()},
         )
 

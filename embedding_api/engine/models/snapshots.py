@@ -1,4 +1,4 @@
-"""The hub's cache: `models--org--name/snapshots/commit` holds a model's files at a commit."""
+"""Read the hub's cache, where `models--org--name/snapshots/commit` holds the files of a model at a commit."""
 
 import json
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ from embedding_api.engine.findings import UnservableError, listed
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings.model_spec import ModelSpec
 
-# Files that say what a model is, and its vocabulary.
+# Suffixes of the files that describe a model, and of its vocabulary.
 _READ = (".json", ".txt", ".model")
 
 
 def chosen(spec: ModelSpec, folder: Path) -> Path:
-    """The snapshot of a repository's folder in the cache: that of refs/main, or the only one. Other folders stay.
+    """Return the snapshot in a repository's folder: that of refs/main, or the only one. Any other folder stays.
 
     Raises:
-        ModelLoadError: There is none, or it cannot be told which.
+        ModelLoadError: There is no snapshot, or there are several and no refs/main.
         OSError: A file cannot be read.
     """
     if not (folder / "snapshots").is_dir() or (folder / "config.json").is_file():
@@ -40,25 +40,28 @@ def chosen(spec: ModelSpec, folder: Path) -> Path:
     return snapshots[0]
 
 
-def require_all(folder: Path, places: Iterable[Path], *, is_downloaded: bool) -> None:
-    """Refuses a snapshot that lacks a file which its repository has, and which a model of these folders is read from.
+def require_all(folder: Path, folders: Iterable[Path], *, is_downloaded: bool) -> None:
+    """Refuse a snapshot that lacks a file of its repository, in folders that the model is read from.
+
+    The check needs the repository's list of files in the cache; without it every folder passes. `weights` checks
+    weights.
 
     Args:
-        folder: The model's; any but a snapshot whose repository the cache knows is taken as it is.
-        places: Folders of its modules.
-        is_downloaded: Whether each start fetches from the hub what the folder lacks.
+        folder: The folder of the model.
+        folders: The folders of its modules.
+        is_downloaded: True if each start downloads what the folder lacks.
 
     Raises:
-        UnservableError: It lacks one. Weights are looked for elsewhere.
+        UnservableError: A file is missing.
     """
     listed_files = repository(folder) if is_snapshot(folder) else None
     known = {folder / name for name in listed_files or () if name.endswith(_READ)}
-    if missing := [str(path.relative_to(folder)) for path in known if path.parent in places and not path.is_file()]:
+    if missing := [str(path.relative_to(folder)) for path in known if path.parent in folders and not path.is_file()]:
         raise broken_off(f"it lacks {listed(missing)}", is_downloaded=is_downloaded)
 
 
 def broken_off(cause: str, *, is_downloaded: bool) -> UnservableError:
-    """What to tell of a model whose download is not whole."""
+    """Return the error for a model whose download is not complete."""
     cure = (
         "start once with a connection to the hub and without HF_HUB_OFFLINE, which fetches the rest"
         if is_downloaded
@@ -68,12 +71,12 @@ def broken_off(cause: str, *, is_downloaded: bool) -> UnservableError:
 
 
 def is_snapshot(folder: Path) -> bool:
-    """Whether a model's folder lies in the cache."""
+    """Return True if a model's folder is a snapshot in the hub's cache."""
     return folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
 
 
 def repository(snapshot: Path) -> set[str] | None:
-    """The files of the repository that a snapshot is of; None if an older library made the cache, which has no list."""
+    """Return the names of all files in a snapshot's repository; None if the cache of an older library has no list."""
     listing = snapshot.parents[1] / "trees" / f"{snapshot.name}.json"
     try:
         return set(json.loads(listing.read_bytes())["files"])

@@ -1,4 +1,4 @@
-"""Whether the files of a model's tokenizers are there and whole, as far as a look at them tells."""
+"""Check that the files of a model's tokenizers exist and are not cut off, without reading them whole."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,19 +7,19 @@ from embedding_api.engine.findings import UnservableError
 from embedding_api.engine.models import files
 from embedding_api.engine.models.files import Module
 
-# How files are called of which one holds the vocabulary, whatever the kind of tokenizer.
+# Names of files that hold a vocabulary. Each kind of tokenizer has at least one of them.
 _VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "*.codes", "*.spm", "merges*", "tekken.json")
-# Small ones that go with it.
-_NOTES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# Enough to see how a file begins and ends.
+# Small files beside it.
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Bytes at each end of a file that are looked at.
 _LOOK_BYTES = 64
 
 
 def require_tokenizer(modules: Sequence[Module]) -> None:
-    """Refuses a model whose tokenizer cannot be read; transformers says of that no more than that it knows none.
+    """Refuse a model without a readable tokenizer. The error of transformers would not name the file.
 
     Raises:
-        UnservableError: A file of a tokenizer is missing, or is not what it should be.
+        UnservableError: A file of a tokenizer is missing or damaged.
         OSError: A file cannot be read.
     """
     for module in modules:
@@ -33,12 +33,12 @@ def require_tokenizer(modules: Sequence[Module]) -> None:
             )
         for file in vocabularies:
             _require_whole(file)
-        for name in _NOTES:
+        for name in _SETTINGS:
             files.read(module.folder / name)
 
 
 def _require_whole(file: Path) -> None:
-    """Looks at both ends of a file: tokenizer.json can have many megabytes, and a start need not wait for them."""
+    """Look at both ends of a file. A tokenizer.json can have many megabytes, which would delay the start."""
     try:
         with file.open("rb") as opened:
             begin = opened.read(_LOOK_BYTES).lstrip()

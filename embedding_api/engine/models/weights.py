@@ -1,4 +1,4 @@
-"""Whether the files hold the weights that the modules read: there, whole, and in a form that may be loaded."""
+"""Check that the weights of all modules exist, are whole, and are in a format that may be loaded."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
@@ -10,32 +10,32 @@ from embedding_api.engine.findings import UnservableError, listed
 from embedding_api.engine.models import files, formats, snapshots
 from embedding_api.engine.models.files import Module
 
-# Classes of sentence-transformers' own modules, beside Transformers, that read weights of their own.
+# Classes of sentence-transformers, beside Transformer, that have weights.
 _WEIGHTED = frozenset({"Dense", "StaticEmbedding", "LayerNorm", "LSTM", "CNN", "WeightedLayerPooling"})
 
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
 _INDEX = ".index.json"
 
 _OTHER_FORMATS = formats.OTHER_WEIGHTS | formats.OPENVINO_WEIGHTS
-# Numbers in which weights are stored only by quantisation, whose scales nothing here reads.
+# Types of numbers that only quantised weights have. This service does not read the scales of quantised weights.
 _QUANTISED = frozenset({"I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"})
-# How the names of weights end that are multiplied with, and so are no whole numbers unless they are quantised.
+# The ends of the names of weights that are factors, and so are integers only if they are quantised.
 _WEIGHTS = ("weight", "embeddings")
 
 
 def require_weights(
     folder: Path, modules: Sequence[Module], *, allow_pickle: bool, is_downloaded: bool = False
 ) -> None:
-    """Refuses a model some of whose weights cannot be read. Reads no more than headers, in milliseconds.
+    """Refuse a model with weights that cannot be read. Only headers are read, in milliseconds.
 
     Args:
-        folder: The model's.
-        modules: As its files describe them.
-        allow_pickle: Whether weights may come from pickle files, which can run code when they are read.
-        is_downloaded: Whether each start fetches from the hub what the folder lacks.
+        folder: The folder of the model.
+        modules: The modules that its files describe.
+        allow_pickle: True if weights may come from pickle files, which can run code when they are read.
+        is_downloaded: True if each start downloads what the folder lacks.
 
     Raises:
-        UnservableError: Weights are missing, damaged, pickled without leave, or in another form.
+        UnservableError: Weights are missing, damaged, in pickle files that are not allowed, or in another format.
         OSError: A folder cannot be read.
     """
     for module in modules:
@@ -46,7 +46,7 @@ def require_weights(
         if needs_weights:
             found = _files(folder, module, allow_pickle=allow_pickle)
         else:
-            # Nobody knows what it reads; but what lies there should be whole.
+            # Which files such a module reads is unknown. Those that exist must be whole.
             found = sorted(module.folder.glob("*.safetensors"))
         if (needs_weights and not found) or not all(file.exists() for file in found):
             raise _without_weights(folder, module, allow_pickle=allow_pickle, is_downloaded=is_downloaded)
@@ -55,8 +55,8 @@ def require_weights(
 
 
 def _files(folder: Path, module: Module, *, allow_pickle: bool) -> list[Path]:
-    """The files that the weights of a module are read from; none if there are none."""
-    # transformers lets config.json name another file.
+    """Return the files that hold the weights of a module."""
+    # config.json may name another file.
     named = module.config().get("transformers_weights") if module.is_transformer else None
     for name in (str(named),) if named else (_SAFETENSORS, _PICKLE):
         for file in (module.folder / name, module.folder / f"{name}{_INDEX}"):
@@ -98,7 +98,7 @@ def _refuse_quantisation(config: dict[str, Any]) -> None:
 
 
 def _require_whole(file: Path) -> None:
-    """Refuses a file that is cut off, as downloads are, a pointer to another, or one that this user cannot read."""
+    """Refuse a file that is cut off, that is a pointer of git lfs, or that this user cannot read."""
     try:
         with file.open("rb") as opened:
             is_pointer = opened.read(len(files.LFS_POINTER)) == files.LFS_POINTER
@@ -137,19 +137,19 @@ def _pickled(name: str) -> UnservableError:
 
 
 def _without_weights(folder: Path, module: Module, *, allow_pickle: bool, is_downloaded: bool) -> UnservableError:
-    """What to tell of a module without weights: what lies there in their place, or why they are not there."""
-    place = module.folder.relative_to(folder)
-    where = "" if place == PurePath() else f" in {place}"
+    """Return the error for a module without weights: which files it has instead, or why the weights are missing."""
+    path = module.folder.relative_to(folder)
+    where = "" if path == PurePath() else f" in {path}"
     repository = snapshots.repository(folder) if snapshots.is_snapshot(folder) else None
     broken_off = snapshots.broken_off(f"it has no weights{where}", is_downloaded=is_downloaded)
     if repository is not None:
         wanted, pickles = ([name, f"{name}{_INDEX}"] for name in (_SAFETENSORS, _PICKLE))
-        if any(str(place / name) in repository for name in wanted):
+        if any(str(path / name) in repository for name in wanted):
             return broken_off
-        if pickle := [name for name in pickles if str(place / name) in repository]:
-            return broken_off if allow_pickle else _pickled(str(place / pickle[0]))
-    names = repository or {str(path.relative_to(folder)) for path in folder.rglob("*") if files.is_there(path)}
-    if others := _other_formats(name for name in names if PurePath(name).is_relative_to(place)):
+        if pickle := [name for name in pickles if str(path / name) in repository]:
+            return broken_off if allow_pickle else _pickled(str(path / pickle[0]))
+    names = repository or {str(file.relative_to(folder)) for file in folder.rglob("*") if files.is_there(file)}
+    if others := _other_formats(name for name in names if PurePath(name).is_relative_to(path)):
         return UnservableError(
             f"it has no weights{where} that torch can read, only files for {others}; get the model with its "
             f"{_SAFETENSORS}"
@@ -158,13 +158,13 @@ def _without_weights(folder: Path, module: Module, *, allow_pickle: bool, is_dow
         return broken_off
     link = module.folder / _SAFETENSORS
     there_is = f"{link.name} is a link to {link.readlink()}" if link.is_symlink() else f"there is no {_SAFETENSORS}"
-    if strangers := [path.name for path in module.folder.glob("*.safetensors") if path != link]:
+    if strangers := [file.name for file in module.folder.glob("*.safetensors") if file != link]:
         there_is += f" ({listed(strangers)} is not what it is read from)"
     return UnservableError(f"it has no weights{where}: {there_is}; get the model's files again")
 
 
 def _other_formats(names: Iterable[str]) -> str:
-    """Which other formats of weights there are, each with a file, or nothing."""
+    """Return the names of the other formats that a model has weights in, each with a file; empty if there are none."""
     found = {
         format_: name for name in sorted(names) for ending, format_ in _OTHER_FORMATS.items() if name.endswith(ending)
     }
