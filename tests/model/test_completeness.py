@@ -40,8 +40,8 @@ def changed(saved, tmp_path):
         tensors = weights(tensors) or tensors
         save_file(tensors, file, metadata={"format": "pt"})
         if config:
-            told = json.loads((folder / "config.json").read_text())
-            (folder / "config.json").write_text(json.dumps(told | config))
+            stored = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(stored | config))
         return folder
 
     return change
@@ -65,15 +65,15 @@ def vectors(monkeypatch, source, texts, **variables):
 def refusal(monkeypatch, source, **variables) -> str:
     with pytest.raises(ModelLoadError) as refused:
         load(monkeypatch, source, **variables)
-    said = str(refused.value)
-    assert "\n" not in said
-    return said
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
 
 
 def found(caplog, level=logging.WARNING) -> list[str]:
     """What was told of the model at that level, without its name."""
-    told = [record.getMessage() for record in caplog.records if record.levelno == level]
-    return [message.removeprefix("model m: ") for message in told if message.startswith("model m: ")]
+    stored = [record.getMessage() for record in caplog.records if record.levelno == level]
+    return [message.removeprefix("model m: ") for message in stored if message.startswith("model m: ")]
 
 
 def drop(*endings):
@@ -94,21 +94,21 @@ LAYER = "encoder.layer.1.attention.self.query."
 class TestMissing:
     @pytest.mark.parametrize("backend", ["torch", "auto"])
     def test_weights_that_vectors_depend_on_are_named(self, changed, monkeypatch, caplog, backend):
-        said = refusal(monkeypatch, changed(drop(f"{LAYER}weight", f"{LAYER}bias")), BACKEND=backend)
+        message = refusal(monkeypatch, changed(drop(f"{LAYER}weight", f"{LAYER}bias")), BACKEND=backend)
         assert (
-            f"lack weights that vectors depend on in BertModel, and that would be random numbers: {LAYER}bias" in said
+            f"lack weights of BertModel that vectors depend on, which would be random numbers: {LAYER}bias" in message
         )
         # What a conversion found out is kept, too, so that the next start says it at once.
         caplog.clear()
         caplog.set_level(logging.INFO)
-        assert said == refusal(monkeypatch, load_settings().supported_models[0].source, BACKEND=backend)
+        assert message == refusal(monkeypatch, load_settings().supported_models[0].source, BACKEND=backend)
         assert "converting" not in caplog.text
 
     def test_a_wrappers_prefix_is_shown_beside_them(self, changed, monkeypatch):
         source = changed(lambda tensors: {f"module.{name}": value for name, value in tensors.items()})
-        said = refusal(monkeypatch, source)
-        assert "they hold 0 of " in said
-        assert "(module.embeddings" in said
+        message = refusal(monkeypatch, source)
+        assert "they hold 0 of " in message
+        assert "(module.embeddings" in message
 
     def test_a_pooler_that_nobody_reads_may_be_missing(self, changed, saved, monkeypatch, caplog):
         caplog.set_level(logging.INFO)
@@ -146,9 +146,9 @@ class TestMissing:
 
 class TestOthers:
     def test_another_shape_is_named(self, changed, monkeypatch):
-        said = refusal(monkeypatch, changed(intermediate_size=48))
-        assert "another shape in its files than config.json gives them in BertModel: encoder.layer.0." in said
-        assert "is (64,) and should be (48,)" in said
+        message = refusal(monkeypatch, changed(intermediate_size=48))
+        assert "another shape in its files than config.json gives them in BertModel: encoder.layer.0." in message
+        assert "is (64,) and should be (48,)" in message
 
     def test_a_head_is_told_quietly_and_what_else_nobody_reads_is_a_warning(self, changed, monkeypatch, caplog):
         caplog.set_level(logging.INFO)
@@ -159,8 +159,8 @@ class TestOthers:
 
         load(monkeypatch, changed(add))
         assert found(caplog, logging.INFO) == ["weights of a head are left out: classifier.bias, cls.predictions.bias"]
-        (said,) = found(caplog)
-        assert "hold weights that BertModel has no place for, and that are left out: embeddings.extra.weight; " in said
+        (message,) = found(caplog)
+        assert "hold weights that BertModel has no place for, which are left out: embeddings.extra.weight; " in message
 
     def test_a_layer_less_in_the_configuration_is_a_warning(self, changed, monkeypatch, caplog):
         load(monkeypatch, changed(num_hidden_layers=1))
@@ -169,9 +169,9 @@ class TestOthers:
     def test_what_was_found_at_the_conversion_is_told_at_every_start_once(self, changed, monkeypatch, caplog):
         source = changed(num_hidden_layers=1)
         (source / "1_Pooling/config.json").write_text('{"embedding_dimension": 32}')
-        told = json.loads((source / "config_sentence_transformers.json").read_text())
-        told["__version__"]["sentence_transformers"] = "99.0.0"
-        (source / "config_sentence_transformers.json").write_text(json.dumps(told))
+        stored = json.loads((source / "config_sentence_transformers.json").read_text())
+        stored["__version__"]["sentence_transformers"] = "99.0.0"
+        (source / "config_sentence_transformers.json").write_text(json.dumps(stored))
         starts = []
         for backend in ("auto", "auto", "torch"):
             caplog.clear()
@@ -188,9 +188,9 @@ class TestNumbers:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     @pytest.mark.parametrize("backend", ["torch", "auto"])
     def test_a_model_that_gives_none_is_told_with_the_weight(self, changed, monkeypatch, value, backend):
-        said = refusal(monkeypatch, changed(with_value(f"{LAYER}bias", value)), BACKEND=backend)
-        assert "the model itself gives NaN or infinity" in said
-        assert f"{LAYER}bias" in said
+        message = refusal(monkeypatch, changed(with_value(f"{LAYER}bias", value)), BACKEND=backend)
+        assert "the model itself gives NaN or infinity" in message
+        assert f"{LAYER}bias" in message
 
     def test_they_are_told_rather_than_what_does_not_matter_beside_them(self, changed, monkeypatch):
         def change(tensors):
@@ -241,9 +241,9 @@ class TestRows:
         try:
             with pytest.raises(
                 UnsupportedTokenError, match=rf"input\[1\] holds the token {n_tokens} \(\[PRODUCT\]\)"
-            ) as told:
+            ) as stored:
                 engine.embed("m", ["a cat", "buy the [PRODUCT] now"])
-            assert told.value.param == "input[1]"
+            assert stored.value.param == "input[1]"
             with pytest.raises(UnsupportedTokenError):
                 engine.embed("m", [[5, n_tokens]])
             assert engine.embed("m", ["a cat"]).vectors.shape[0] == 1
@@ -255,9 +255,9 @@ class TestRows:
             name = "embeddings.word_embeddings.weight"
             return tensors | {name: tensors[name][:100].clone()}
 
-        said = refusal(monkeypatch, changed(cut, vocab_size=100))
-        assert "any text holds a token for which its embedding matrix of 100 rows has no row" in said
-        assert "get tokenizer and weights of one model" in said
+        message = refusal(monkeypatch, changed(cut, vocab_size=100))
+        assert "any text holds a token for which its embedding matrix of 100 rows has no row" in message
+        assert "get tokenizer and weights of one model" in message
 
 
 def test_what_own_code_computes_when_it_is_made_is_there(changed, monkeypatch, tmp_path, caplog):
@@ -294,9 +294,9 @@ def test_a_pickle_that_holds_no_weights_is_told_without_advice_to_let_it_run_cod
     source = changed()
     (source / "model.safetensors").unlink()
     (source / "pytorch_model.bin").write_bytes(content)
-    said = refusal(monkeypatch, source, ALLOW_PICKLE="true")
-    assert "a pickle file of its weights is damaged, or holds something else than weights" in said
-    assert "weights_only" not in said
+    message = refusal(monkeypatch, source, ALLOW_PICKLE="true")
+    assert "a pickle file of its weights is damaged, or holds something else than weights" in message
+    assert "weights_only" not in message
 
 
 def test_a_tokenizer_that_knows_few_of_the_models_tokens_is_told(changed, monkeypatch, caplog):

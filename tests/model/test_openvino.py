@@ -51,8 +51,8 @@ def folder(tmp_path_factory):
 
 
 def conversion_of(source, target, **changes) -> convert.Conversion:
-    told = {"quantise": False, "calibration_texts": "", "trust_remote_code": False, "allow_pickle": False}
-    return convert.Conversion(source=str(source), target=str(target), **{**told, **changes})
+    configured = {"quantise": False, "calibration_texts": "", "trust_remote_code": False, "allow_pickle": False}
+    return convert.Conversion(source=str(source), target=str(target), **{**configured, **changes})
 
 
 def embed(routes: Routes, texts, task=None):
@@ -107,22 +107,22 @@ def test_what_cannot_be_loaded_is_a_problem_and_no_lasting_refusal(tmp_path):
     assert outcome.problem.startswith("it cannot be loaded")
 
 
-def settings(monkeypatch, tmp_path, source, **told):
-    for name, value in {"SUPPORTED_MODELS": f"m={source}", "CACHE_DIR": str(tmp_path / "cache"), **told}.items():
+def settings(monkeypatch, tmp_path, source, **configured):
+    for name, value in {"SUPPORTED_MODELS": f"m={source}", "CACHE_DIR": str(tmp_path / "cache"), **configured}.items():
         monkeypatch.setenv(name, value)
     return load_settings()
 
 
 def test_a_refusal_is_remembered_and_torch_serves_with_a_warning(folder, tmp_path, monkeypatch, caplog):
-    told = settings(monkeypatch, tmp_path, models.save(models.static_embedding, folder))
+    configured = settings(monkeypatch, tmp_path, models.save(models.static_embedding, folder))
     for _ in range(2):
-        engine = load_engine(told)
+        engine = load_engine(configured)
         assert engine.models.get("m").route.backend.name == "torch"
         engine.close()
     assert caplog.text.count("is served by torch in float32") == 2
     (refusal,) = (tmp_path / "cache" / "openvino").glob("*/refusal.json")
     changed = refusal.stat().st_mtime_ns
-    load_engine(told).close()
+    load_engine(configured).close()
     assert refusal.stat().st_mtime_ns == changed
     with pytest.raises(ModelLoadError, match=r"cannot be served by openvino: .* gain nothing; set BACKEND=auto"):
         load_engine(settings(monkeypatch, tmp_path, models.save(models.static_embedding, folder), BACKEND="openvino"))
@@ -131,10 +131,10 @@ def test_a_refusal_is_remembered_and_torch_serves_with_a_warning(folder, tmp_pat
 def test_two_starts_at_once_convert_once_and_a_damaged_entry_is_made_again(folder, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     source = models.save(models.bert_mean, folder)
-    told = settings(monkeypatch, tmp_path, source)
+    configured = settings(monkeypatch, tmp_path, source)
     with ThreadPoolExecutor(2) as starts:
         first, second = starts.map(
-            lambda _: conversion.converted(source, told, Checksums(), trust_remote_code=False, name="m"), range(2)
+            lambda _: conversion.converted(source, configured, Checksums(), trust_remote_code=False, name="m"), range(2)
         )
     assert first == second
     assert caplog.text.count("converting model") == 1
@@ -142,7 +142,7 @@ def test_two_starts_at_once_convert_once_and_a_damaged_entry_is_made_again(folde
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    assert conversion.converted(source, told, Checksums(), trust_remote_code=False, name="m") == first
+    assert conversion.converted(source, configured, Checksums(), trust_remote_code=False, name="m") == first
     assert "is damaged (model.bin is not what was written); making it again" in caplog.text
     assert caplog.text.count("converting model") == 2
 
@@ -242,8 +242,10 @@ def test_a_conversion_to_int8_opens_no_connection(folder, tmp_path, monkeypatch)
     subprocess.run([sys.executable, "-c", probe], env=environment, check=True)
     assert "connect" in record.read_text()
     record.unlink()
-    told = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder), PRECISION="int8")
-    conversion.converted(Path(told.supported_models[0].source), told, Checksums(), trust_remote_code=False, name="m")
+    configured = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder), PRECISION="int8")
+    conversion.converted(
+        Path(configured.supported_models[0].source), configured, Checksums(), trust_remote_code=False, name="m"
+    )
     assert not record.exists(), record.read_text()
 
 
@@ -252,11 +254,11 @@ def test_nncf_is_the_one_that_the_requirements_pin():
 
 
 def test_int8_without_nncf_is_one_line_with_the_cure(folder, tmp_path, monkeypatch):
-    told = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder), PRECISION="int8")
+    configured = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder), PRECISION="int8")
     monkeypatch.setattr(conversion, "NNCF_VERSION", "0.0.0")
     cure = r"PRECISION=int8 needs nncf 0\.0\.0.*install requirements\.txt again, or nncf==0\.0\.0 alone"
     with pytest.raises(ModelLoadError, match=cure):
-        load_engine(told)
+        load_engine(configured)
 
 
 @pytest.mark.slow
@@ -282,8 +284,8 @@ def test_a_conversion_ends_with_who_started_it(folder, tmp_path):
         "load_engine(load_settings())\n"
     )
     source = models.save(models.bert_mean, folder)
-    told = {**os.environ, "SUPPORTED_MODELS": f"m={source}", "CACHE_DIR": str(tmp_path)}
-    start = psutil.Popen([sys.executable, "-c", program], cwd=ROOT, env=told)
+    configured = {**os.environ, "SUPPORTED_MODELS": f"m={source}", "CACHE_DIR": str(tmp_path)}
+    start = psutil.Popen([sys.executable, "-c", program], cwd=ROOT, env=configured)
     end = time.monotonic() + 30
     while not (children := start.children()):
         assert time.monotonic() < end, "nothing was converted"

@@ -198,14 +198,14 @@ def test_a_prompt_for_passages_is_one_for_documents(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "said"),
+    ("prompts", "message"),
     [({"n": 5}, "its prompt 'n' is no text: 5"), ({"x\ud800": "x "}, "surrogates"), ({"x": "\ud800"}, "surrogates")],
 )
-def test_prompts_that_are_no_texts_refuse_the_start(prompts, said, folder, tmp_path, monkeypatch):
+def test_prompts_that_are_no_texts_refuse_the_start(prompts, message, folder, tmp_path, monkeypatch):
     source = shutil.copytree(models.save(models.bert_prompts, folder), tmp_path / "odd")
     config = source / "config_sentence_transformers.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "prompts": prompts}))
-    with pytest.raises(ModelLoadError, match=said):
+    with pytest.raises(ModelLoadError, match=message):
         load(monkeypatch, source)
 
 

@@ -141,8 +141,8 @@ def test_every_route_is_proven_and_the_one_nearest_to_its_bound_is_told(monkeypa
     settings = load_settings()
     loaders = {"openvino": None, "torch": load_both}
     off = {"float32": 1e-6}
-    told = choice.load(some_model(settings), settings, Checksums(), loaders)
-    assert told.proof.value == pytest.approx(1e-6, rel=0.1)
+    model = choice.load(some_model(settings), settings, Checksums(), loaders)
+    assert model.proof.value == pytest.approx(1e-6, rel=0.1)
     off = {"float32": 1e-3}
     with pytest.raises(ModelLoadError, match="differ from sentence-transformers' own"):
         choice.load(some_model(settings), settings, Checksums(), loaders)

@@ -66,10 +66,10 @@ def inspect(folder, monkeypatch, fetch=nobody, **variables):
 def refusal(folder, monkeypatch, *args, **variables) -> str:
     with pytest.raises(ModelLoadError) as refused:
         inspect(folder, monkeypatch, *args, **variables)
-    said = str(refused.value)
-    assert said.startswith(f"model m from {folder} cannot be served: ")
-    assert "\n" not in said
-    return said
+    message = str(refused.value)
+    assert message.startswith(f"model m from {folder} cannot be served: ")
+    assert "\n" not in message
+    return message
 
 
 def assumed(folder, window=None):
@@ -96,7 +96,7 @@ class TestKind:
         assert f"says that it is a {model_type}" in refusal(model, monkeypatch)
 
     @pytest.mark.parametrize(
-        ("type_", "said"),
+        ("type_", "message"),
         [
             ("sentence_transformers.sparse_encoder.models.SpladePooling", "a sparse encoder"),
             ("sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling", "a sparse encoder"),
@@ -106,9 +106,9 @@ class TestKind:
             ("sentence_transformers.models.CLIPModel", "reads pictures"),
         ],
     )
-    def test_a_module_that_only_another_kind_has_is_refused(self, model, monkeypatch, type_, said):
+    def test_a_module_that_only_another_kind_has_is_refused(self, model, monkeypatch, type_, message):
         write(model / "modules.json", [{"path": "", "type": type_}])
-        assert said in refusal(model, monkeypatch)
+        assert message in refusal(model, monkeypatch)
 
     def test_a_kind_is_known_by_the_routes_of_a_router(self, model, monkeypatch):
         write(model / "modules.json", [{"path": "", "type": f"{BASE}.router.Router"}])
@@ -126,7 +126,7 @@ class TestKind:
         assert "reads pictures or sound: config.json has a vision_config" in refusal(model, monkeypatch)
 
     @pytest.mark.parametrize(
-        ("architecture", "said"),
+        ("architecture", "message"),
         [
             ("BertForSequenceClassification", "a reranker or a classifier"),
             ("BertForMaskedLM", "SPLADE"),
@@ -139,17 +139,17 @@ class TestKind:
             ("ColQwen2ForRetrieval", "ColBERT"),
         ],
     )
-    def test_modules_json_outranks_what_the_architecture_says(self, model, monkeypatch, architecture, said):
+    def test_modules_json_outranks_what_the_architecture_says(self, model, monkeypatch, architecture, message):
         write(model / "config.json", {"architectures": [architecture]})
         inspect(model, monkeypatch)
-        assert said in refusal(without_modules(model), monkeypatch)
+        assert message in refusal(without_modules(model), monkeypatch)
 
     @pytest.mark.parametrize("architectures", [["BertModel"], ["T5EncoderModel"], ["LlamaForEmbedding"], None])
     def test_a_base_model_is_taken_and_told_what_is_assumed(self, model, monkeypatch, architectures):
         write(model / "config.json", {"architectures": architectures})
         inspect(without_modules(model), monkeypatch)
-        (said,) = assumed(model, window=512)
-        assert "the mean of the tokens' vectors, no normalization, and a window of 512 tokens" in said
+        (message,) = assumed(model, window=512)
+        assert "the mean of the tokens' vectors, no normalization, and a window of 512 tokens" in message
 
     def test_modules_that_nothing_puts_together_are_refused(self, model, monkeypatch):
         (model / "modules.json").unlink()
@@ -176,7 +176,9 @@ class TestAssumptions:
     def test_a_window_that_nobody_declares_is_told(self, model, noted, of_tokenizer, is_declared):
         write(model / "sentence_bert_config.json", {"max_seq_length": noted})
         write(model / "tokenizer_config.json", {"model_max_length": of_tokenizer})
-        assert [("64 tokens is assumed" in said) for said in assumed(model, window=64)] == [True] * (not is_declared)
+        assert [("64 tokens is assumed" in message) for message in assumed(model, window=64)] == [True] * (
+            not is_declared
+        )
 
     def test_a_transformer_without_its_configuration_is_refused(self, model, monkeypatch):
         (model / "config.json").unlink()
@@ -195,7 +197,7 @@ class TestAssumptions:
 
 class TestTokenizer:
     @pytest.mark.parametrize(
-        ("name", "content", "said"),
+        ("name", "content", "message"),
         [
             ("tokenizer.json", b"", "tokenizer.json is cut off"),
             ("tokenizer.json", b'{"model": {"vocab": {"a"', "tokenizer.json is cut off"),
@@ -209,9 +211,9 @@ class TestTokenizer:
             ("added_tokens.json", b"[]", "its added_tokens.json holds no JSON object"),
         ],
     )
-    def test_a_file_that_is_not_whole_is_named(self, model, monkeypatch, name, content, said):
+    def test_a_file_that_is_not_whole_is_named(self, model, monkeypatch, name, content, message):
         write(model / name, content)
-        assert said in refusal(model, monkeypatch)
+        assert message in refusal(model, monkeypatch)
 
     def test_a_model_without_one_is_refused_and_any_kind_of_vocabulary_will_do(self, model, monkeypatch):
         (model / "tokenizer.json").unlink()
@@ -238,9 +240,9 @@ class TestFolder:
     )
     def test_a_file_that_does_not_say_what_it_should_is_named(self, model, monkeypatch, name, content):
         write(model / name, content)
-        said = refusal(model, monkeypatch)
-        assert f"its {name} " in said
-        assert said.endswith("get the model's files again")
+        message = refusal(model, monkeypatch)
+        assert f"its {name} " in message
+        assert message.endswith("get the model's files again")
 
     def test_a_declaration_that_is_a_broken_link_is_not_taken_for_none(self, model, monkeypatch):
         (model / "modules.json").unlink()
@@ -248,7 +250,7 @@ class TestFolder:
         assert "its modules.json cannot be read (No such file or directory)" in refusal(model, monkeypatch)
 
     @pytest.mark.parametrize(
-        ("name", "content", "said"),
+        ("name", "content", "message"),
         [
             ("config_sentence_transformers.json", {"model_type": ["x"]}, "says that it is a ['x']"),
             (
@@ -259,11 +261,11 @@ class TestFolder:
             ("sentence_bert_config.json", {"tokenizer_name_or_path": "org/other"}, "its tokenizer lies elsewhere"),
         ],
     )
-    def test_values_of_odd_types_and_places_are_told_in_a_line(self, model, monkeypatch, name, content, said):
+    def test_values_of_odd_types_and_places_are_told_in_a_line(self, model, monkeypatch, name, content, message):
         if "index" in name:
             (model / "model.safetensors").unlink()
         write(model / name, content)
-        assert said in refusal(model, monkeypatch)
+        assert message in refusal(model, monkeypatch)
 
     def test_odd_values_that_mean_nothing_are_passed_over(self, model, monkeypatch):
         write(model / "sentence_bert_config.json", {"transformer_task": ["x"], "max_seq_length": 4})
@@ -281,7 +283,7 @@ class TestFolder:
 class TestWeights:
     @pytest.mark.parametrize("is_allowed", ["false", "true"])
     @pytest.mark.parametrize(
-        ("file", "said"),
+        ("file", "message"),
         [
             ("onnx/model.onnx", "only files for ONNX (onnx/model.onnx)"),
             ("tf_model.h5", "only files for TensorFlow (tf_model.h5)"),
@@ -292,15 +294,15 @@ class TestWeights:
             ("README.md", "there is no model.safetensors; get the model's files again"),
         ],
     )
-    def test_where_there_are_none_it_is_told_what_there_is(self, model, monkeypatch, file, said, is_allowed):
+    def test_where_there_are_none_it_is_told_what_there_is(self, model, monkeypatch, file, message, is_allowed):
         (model / "model.safetensors").unlink()
         write(model / file, b"x")
-        told = refusal(model, monkeypatch, ALLOW_PICKLE=is_allowed)
-        assert said in told
-        assert "ALLOW_PICKLE" not in told
+        refused_with = refusal(model, monkeypatch, ALLOW_PICKLE=is_allowed)
+        assert message in refused_with
+        assert "ALLOW_PICKLE" not in refused_with
 
     @pytest.mark.parametrize(
-        ("in_repository", "said"),
+        ("in_repository", "message"),
         [
             ({"model.safetensors": {}}, "its download broke off"),
             ({"pytorch_model.bin": {}}, "pytorch_model.bin is a pickle file; if you trust its source"),
@@ -308,14 +310,14 @@ class TestWeights:
             (None, "its download broke off"),
         ],
     )
-    def test_a_snapshot_is_told_by_what_its_repository_holds(self, model, monkeypatch, in_repository, said):
+    def test_a_snapshot_is_told_by_what_its_repository_holds(self, model, monkeypatch, in_repository, message):
         snapshot = model.parent / "models--acme--embed/snapshots" / COMMIT
         snapshot.parent.mkdir(parents=True)
         shutil.copytree(model, snapshot)
         (snapshot / "model.safetensors").unlink()
         if in_repository is not None:
             write(snapshot.parents[1] / "trees" / f"{COMMIT}.json", {"files": in_repository})
-        assert said in refusal(snapshot, monkeypatch)
+        assert message in refusal(snapshot, monkeypatch)
 
     def test_a_link_that_leads_nowhere_is_told(self, model, monkeypatch):
         (model / "model.safetensors").unlink()
@@ -355,8 +357,10 @@ class TestWeights:
         write(model / "2_Dense/model.safetensors", {"weight": np.zeros(4, np.float32)})
         (model / place / "model.safetensors").unlink()
         write(model / place / "pytorch_model.bin", b"")
-        said = refusal(model, monkeypatch)
-        assert f"{Path(place, 'pytorch_model.bin')} is a pickle file; if you trust its source, set ALLOW_PICKLE" in said
+        message = refusal(model, monkeypatch)
+        assert (
+            f"{Path(place, 'pytorch_model.bin')} is a pickle file; if you trust its source, set ALLOW_PICKLE" in message
+        )
         inspect(model, monkeypatch, ALLOW_PICKLE="true")
 
     @pytest.mark.parametrize(
@@ -419,8 +423,8 @@ class TestCode:
     )
     def test_code_beside_a_known_model_type_is_refused_unless_trusted(self, model, monkeypatch, file, key, value):
         self.maps(model, value, file, key)
-        assert "own.Own" in (said := refusal(model, monkeypatch))
-        assert said.endswith("read that, then name it in TRUST_REMOTE_CODE=m")
+        assert "own.Own" in (message := refusal(model, monkeypatch))
+        assert message.endswith("read that, then name it in TRUST_REMOTE_CODE=m")
         found, _ = inspect(model, monkeypatch, TRUST_REMOTE_CODE="m")
         assert (found.folder, found.may_run_code) == (model, True)
 
@@ -446,9 +450,9 @@ class TestCode:
             return tmp_path / COMMIT
 
         for trusted in ("", "m", "m,org/code"):
-            said = refusal(model, monkeypatch, fetch, TRUST_REMOTE_CODE=trusted)
-            assert "code of its own in org/code (own.OwnModel)" in said
-            assert said.endswith(f"TRUST_REMOTE_CODE=m,org/code@{COMMIT}")
+            message = refusal(model, monkeypatch, fetch, TRUST_REMOTE_CODE=trusted)
+            assert "code of its own in org/code (own.OwnModel)" in message
+            assert message.endswith(f"TRUST_REMOTE_CODE=m,org/code@{COMMIT}")
         assert set(asked) == {("org/code", None)}
 
     def test_where_the_hub_does_not_tell_the_commit_the_line_says_what_is_missing(self, model, monkeypatch):
@@ -464,7 +468,7 @@ class TestCode:
         before = (model / "config.json").read_bytes()
         asked = []
         trusted = f"m,org/code@{COMMIT}"
-        found, files = inspect(model, monkeypatch, lambda *told: asked.append(told) or tmp_path / "code",
+        found, files = inspect(model, monkeypatch, lambda *names: asked.append(names) or tmp_path / "code",
                                TRUST_REMOTE_CODE=trusted)  # fmt: skip
         assert asked == [("org/code", COMMIT)]
         assert json.loads(files["config.json"])["auto_map"] == {"AutoModel": "own.OwnModel"}
@@ -500,8 +504,8 @@ class TestCode:
         trusted = {"TRUST_REMOTE_CODE": f"m,org/code@{COMMIT}"}
         inspect(model, monkeypatch, lambda *_: tmp_path / "code", **trusted)
         write(model / "own.py", b"2")
-        said = refusal(model, monkeypatch, lambda *_: tmp_path / "code", **trusted)
-        assert "the code in org/code has another own.py than the model" in said
+        message = refusal(model, monkeypatch, lambda *_: tmp_path / "code", **trusted)
+        assert "the code in org/code has another own.py than the model" in message
 
     def test_code_that_transformers_has_taken_over_is_left_out_and_told_unless_trusted(self, model, monkeypatch):
         write(model / "config.json", {"model_type": "nomic_bert"})

@@ -21,7 +21,7 @@ def test_where_only_memory_can_be_written_to_temporary_files_go_there():
         pytest.skip("no mount namespace can be had here")
     close = "for folder in /tmp /var/tmp; do mount --bind $folder $folder && mount -o remount,bind,ro $folder; done"
     program = f"import sys, tempfile; sys.path.append({str(ROOT)!r}); from embedding_api.machine import scratch; "
-    told = [
+    runs = [
         subprocess.run(
             [
                 "unshare",
@@ -42,5 +42,5 @@ def test_where_only_memory_can_be_written_to_temporary_files_go_there():
         )
         for code in ("print(tempfile.gettempdir())", "scratch.prepare(); print(tempfile.gettempdir())")
     ]
-    assert "No usable temporary directory" in told[0].stderr
-    assert told[1].stdout == "/dev/shm\n"
+    assert "No usable temporary directory" in runs[0].stderr
+    assert runs[1].stdout == "/dev/shm\n"

@@ -183,7 +183,7 @@ def test_a_private_model_is_downloaded_with_the_token(monkeypatch, small_hub):
 
 
 @pytest.mark.parametrize(
-    ("models", "said"),
+    ("models", "message"),
     [
         ("org/nope", "the hub has no such model, or it is private; check the name, or set HF_TOKEN"),
         ("org/private", "set HF_TOKEN"),
@@ -191,11 +191,11 @@ def test_a_private_model_is_downloaded_with_the_token(monkeypatch, small_hub):
         ("org/good@nope", "no revision 'nope'"),
     ],
 )
-def test_what_the_hub_does_not_give_is_told_with_the_cure(monkeypatch, small_hub, models, said):
+def test_what_the_hub_does_not_give_is_told_with_the_cure(monkeypatch, small_hub, models, message):
     with pytest.raises(ModelLoadError) as refused:
         locate(monkeypatch, models)
     assert f"model {models.partition('@')[0]} " in str(refused.value)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -296,10 +296,10 @@ def test_a_folder_of_the_hubs_cache_without_the_snapshot_that_it_wants_is_refuse
 
 
 @pytest.mark.parametrize(
-    ("models", "said"), [("/no/such", "there is no folder /no/such"), (".", "neither modules.json")]
+    ("models", "message"), [("/no/such", "there is no folder /no/such"), (".", "neither modules.json")]
 )
-def test_a_folder_without_a_model_is_refused(monkeypatch, models, said):
-    with pytest.raises(ModelLoadError, match=said):
+def test_a_folder_without_a_model_is_refused(monkeypatch, models, message):
+    with pytest.raises(ModelLoadError, match=message):
         locate(monkeypatch, models)
 
 
@@ -343,7 +343,7 @@ def ask(monkeypatch, small_hub, tmp_path):
 
 class TestWhyTheHubGivesNothing:
     @pytest.mark.parametrize(
-        ("status", "headers", "token", "said"),
+        ("status", "headers", "token", "message"),
         [
             (
                 401,
@@ -374,13 +374,13 @@ class TestWhyTheHubGivesNothing:
             (302, {"Location": "/api/models/fault/it"}, "", "HUB answers, but not as a hub does"),
         ],
     )
-    def test_what_is_answered_is_told_with_its_cure(self, monkeypatch, small_hub, ask, status, headers, token, said):
+    def test_what_is_answered_is_told_with_its_cure(self, monkeypatch, small_hub, ask, status, headers, token, message):
         monkeypatch.setenv("HF_TOKEN", token)
         Hub.faults["fault/it"] = (status, b"<html>", headers)
-        assert said.replace("HUB", f"127.0.0.1:{small_hub.server_port}") in ask("fault/it")["problem"]
+        assert message.replace("HUB", f"127.0.0.1:{small_hub.server_port}") in ask("fault/it")["problem"]
 
     @pytest.mark.parametrize(
-        ("endpoint", "variables", "said"),
+        ("endpoint", "variables", "message"),
         [
             ("http://me:pw@127.0.0.1:FREE", {}, "127.0.0.1:FREE refuses connections; check HF_ENDPOINT and the"),
             ("https://no.such.invalid", {}, "no.such.invalid is no name that resolves; check HF_ENDPOINT"),
@@ -395,7 +395,7 @@ class TestWhyTheHubGivesNothing:
             ("http://127.0.0.1:HUB", {"HF_TOKEN": "hf_\xe9"}, "HF_TOKEN holds characters that no token has"),
         ],
     )
-    def test_what_keeps_it_from_being_asked_is_told(self, monkeypatch, small_hub, ask, endpoint, variables, said):
+    def test_what_keeps_it_from_being_asked_is_told(self, monkeypatch, small_hub, ask, endpoint, variables, message):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             ports = {"FREE": str(free.getsockname()[1]), "HUB": str(small_hub.server_port)}
@@ -406,7 +406,7 @@ class TestWhyTheHubGivesNothing:
         for name, value in variables.items():
             monkeypatch.setenv(name, filled(value))
         problem = ask("org/good", filled(endpoint))["problem"]
-        assert filled(said) in problem
+        assert filled(message) in problem
         assert "\n" not in problem
         assert "pw" not in problem
 
@@ -445,13 +445,13 @@ class TestWhyTheHubGivesNothing:
         context.load_cert_chain(certificate, key)
         small_hub.socket = context.wrap_socket(small_hub.socket, server_side=True)
         endpoint = f"https://127.0.0.1:{small_hub.server_port}"
-        said = f"127.0.0.1:{small_hub.server_port} is not trusted (self-signed certificate); if"
-        assert said in ask("org/good", endpoint)["problem"]
+        message = f"127.0.0.1:{small_hub.server_port} is not trusted (self-signed certificate); if"
+        assert message in ask("org/good", endpoint)["problem"]
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert "path" in ask("org/good", endpoint)
 
     @pytest.mark.parametrize(
-        ("raised", "said"),
+        ("raised", "message"),
         [
             (OSError("disk full\nmore"), "the download failed (OSError: disk full)"),
             (OSError(errno.ENOSPC, "No space left on device"), "set HF_HOME to a folder that"),
@@ -459,11 +459,11 @@ class TestWhyTheHubGivesNothing:
             (hub.errors.HFValidationError("'a--b'"), "the hub can have no such model ('a--b'); check the name"),
         ],
     )
-    def test_whatever_goes_wrong_is_one_line(self, monkeypatch, ask, raised, said):
+    def test_whatever_goes_wrong_is_one_line(self, monkeypatch, ask, raised, message):
         def fail(*_, **__):
             raise raised
 
         monkeypatch.setattr(hub, "snapshot_download", fail)
         problem = ask("org/good")["problem"]
-        assert said in problem
+        assert message in problem
         assert "\n" not in problem

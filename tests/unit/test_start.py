@@ -36,7 +36,7 @@ def test_a_device_that_is_there_is_asked_for_and_accepted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("folder", "told", "revision"),
+    ("folder", "entry", "revision"),
     [
         ("/cache/models--a--b/snapshots/abc123", "a/b", {"revision": "abc123"}),
         ("/cache/models--a--b/snapshots/abc123", "a/b@main", {"revision": "abc123"}),
@@ -44,6 +44,6 @@ def test_a_device_that_is_there_is_asked_for_and_accepted(monkeypatch):
         ("/package/model", "a/b@v1", {"revision": "v1"}),
     ],
 )
-def test_the_revision_that_is_told_is_the_one_that_was_found(monkeypatch, folder, told, revision):
-    monkeypatch.setenv("SUPPORTED_MODELS", told)
+def test_the_revision_that_is_told_is_the_one_that_was_found(monkeypatch, folder, entry, revision):
+    monkeypatch.setenv("SUPPORTED_MODELS", entry)
     assert start._revision(load_settings().supported_models[0], Path(folder)) == revision

@@ -83,8 +83,8 @@ def compute_buffers(found: Sequence[Report]) -> list[Finding]:
         if changed:
             findings.append(
                 warning(
-                    f"its own code computes {listed(changed)} when a model is made, which transformers leaves out when "
-                    "it loads one; computed here, so that vectors differ from those of sentence-transformers by itself"
+                    f"its own code computes {listed(changed)} when a model is made, and transformers does not when it "
+                    "loads one; this service does, so that its vectors differ from those of sentence-transformers alone"
                 )
             )
     return findings
@@ -111,7 +111,7 @@ def require_whole(
     findings += [finding for report in found for finding in _unused(report)]
     reported = {id(report.model) for report in found}
     if any(isinstance(each, Transformer) and id(each.model) not in reported for each in model.modules()):
-        findings.append(warning("its own code loads its weights; nobody checks that all of them are in its files"))
+        findings.append(warning("its own code loads its weights; nobody can check that its files hold all of them"))
     for report in found:
         missing = report.info.missing_keys
         if missing and (needed := _with_effect(report.model, missing, encode, vectors)):
@@ -121,8 +121,8 @@ def require_whole(
         if others := set(missing) - heads:
             findings.append(
                 warning(
-                    f"weights are missing, and so are random numbers, that had no effect on the vectors of a few "
-                    f"texts: {listed(others)}; get the model's files again"
+                    f"weights are missing and so are random numbers, with no effect on the vectors of a few texts: "
+                    f"{listed(others)}; get the model's files again"
                 )
             )
     return findings
@@ -148,7 +148,7 @@ def _unused(report: Report) -> Iterator[Finding]:
         yield Finding(logging.INFO, f"weights of a head are left out: {listed(heads)}")
     if others := set(unused) - heads:
         yield warning(
-            f"its files hold weights that {type(report.model).__name__} has no place for, and that are left out: "
+            f"its files hold weights that {type(report.model).__name__} has no place for, which are left out: "
             f"{listed(others)}; check that config.json belongs to these weights"
         )
 
@@ -163,8 +163,8 @@ def _missing(report: Report, needed: Iterable[str]) -> UnservableError:
     unused = report.info.unexpected_keys
     beside = f", but others that it has no place for ({listed(unused, most=2)})" if unused else ""
     return UnservableError(
-        f"its files lack weights that vectors depend on in {name}, and that would be random numbers: "
-        f"{listed(needed)}; they hold {len(report.model.state_dict()) - len(report.info.missing_keys)} of "
+        f"its files lack weights of {name} that vectors depend on, which would be random numbers: {listed(needed)}; "
+        f"they hold {len(report.model.state_dict()) - len(report.info.missing_keys)} of "
         f"{len(report.model.state_dict())}{beside}; get the model's files again, or with the code that they were "
         "made for"
     )

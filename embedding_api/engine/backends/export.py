@@ -40,9 +40,9 @@ def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
     if any(other.backend is not backend for other in routes.values()):
         raise UnfitError("its queries or documents go through it in a way of their own")
     if not isinstance(backend, TorchBackend) or not isinstance(backend.layout, Padding):
-        raise UnfitError("it looks vectors up and computes next to nothing, so that it would gain nothing")
+        raise UnfitError("it only looks vectors up, so that OpenVINO would gain nothing")
     if any(prompt.n_tokens for each in routes.values() for prompt in (each.prompt, *each.prompts.values())):
-        raise UnfitError("its pooling leaves the prompt out, and must be told of it with each batch")
+        raise UnfitError("its pooling leaves the prompt out, and needs the length of the prompt with each batch")
     pad_id, window, transformer = backend.layout.pad_id, route.reader.window, backend.model[0]
     if isinstance(transformer, Transformer) and _attends_to_all(transformer):
         packing = Packing(pad_id, modules.first_position(transformer))
@@ -63,7 +63,7 @@ def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
         _raise_passing(error)
         raise UnfitError(f"it cannot be exported ({in_a_line(error)})") from error
     if not is_same:
-        raise UnfitError("what was exported does not give the same vectors")
+        raise UnfitError("the exported model does not give the same vectors")
     return model, padding
 
 

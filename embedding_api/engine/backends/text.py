@@ -155,9 +155,7 @@ class Reader:
         for index, tokens in enumerate(reading.tokens):
             if not len(tokens.ids):
                 param = f"input[{index}]"
-                raise EmptyTextError(
-                    f"{param} holds nothing that this model's tokenizer reads; leave it out", param=param
-                )
+                raise EmptyTextError(f"{param} has no tokens in this model's vocabulary; leave it out", param=param)
             if self._may_lack_rows:
                 self._require_rows(tokens.ids, f"input[{index}]")
         return reading
@@ -170,8 +168,8 @@ class Reader:
         added = self._tokenizer.get_added_tokens_decoder().get(highest)
         name = "" if added is None else f" ({added.content})"
         raise UnsupportedTokenError(
-            f"{param} holds the token {highest}{name}, which the model's tokenizer knows and the model itself does "
-            f"not: its tokens go from 0 to {self.n_rows - 1}; take out what stands for that token",
+            f"{param} holds the token {highest}{name}, which the model's tokenizer knows and the model does not: its "
+            f"tokens go from 0 to {self.n_rows - 1}; remove the words of that token",
             param=param,
         )
 

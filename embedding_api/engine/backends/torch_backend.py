@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import sentence_transformers
 import torch
 import tqdm
 import transformers
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 
 from embedding_api.engine.backends.layout import Joining, Padding
@@ -55,7 +55,7 @@ class TorchBackend:
 
     def __init__(
         self,
-        model: sentence_transformers.SentenceTransformer,
+        model: SentenceTransformer,
         layout: Padding | Joining,
         *,
         options: Mapping[str, Any],

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import sentence_transformers
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
@@ -88,13 +88,13 @@ def load(
     return Loaded(_routes(model, ways, references, readers, backends, prompts), [*warned, *findings])
 
 
-def _read(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> sentence_transformers.SentenceTransformer:
+def _read(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> SentenceTransformer:
     """Return the model of a folder, on the CPU in float32."""
     model_kwargs: dict[str, Any] = {"dtype": torch.float32}
     if not allow_pickle:
         model_kwargs["use_safetensors"] = True
     try:
-        model = sentence_transformers.SentenceTransformer(
+        model = SentenceTransformer(
             str(folder),
             device="cpu",
             local_files_only=True,
@@ -113,9 +113,7 @@ def _read(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> sente
     return model
 
 
-def _entrances(
-    model: sentence_transformers.SentenceTransformer,
-) -> tuple[dict[Task | None, Entrance], dict[str, str]]:
+def _entrances(model: SentenceTransformer) -> tuple[dict[Task | None, Entrance], dict[str, str]]:
     """Return the entrance of each task, and the model's prompts by name."""
     try:
         prompts, found = named_prompts(model), entrances(model)
@@ -155,14 +153,12 @@ def _rowless(entrance: Entrance, reader: Reader, prompts: Iterable[str]) -> Iter
     if isinstance(entrance.first, Transformer) and (pad_id := _pad_id(entrance.first)) in rowless:
         raise UnservableError(f"{matrix} has no row for its padding token, {rowless[pad_id]!r}; {cure}")
     yield warning(
-        f"{matrix} has none for tokens of its tokenizer: {which}; a text that holds one is refused with "
+        f"{matrix} has no row for tokens of its tokenizer: {which}; a text that holds one of them is refused with "
         "unsupported_token"
     )
 
 
-def _ways(
-    model: sentence_transformers.SentenceTransformer, found: Mapping[Task | None, Entrance]
-) -> dict[Task | None, _Way]:
+def _ways(model: SentenceTransformer, found: Mapping[Task | None, Entrance]) -> dict[Task | None, _Way]:
     """Return the way of texts without a task, and of each task whose way is different."""
     ways: dict[Task | None, _Way] = {None: _Way(found[None], None)}
     default_prompt = own_prompt(model, None)
@@ -173,7 +169,7 @@ def _ways(
     return ways
 
 
-def _encode(model: sentence_transformers.SentenceTransformer, ways: Iterable[_Way]) -> list[Vectors]:
+def _encode(model: SentenceTransformer, ways: Iterable[_Way]) -> list[Vectors]:
     """Return the vectors that sentence-transformers gives for the probe texts, float32, (n_probe_texts, dim) a way."""
     try:
         encoded = [
@@ -193,7 +189,7 @@ def _encode(model: sentence_transformers.SentenceTransformer, ways: Iterable[_Wa
 
 
 def _routes(
-    model: sentence_transformers.SentenceTransformer,
+    model: SentenceTransformer,
     ways: Mapping[Task | None, _Way],
     references: Sequence[Vectors],
     readers: Mapping[Entrance, Reader],

@@ -46,8 +46,8 @@ _OF_MEDIA = ("audio_config", "vision_config")
 # Names that sentence-transformers gives to the folders of modules.
 _MODULE_FOLDER = re.compile(r"\d+_[A-Z]\w*")
 _SAVE = (
-    "if it is one all the same, say how it pools: save it with SentenceTransformer(modules=[Transformer(...), "
-    "Pooling(...)]).save(...)"
+    "if it is an embedding model after all, declare how it pools: save it with "
+    "SentenceTransformer(modules=[Transformer(...), Pooling(...)]).save(...)"
 )
 # transformers writes a larger number than this for a tokenizer without a limit.
 _NO_LIMIT = 10**9
@@ -91,9 +91,9 @@ def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> 
     limit = "no limit" if window is None else f"{window} tokens"
     if not files.is_declared(folder):
         yield warning(
-            "it has no modules.json, so that nobody declares pooling, normalization and window; assumed are the mean "
-            f"of the tokens' vectors, no normalization, and a window of {limit}; get all files of the model, or save "
-            "it with SentenceTransformer.save"
+            "it has no modules.json, which would declare pooling, normalization and window; this service assumes the "
+            f"mean of the tokens' vectors, no normalization, and a window of {limit}; get all files of the model, or "
+            "save it with SentenceTransformer.save"
         )
         return
     for module in modules:
@@ -133,8 +133,8 @@ def _require_base_model(folder: Path) -> None:
     left = sorted(path.name for path in folder.iterdir() if _MODULE_FOLDER.fullmatch(path.name) and path.is_dir())
     if left:
         raise UnservableError(
-            f"it has {', '.join(left)}, but no modules.json, which says how its modules are put together; get all "
-            "files of the model"
+            f"it has {', '.join(left)}, but no modules.json, which lists the modules in their order; get all files of "
+            "the model"
         )
     architectures = files.read(folder / "config.json").get("architectures") or []
     for architecture in architectures if isinstance(architectures, list) else [architectures]:

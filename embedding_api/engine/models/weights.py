@@ -87,8 +87,8 @@ def _refuse_adapter(module: Module) -> None:
     if files.is_there(module.folder / "adapter_config.json"):
         base = files.read(module.folder / "adapter_config.json").get("base_model_name_or_path") or "another model"
         raise UnservableError(
-            f"it is an adapter of {base}, which is not served by itself (adapter_config.json); merge it into that "
-            "with peft's merge_and_unload, and serve what you save then"
+            f"it is an adapter of {base} (adapter_config.json), and an adapter alone cannot be served; merge it into "
+            "its base with peft's merge_and_unload, and serve the merged model"
         )
 
 
@@ -159,7 +159,7 @@ def _without_weights(folder: Path, module: Module, *, allow_pickle: bool, is_dow
     link = module.folder / _SAFETENSORS
     there_is = f"{link.name} is a link to {link.readlink()}" if link.is_symlink() else f"there is no {_SAFETENSORS}"
     if strangers := [file.name for file in module.folder.glob("*.safetensors") if file != link]:
-        there_is += f" ({listed(strangers)} is not what it is read from)"
+        there_is += f" (the model is not read from {listed(strangers)})"
     return UnservableError(f"it has no weights{where}: {there_is}; get the model's files again")
 
 
