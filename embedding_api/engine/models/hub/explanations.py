@@ -176,17 +176,7 @@ _EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]]
     (httpx2.ConnectError, _no_connection),
     ((httpx2.TransportError, ConnectionError), _lost),
     (OSError, _unwritable),
-    (
-        (
-            httpx2.TooManyRedirects,
-            httpx2.DecodingError,
-            json.JSONDecodeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            AssertionError,
-            errors.FileMetadataError,
-        ),
-        _no_hub,
-    ),
+    ((httpx2.TooManyRedirects, httpx2.DecodingError, json.JSONDecodeError, errors.FileMetadataError), _no_hub),
+    # What the library raises on an answer that it does not expect.
+    ((KeyError, TypeError, AttributeError, AssertionError), _no_hub),
 )
