@@ -4,7 +4,6 @@ import contextlib
 import logging
 import time
 from functools import partial
-from pathlib import Path
 
 from embedding_api.engine.backends import devices
 from embedding_api.engine.engine import Engine
@@ -19,7 +18,6 @@ from embedding_api.engine.workers.workers import Workers
 from embedding_api.machine import cores, memory
 from embedding_api.request import MAX_HEAD_BYTES
 from embedding_api.settings import Settings
-from embedding_api.settings.model_spec import ModelSpec
 from embedding_api.telemetry import metrics
 
 logger = logging.getLogger(__name__)
@@ -107,10 +105,11 @@ def _load(model: Inspected, settings: Settings, checksums: Checksums) -> Model:
     started = time.monotonic()
     loaded = choice.load(model, settings, checksums)
     facts = loaded.describe()
+    revision = snapshots.revision(model.spec, model.source)
     fields = {
         "model": facts.name,
         "source": model.spec.source,
-        **_revision(model.spec, model.source),
+        **({} if revision is None else {"revision": revision}),
         "folder": str(model.source),
         "backend": facts.backend,
         "precision": facts.precision,
@@ -121,12 +120,6 @@ def _load(model: Inspected, settings: Settings, checksums: Checksums) -> Model:
     }
     logger.info("model loaded", extra={"fields": fields})
     return loaded
-
-
-def _revision(spec: ModelSpec, folder: Path) -> dict[str, str]:
-    """Return the commit that the hub's cache holds, or else the revision that SUPPORTED_MODELS asks for, if any."""
-    revision = folder.name if snapshots.is_snapshot(folder) else spec.revision
-    return {} if revision is None else {"revision": revision}
 
 
 def _limits(settings: Settings, rate: float) -> Limits:

@@ -58,6 +58,23 @@ def load(monkeypatch, openvino, torch=None, **variables):
 
 
 @pytest.mark.parametrize(
+    ("variables", "attempts"),
+    [
+        ({}, ["openvino float32", "torch float32"]),
+        ({"PRECISION": "bfloat16"}, ["openvino bfloat16", "openvino float32", "torch bfloat16"]),
+        ({"PRECISION": "int8"}, ["openvino int8", "openvino float32", "torch float32"]),
+        ({"PRECISION": "bfloat16", "BACKEND": "openvino"}, ["openvino bfloat16"]),
+        ({"PRECISION": "bfloat16", "BACKEND": "torch"}, ["torch bfloat16"]),
+        ({"DEVICE": "cuda"}, ["torch float32"]),
+    ],
+)
+def test_the_settings_decide_what_is_tried_and_in_which_order(monkeypatch, variables, attempts):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert [" ".join(attempt) for attempt in choice.attempts(load_settings())] == attempts
+
+
+@pytest.mark.parametrize(
     "broken",
     [
         {"fails": ImportError("libopenvino.so: cannot open shared object file")},

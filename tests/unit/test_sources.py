@@ -132,6 +132,17 @@ def test_the_default_model_comes_from_the_package_without_the_hub(monkeypatch, s
     assert Hub.asked == []
 
 
+def test_the_weights_of_the_package_are_read_at_each_start(monkeypatch):
+    """Given a record of their checksum that is wrong, then it is not believed."""
+
+    class Wrong(Checksums):
+        def sha256(self, path, *, anew=False):
+            return super().sha256(path) if anew else "0" * 64
+
+    settings = load_settings()
+    assert (sources.locate(settings.supported_models[0], settings, Wrong()) / "model.safetensors").exists()
+
+
 def test_a_revision_of_it_comes_from_the_hub(monkeypatch, small_hub):
     with pytest.raises(ModelLoadError, match="the hub has no such model"):
         locate(monkeypatch, "sentence-transformers/all-MiniLM-L6-v2@v1")

@@ -7,7 +7,8 @@ import pytest
 
 from embedding_api.engine import start
 from embedding_api.engine.backends import devices
-from embedding_api.errors import DeviceNotFoundError, ModelLoadError
+from embedding_api.engine.models import snapshots
+from embedding_api.errors import DeviceNotFoundError
 from embedding_api.machine import memory
 from embedding_api.settings import load_settings
 
@@ -21,29 +22,35 @@ def test_thread_settings_are_overwritten_not_defaulted(monkeypatch):
 
 
 def test_a_device_that_is_not_there_is_told(monkeypatch):
-    monkeypatch.setitem(devices._TESTS, "cuda", "False")
-    monkeypatch.setenv("DEVICE", "cuda")
     with pytest.raises(DeviceNotFoundError, match=r"DEVICE=cuda: torch finds no such device.*set DEVICE=cpu"):
-        start.load_models(load_settings())
+        devices.require("cuda", {"cuda": "False"})
 
 
-def test_a_device_that_is_there_is_asked_for_and_accepted(monkeypatch):
-    monkeypatch.setitem(devices._TESTS, "mps", "True")
+def test_a_device_that_is_there_is_accepted_and_cpu_is_not_asked_for():
+    devices.require("mps", {"mps": "True"})
+    devices.require("cpu", {})
+
+
+def test_a_device_is_asked_for_before_any_model(monkeypatch):
+    def refuse(device):
+        raise DeviceNotFoundError(f"no {device}")
+
+    monkeypatch.setattr(devices, "require", refuse)
     monkeypatch.setenv("DEVICE", "mps")
     monkeypatch.setenv("SUPPORTED_MODELS", "/no/such")
-    with pytest.raises(ModelLoadError, match="no folder"):
+    with pytest.raises(DeviceNotFoundError, match="no mps"):
         start.load_models(load_settings())
 
 
 @pytest.mark.parametrize(
     ("folder", "entry", "revision"),
     [
-        ("/cache/models--a--b/snapshots/abc123", "a/b", {"revision": "abc123"}),
-        ("/cache/models--a--b/snapshots/abc123", "a/b@main", {"revision": "abc123"}),
-        ("/package/model", "a/b", {}),
-        ("/package/model", "a/b@v1", {"revision": "v1"}),
+        ("/cache/models--a--b/snapshots/abc123", "a/b", "abc123"),
+        ("/cache/models--a--b/snapshots/abc123", "a/b@main", "abc123"),
+        ("/package/model", "a/b", None),
+        ("/package/model", "a/b@v1", "v1"),
     ],
 )
 def test_the_revision_that_is_told_is_the_one_that_was_found(monkeypatch, folder, entry, revision):
     monkeypatch.setenv("SUPPORTED_MODELS", entry)
-    assert start._revision(load_settings().supported_models[0], Path(folder)) == revision
+    assert snapshots.revision(load_settings().supported_models[0], Path(folder)) == revision

@@ -75,6 +75,11 @@ def is_snapshot(folder: Path) -> bool:
     return folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
 
 
+def revision(spec: ModelSpec, folder: Path) -> str | None:
+    """Return the commit of a snapshot, or of any other folder the revision in SUPPORTED_MODELS, if there is one."""
+    return folder.name if is_snapshot(folder) else spec.revision
+
+
 def repository(snapshot: Path) -> set[str] | None:
     """Return the names of all files in a snapshot's repository; None if the cache of an older library has no list."""
     listing = snapshot.parents[1] / "trees" / f"{snapshot.name}.json"
