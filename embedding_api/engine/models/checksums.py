@@ -83,12 +83,14 @@ class Checksums:
 
     def _read(self) -> dict[str, _Known]:
         """Return the record of earlier starts; nothing if it is damaged, or if others can write to it."""
-        if self._folder is None or not self._folder.exists():
+        if self._folder is None:
             return {}
+        file = self._folder / "checksums.json"
         try:
+            if not private.is_ours(file):
+                return {}
             private.claim(self._folder)
-            file = self._folder / "checksums.json"
-            content = json.loads(file.read_bytes()) if private.is_ours(file) else {}
+            content = json.loads(file.read_bytes())
             return {
                 name: ([int(number) for number in identity], checksum)
                 for name, (identity, checksum) in content.items()
