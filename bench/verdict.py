@@ -15,7 +15,7 @@ from bench.targets import Outcome
 from embedding_api.server.worker import N_SPARE_THREADS
 
 # THREADS of the service under test, and all threads of a worker: those, the spare ones, and the main, the inference and
-# the courier thread.
+# the mailbox thread.
 THREADS = 32
 WORKER_THREADS = THREADS + N_SPARE_THREADS + 3
 
