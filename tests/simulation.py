@@ -10,11 +10,11 @@ import numpy as np
 
 from embedding_api.engine.scheduling.actions import Answer, Compute, Send, SendBack, SendResult, Wake
 from embedding_api.engine.scheduling.backlog import Backlog
+from embedding_api.engine.scheduling.board import BYTES_PER_SEAT, Board
 from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.scheduler import Phase, Scheduler
 from embedding_api.engine.work import Address, Lane, Result, Undone, Work
-from embedding_api.engine.workers.board import Board
 
 N_SEATS = 4
 # Of an inbox: a worker that reads nothing takes no more.
@@ -82,7 +82,7 @@ class Simulation:
     """
 
     def __init__(self, n_computing: int) -> None:
-        self.board = Board(N_SEATS)
+        self.board = Board(memoryview(bytearray(N_SEATS * BYTES_PER_SEAT)))
         self.n_computing = n_computing
         self.now_s = 0.0
         self.workers: list[Worker] = []
@@ -271,8 +271,8 @@ class Simulation:
                 self._send(work.owner, ("result", work.number, address, result), is_sure=True)
             case SendBack(work, why):
                 self._send(work.owner, ("back", work.number, address, why), is_sure=True)
-            case Wake(seat):
-                self._send(Address(seat, self.board.columns.generation[seat]), ("wake",))
+            case Wake(other):
+                self._send(other, ("wake",))
             case Answer(job):
                 self._check_answer(worker, next(one for one in worker.requests if one.job is job))
 

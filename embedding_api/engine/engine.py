@@ -10,9 +10,9 @@ import numpy as np
 from embedding_api.engine.backends import Route, Task
 from embedding_api.engine.backends.text import Prompt, Reading, Text, Tokens
 from embedding_api.engine.models.registry import Model, Registry
+from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.engine.work import Lane, Vectors
-from embedding_api.engine.workers.board import Seat
 from embedding_api.engine.workers.runner import Runner
 from embedding_api.engine.workers.workers import Workers
 from embedding_api.errors import (

@@ -43,7 +43,7 @@ def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> 
 def pre_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
     """Gives the worker its place among those that exchange batches, and among those that count."""
     exchange = _engine(worker).workers.exchange
-    worker.seat = None if exchange is None else exchange.take_seat()
+    worker.seat = None if exchange is None else exchange.board.take_seat()
     worker.slot = counters.take()
     if exchange is not None and worker.seat is None:
         logger.warning("all seats are taken; worker %d computes alone until another worker has ended", worker.age)

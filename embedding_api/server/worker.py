@@ -20,7 +20,7 @@ from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, ParseE
 from gunicorn.workers.gthread import ThreadWorker
 
 from embedding_api.engine.engine import Engine
-from embedding_api.engine.workers.board import Seat
+from embedding_api.engine.scheduling.board import Seat
 from embedding_api.errors import NotReadyError, ServiceError, StartError
 from embedding_api.request import CALLER, REFUSAL
 from embedding_api.server import refusals

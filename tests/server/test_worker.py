@@ -26,7 +26,7 @@ from pathlib import Path
 import time
 from embedding_api.app import create_app
 from embedding_api.engine.scheduling.admission import Admission
-from embedding_api.engine.workers.board import Seat
+from embedding_api.engine.scheduling.board import Seat
 from embedding_api.settings import load_settings
 from tests.fakes import FakeBackend, fake_engine, fake_model
 

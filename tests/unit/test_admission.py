@@ -3,7 +3,7 @@
 import pytest
 
 from embedding_api.engine.scheduling.admission import Admission, Limits
-from embedding_api.engine.workers.board import Board
+from embedding_api.engine.scheduling.board import BYTES_PER_SEAT, Board
 from embedding_api.errors import OverloadedError
 
 
@@ -21,7 +21,7 @@ def clock():
 
 @pytest.fixture
 def board():
-    return Board(2)
+    return Board(memoryview(bytearray(2 * BYTES_PER_SEAT)))
 
 
 @pytest.fixture

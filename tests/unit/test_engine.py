@@ -17,7 +17,7 @@ from tests.fakes import DIM, QUERY, FakeBackend, fake_engine, fake_model, fake_r
 def wait_until_one_waits(engine, n_tokens=1):
     """Until so many tokens wait behind the batch in work."""
     deadline = time.monotonic() + 10
-    while engine.runner.seat.board.waiting_tokens < n_tokens:
+    while sum(engine.runner.seat.board.columns.waiting_tokens) < n_tokens:
         assert time.monotonic() < deadline, "no request was handed in"
 
 

@@ -36,7 +36,7 @@ class Worker:
 
     def __init__(self, exchange, backend=None, **options):
         self.backend = backend or FakeBackend()
-        self.seat = exchange.take_seat()
+        self.seat = exchange.board.take_seat()
         workers = Workers(["model"], [self.backend], [COST], exchange, **{"n_computing": 2, **options})
         self.runner = Runner(workers, self.seat)
         self.runner.start()
@@ -314,7 +314,7 @@ RESULTS = {
 @pytest.mark.parametrize("kind", RESULTS)
 def test_a_result_of_any_kind_comes_whole(exchange, kind):
     """Given a receiver that does not read, then the sender is not held up, and all of it arrives in the end."""
-    result, seats = RESULTS[kind], [exchange.take_seat(), exchange.take_seat()]
+    result, seats = RESULTS[kind], [exchange.board.take_seat(), exchange.board.take_seat()]
     one, other = (Mailbox(exchange, seat) for seat in seats)
     work = Work(seats[0].address, 7, Lane(1, 2), texts(3))
     assert one.send(work, seats[1].address)
@@ -334,16 +334,16 @@ def test_a_result_of_any_kind_comes_whole(exchange, kind):
 
 
 def test_a_message_for_an_earlier_worker_on_the_seat_is_not_read(exchange):
-    one, other = exchange.take_seat(), exchange.take_seat()
+    one, other = exchange.board.take_seat(), exchange.board.take_seat()
     assert Mailbox(exchange, one).send(Work(one.address, 1, Lane(0, 0), texts(1)), other.address)
     other.leave()
-    new = exchange.take_seat()
+    new = exchange.board.take_seat()
     assert new.address.seat == other.address.seat
     assert Mailbox(exchange, new).receive(10) is None
 
 
 def test_a_full_exchange_has_no_seat(exchange):
-    assert [exchange.take_seat() is None for _ in range(5)] == [False] * 4 + [True]
+    assert [exchange.board.take_seat() is None for _ in range(5)] == [False] * 4 + [True]
 
 
 def test_equal_texts_are_computed_once(workers):

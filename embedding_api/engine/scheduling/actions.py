@@ -40,7 +40,7 @@ class SendBack(NamedTuple):
 class Wake(NamedTuple):
     """Let another worker look at the board: this one accepts a batch now."""
 
-    seat: int
+    worker: Address
 
 
 class Answer(NamedTuple):

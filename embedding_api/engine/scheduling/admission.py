@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from embedding_api.engine.scheduling.board import Board
 from embedding_api.errors import OverloadedError
 
 # A rate that was measured over less says little; one that reaches back farther says nothing of now.
@@ -30,39 +31,19 @@ class Limits(NamedTuple):
 UNLIMITED = Limits(n_tokens=2**62, n_bytes=2**62, tokens_per_s=1e6)
 
 
-class Load(Protocol):
-    """What all workers hold and have done, summed over them."""
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens of texts that no core has."""
-
-    @property
-    def arriving_tokens(self) -> int:
-        """A guess at the tokens of requests that are not read."""
-
-    @property
-    def arriving_bytes(self) -> int:
-        """Bytes of requests that are not answered."""
-
-    @property
-    def answered_tokens(self) -> int:
-        """Tokens answered since the start."""
-
-
 class Admission:
     """Admits requests while there is room. Any thread may ask.
 
-    Workers look at the load one by one, so requests that come at the same moment may all be admitted.
+    Workers look at the board one by one, so requests that come at the same moment may all be admitted.
 
     Args:
-        load: What all workers hold.
+        board: What all workers hold.
         limits: What they may hold.
         clock: Seconds on a monotonic clock.
     """
 
-    def __init__(self, load: Load, limits: Limits, clock: Callable[[], float]) -> None:
-        self._load = load
+    def __init__(self, board: Board, limits: Limits, clock: Callable[[], float]) -> None:
+        self._columns = board.columns
         self._limits = limits
         self._clock = clock
         # Moments, and the tokens answered by then, over a time in which something always waited: only then does what
@@ -76,38 +57,38 @@ class Admission:
             OverloadedError: They do.
         """
         self._sample()
-        if self._load.waiting_tokens >= self._limits.n_tokens:
+        if sum(self._columns.waiting_tokens) >= self._limits.n_tokens:
             raise self.overloaded()
 
     def is_full(self) -> bool:
         """Return True if a request that comes now would be refused once all that came before it are read."""
         self._sample()
-        return self._load.waiting_tokens + self._load.arriving_tokens >= self._limits.n_tokens
+        return sum(self._columns.waiting_tokens) + sum(self._columns.arriving_tokens) >= self._limits.n_tokens
 
     def has_room(self, n_bytes: int) -> bool:
         """Return True if requests may take so many bytes more."""
-        return self._load.arriving_bytes + n_bytes <= self._limits.n_bytes
+        return sum(self._columns.arriving_bytes) + n_bytes <= self._limits.n_bytes
 
     def overloaded(self) -> OverloadedError:
         """Return the refusal, with the seconds in which what waits is computed at the latest rate."""
-        n_tokens = self._load.waiting_tokens + self._load.arriving_tokens
+        n_tokens = sum(self._columns.waiting_tokens) + sum(self._columns.arriving_tokens)
         wait_s = min(max(1, math.ceil(n_tokens / self._tokens_per_s())), _MAX_RETRY_S)
         full = f"{n_tokens} tokens wait already, of {self._limits.n_tokens} that may (MAX_QUEUED_TOKENS)"
         if n_tokens < self._limits.n_tokens:
-            n_bytes = self._load.arriving_bytes
+            n_bytes = sum(self._columns.arriving_bytes)
             full = f"requests of {n_bytes} bytes are not answered yet, of {self._limits.n_bytes} that may be held"
         return OverloadedError(f"the server is overloaded: {full}; come again in {wait_s} s", retry_after_s=wait_s)
 
     def _sample(self) -> None:
         now_s, samples = self._clock(), self._samples
-        if not self._load.waiting_tokens:
+        if not sum(self._columns.waiting_tokens):
             self._samples = []
         elif not samples or now_s - samples[-1][0] >= _MIN_S / 2:
             recent = [one for one in samples if now_s - one[0] <= _MAX_S]
-            self._samples = [*recent, (now_s, self._load.answered_tokens)]
+            self._samples = [*recent, (now_s, sum(self._columns.answered_tokens))]
 
     def _tokens_per_s(self) -> float:
         samples = self._samples
         if samples and (duration_s := self._clock() - samples[0][0]) >= _MIN_S:
-            return max((self._load.answered_tokens - samples[0][1]) / duration_s, 1.0)
+            return max((sum(self._columns.answered_tokens) - samples[0][1]) / duration_s, 1.0)
         return self._limits.tokens_per_s

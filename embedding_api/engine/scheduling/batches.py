@@ -2,7 +2,7 @@
 
 from embedding_api.engine.scheduling.actions import Action, Answer
 from embedding_api.engine.scheduling.backlog import Backlog, Batch, State
-from embedding_api.engine.scheduling.neighbours import Neighbours
+from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.work import Address, Result, Undone
 from embedding_api.errors import DeadlineExceededError, EngineError, ServiceError
 
@@ -12,12 +12,12 @@ class Batches:
 
     Args:
         backlog: Forms them, and takes them back.
-        neighbours: Told what is answered; says which workers are gone.
+        seat: Where it says what is answered, and sees which workers are gone.
     """
 
-    def __init__(self, backlog: Backlog, neighbours: Neighbours) -> None:
+    def __init__(self, backlog: Backlog, seat: Seat) -> None:
         self._backlog = backlog
-        self._neighbours = neighbours
+        self._seat = seat
         self._batches: dict[int, Batch] = {}
 
     def __getitem__(self, number: int) -> Batch:
@@ -36,7 +36,7 @@ class Batches:
 
     def lost(self) -> list[Batch]:
         """Return the batches whose worker is gone."""
-        return [batch for batch in self.in_state(State.AWAY) if not self._neighbours.is_present(batch.worker)]
+        return [batch for batch in self.in_state(State.AWAY) if not self._seat.board.is_present(batch.worker)]
 
     def find_away(self, number: int, worker: Address) -> Batch | None:
         """Return a batch that this worker has; None if it was given up there, and is computed again.
@@ -49,7 +49,7 @@ class Batches:
     def answer(self, batch: Batch, result: Result, now_s: float) -> list[Action]:
         """End a batch that was computed."""
         del self._batches[batch.work.number]
-        self._neighbours.count_answered(batch.n_tokens)
+        self._seat.count_answered(batch.n_tokens)
         return [Answer(job) for job in self._backlog.answer(batch, result, now_s)]
 
     def undo(self, batch: Batch, why: Undone, now_s: float, error: Exception | None = None) -> list[Action]:
@@ -69,7 +69,7 @@ class Batches:
     def refuse_waiting(self, error: ServiceError, now_s: float) -> list[Action]:
         """Answer the jobs whose texts wait with an error."""
         refused = self._backlog.refuse_waiting(error, now_s)
-        self._neighbours.publish_waiting(self._backlog.n_waiting_tokens)
+        self._seat.publish_waiting(self._backlog.n_waiting_tokens)
         return [Answer(job) for job in refused]
 
 

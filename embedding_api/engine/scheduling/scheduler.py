@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake, WakeCore
 from embedding_api.engine.scheduling.backlog import Backlog, Batch, State
 from embedding_api.engine.scheduling.batches import Batches
+from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.scheduling.job import Job
-from embedding_api.engine.scheduling.neighbours import Neighbours
 from embedding_api.engine.work import Address, Ids, Lane, Result, Undone, Work
 from embedding_api.errors import NotReadyError
 
@@ -35,16 +35,16 @@ class Scheduler:
 
     Args:
         backlog: Empty, and owned by this worker.
-        neighbours: The other workers, and this one's address.
+        seat: This worker's place among the others.
         n_computing: How many workers compute at the same time; the younger ones send everything to the older.
         max_sent_ids: The most token ids of a batch that can be sent, with one number more for each text.
     """
 
-    def __init__(self, backlog: Backlog, neighbours: Neighbours, n_computing: int, max_sent_ids: int) -> None:
+    def __init__(self, backlog: Backlog, seat: Seat, n_computing: int, max_sent_ids: int) -> None:
         self.phase = Phase.SERVING
         self._backlog = backlog
-        self._batches = Batches(backlog, neighbours)
-        self._neighbours = neighbours
+        self._batches = Batches(backlog, seat)
+        self._seat = seat
         self._n_computing = n_computing
         self._max_sent_ids = max_sent_ids
         # For this core, whoever else may compute: batches of other workers, and own ones that cannot be sent.
@@ -59,7 +59,7 @@ class Scheduler:
 
     def may_compute(self) -> bool:
         """Return True if this worker's core computes its own texts."""
-        return self.phase is Phase.SERVING and self._neighbours.rank() < self._n_computing
+        return self.phase is Phase.SERVING and self._seat.rank() < self._n_computing
 
     def accept(self, job: Job, lane: Lane, inputs: Sequence[Ids], now_s: float) -> list[Action]:
         """A request came: its job is answered later, at the latest when this worker ends.
@@ -149,7 +149,7 @@ class Scheduler:
     def unsent(self, work: Work, now_s: float) -> list[Action]:
         """A worker did not take a batch that was sent to it: its texts wait for another event."""
         actions = self._undo(work, Undone.NOT_BEGUN, now_s)
-        self._neighbours.publish_waiting(self._backlog.n_waiting_tokens)
+        self._seat.publish_waiting(self._backlog.n_waiting_tokens)
         return actions
 
     def look(self, now_s: float) -> list[Action]:
@@ -159,7 +159,7 @@ class Scheduler:
         """
         for batch in self._batches.lost():
             self._batches.undo(batch, Undone.NOT_BEGUN, now_s)
-        self._due = deque(work for work in self._due if self._neighbours.is_present(work.owner))
+        self._due = deque(work for work in self._due if self._seat.board.is_present(work.owner))
         return self._match(now_s)
 
     def broken(self, now_s: float) -> list[Action]:
@@ -189,8 +189,8 @@ class Scheduler:
         The number of waiting tokens is published before the others' numbers are read, and so is `accepts`: of two
         workers at least one then sees the other, or looks again soon.
         """
-        neighbours = self._neighbours
-        neighbours.publish_waiting(self._backlog.n_waiting_tokens)
+        seat = self._seat
+        seat.publish_waiting(self._backlog.n_waiting_tokens)
         may_compute, is_idle = self.may_compute(), self._running is None
         actions: list[Action] = []
         # An idle core gets its batch when its thread runs: texts that come until then join it.
@@ -200,20 +200,20 @@ class Scheduler:
             actions += self._send_waiting(now_s)
         # Where not every worker may compute, one that may takes a batch of another in advance, by turns with its own.
         is_free = is_idle and not self._backlog.n_waiting_tokens
-        serves_others = neighbours.n_workers() > self._n_computing
+        serves_others = len(seat.board.workers()) > self._n_computing
         accepts = may_compute and not self._due and (is_free or serves_others)
-        if neighbours.publish_accepts(accepts=accepts):
-            actions += map(Wake, neighbours.waiting())
+        if seat.publish_accepts(accepts=accepts):
+            actions += map(Wake, seat.waiting())
         return actions
 
     def _send_waiting(self, now_s: float) -> list[Action]:
         """Send waiting texts to the workers that accept a batch."""
-        neighbours = self._neighbours
+        seat = self._seat
         is_retired = self.phase is Phase.RETIRED
-        if is_retired and min(self._n_computing, neighbours.n_workers()) == 1:
+        if is_retired and min(self._n_computing, len(seat.board.workers())) == 1:
             return self._refuse("this worker is being replaced, and there is no other; try again", now_s)
         actions: list[Action] = []
-        for worker in neighbours.accepting():
+        for worker in seat.accepting():
             while (batch := self._form_batch()) is not None and not self._can_be_sent(batch.work):
                 if is_retired:
                     error = NotReadyError("this worker is being replaced; try again")
@@ -223,10 +223,10 @@ class Scheduler:
                     actions.append(WakeCore())
             if batch is None:
                 break
-            neighbours.claim(worker)
+            seat.claim(worker)
             batch.begin(worker, State.AWAY, now_s)
             actions.append(Send(batch.work, worker))
-        neighbours.publish_waiting(self._backlog.n_waiting_tokens)
+        seat.publish_waiting(self._backlog.n_waiting_tokens)
         return actions
 
     def _next_work(self) -> Work | None:
@@ -239,18 +239,18 @@ class Scheduler:
         """Form the next batch, for as many cores as are free or work for this worker already."""
         own = self._running is None and self.may_compute()
         n_away = len(self._batches.in_state(State.AWAY))
-        return self._batches.form(max(1, own + len(self._neighbours.accepting()) + n_away))
+        return self._batches.form(max(1, own + len(self._seat.accepting()) + n_away))
 
     def _keep(self, batch: Batch) -> None:
         """Let this core compute a batch, whoever else may."""
-        batch.worker, batch.state = self._neighbours.address, State.DUE
+        batch.worker, batch.state = self._seat.address, State.DUE
         self._due.append(batch.work)
 
     def _can_be_sent(self, work: Work) -> bool:
         return sum(len(ids) + 1 for ids in work.inputs) <= self._max_sent_ids
 
     def _is_own(self, work: Work) -> bool:
-        return work.owner == self._neighbours.address
+        return work.owner == self._seat.address
 
     def _undo(self, work: Work, why: Undone, now_s: float, error: Exception | None = None) -> list[Action]:
         """End a batch that this worker had and did not compute: tell its owner, or let its texts wait again."""

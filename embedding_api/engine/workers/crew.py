@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from embedding_api.engine.workers.board import Seat
+from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.workers.runner import Runner
 from embedding_api.engine.workers.workers import Workers
 from embedding_api.machine import programs
@@ -50,9 +50,9 @@ class Crew:
             raise RuntimeError("a crew needs an exchange, and a process without threads that it may fork")
         # Closed when this process ends, however it does.
         closed, self._open = os.pipe()
-        own = exchange.take_seat()
+        own = exchange.board.take_seat()
         for _ in range(self._n_workers - 1):
-            if (seat := exchange.take_seat()) is None:
+            if (seat := exchange.board.take_seat()) is None:
                 break
             pid = os.fork()
             if pid == 0:

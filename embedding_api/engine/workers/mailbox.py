@@ -4,6 +4,7 @@ Made in the master, so that all workers inherit them and no other process can wr
 whole and in order, so a worker that is killed while it sends or receives breaks nothing.
 """
 
+import mmap
 import select
 import socket
 import sys
@@ -12,9 +13,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from embedding_api.engine.scheduling.board import BYTES_PER_SEAT, Board, Seat
 from embedding_api.engine.work import Address, Result, Undone, Work
 from embedding_api.engine.workers import wire
-from embedding_api.engine.workers.board import Board, Seat
 from embedding_api.engine.workers.wire import Assembly, Piece, Returned, Woken
 
 # Linux alone has sockets that keep messages whole and in order and say when a receiver is slow.
@@ -55,16 +56,12 @@ class Exchange:
     """
 
     def __init__(self, n_seats: int) -> None:
-        self.board = Board(n_seats)
+        self.board = Board(memoryview(mmap.mmap(-1, BYTES_PER_SEAT * n_seats)))
         self.sockets = [socket.socketpair(socket.AF_UNIX, _SOCKET_TYPE) for _ in range(n_seats)]
         for _, writer in self.sockets:
             writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MAX_MESSAGE)
         buffer = self.sockets[0][1].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self.max_message = min(_MAX_MESSAGE, buffer // 2)
-
-    def take_seat(self) -> Seat | None:
-        """See `Board.take_seat`."""
-        return self.board.take_seat()
 
     def leave(self, seat: Seat) -> None:
         """Give up the seat of a worker that is gone, and wake the others."""
@@ -108,9 +105,9 @@ class Mailbox:
         self._late: deque[tuple[Address, bytes]] = deque()
         self._lock = threading.Lock()
 
-    def wake(self, seat: int) -> None:
+    def wake(self, worker: Address) -> None:
         """Make a worker's `receive` return. A worker whose inbox is full looks around anyway, after each message."""
-        self._exchange.try_to_send(seat, wire.wake(self._address))
+        self._exchange.try_to_send(worker.seat, wire.wake(self._address))
 
     def send(self, work: Work, to: Address) -> bool:
         """Send a batch. Return False if that worker's socket does not take it."""
@@ -153,7 +150,7 @@ class Mailbox:
                 rest.popleft()
             self._late += [(to, message) for message in rest]
         if rest:
-            self.wake(self._address.seat)
+            self.wake(self._address)
 
     def _wait(self, timeout_ms: float) -> bool:
         """Send what sockets take by now, and return True if there is something to receive."""

@@ -10,12 +10,12 @@ from typing import Any
 from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake, WakeCore
 from embedding_api.engine.scheduling.admission import Admission
 from embedding_api.engine.scheduling.backlog import Backlog
+from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.scheduler import Phase, Scheduler
 from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.engine.work import Ids, Lane, Result, Work
 from embedding_api.engine.workers import wire
-from embedding_api.engine.workers.board import Seat
 from embedding_api.engine.workers.core import Core
 from embedding_api.engine.workers.mailbox import Delivered, Exchange, Mailbox
 from embedding_api.engine.workers.wire import Returned
@@ -51,7 +51,7 @@ class Runner:
     def __init__(self, workers: Workers, seat: Seat | None) -> None:
         self._own_exchange = Exchange(1) if seat is None or workers.exchange is None else None
         exchange = self._own_exchange or workers.exchange
-        seat = seat if self._own_exchange is None else self._own_exchange.take_seat()
+        seat = seat if self._own_exchange is None else self._own_exchange.board.take_seat()
         if seat is None or exchange is None:
             raise RuntimeError("a new exchange has no free seat; this is a bug")
         self.seat = seat
@@ -153,7 +153,7 @@ class Runner:
         with self._changed:
             self._report(self._scheduler.close)
             self._changed.notify_all()
-        self._mailbox.wake(self.seat.address.seat)
+        self._mailbox.wake(self.seat.address)
         for thread in self._threads:
             # One that hangs in a backend ends with the process.
             if thread.is_alive():
@@ -198,8 +198,8 @@ class Runner:
                 self._mailbox.send_result(work, result)
             case SendBack(work, why):
                 self._mailbox.send_back(work, why)
-            case Wake(seat):
-                self._mailbox.wake(seat)
+            case Wake(worker):
+                self._mailbox.wake(worker)
 
     def _run_core(self) -> None:
         """Prepare, then compute one batch after the other."""

@@ -1,9 +1,8 @@
-"""The board: a few numbers of each worker, in memory that all workers read and write at once.
+"""What the workers of a server tell each other: a few numbers of each, which all can read and write at once.
 
 Each number is eight aligned bytes, which the processor writes whole; each is one process's to write, but for `accepts`.
 """
 
-import mmap
 from typing import NamedTuple
 
 from embedding_api.engine.work import Address
@@ -31,23 +30,29 @@ class Columns(NamedTuple):
     answered_tokens: memoryview
 
 
+# Bytes of the numbers of one worker.
+BYTES_PER_SEAT = 8 * len(Columns._fields)
+
+
 class Board:
-    """The numbers of all workers. Make it before the fork.
+    """The numbers of all workers.
 
     Args:
-        n_seats: The most workers at one time.
+        memory: Zeroed bytes that all workers share, BYTES_PER_SEAT for each seat: for the most workers at one time.
+
+    Attributes:
+        columns: The numbers.
     """
 
-    def __init__(self, n_seats: int) -> None:
-        n_columns = len(Columns._fields)
-        memory = memoryview(mmap.mmap(-1, 8 * n_columns * n_seats)).cast("q")
-        self.columns = Columns(*(memory[start : start + n_seats] for start in range(0, len(memory), n_seats)))
-        self._seats = range(n_seats)
+    def __init__(self, memory: memoryview) -> None:
+        n_seats = len(memory) // BYTES_PER_SEAT
+        cells = memory.cast("q")
+        self.columns = Columns(*(cells[start : start + n_seats] for start in range(0, len(cells), n_seats)))
 
     def take_seat(self) -> "Seat | None":
         """Return a free seat for a new worker; None if all are taken. One process takes seats: the master."""
         columns = self.columns
-        free = next((seat for seat in self._seats if not columns.is_taken[seat]), None)
+        free = next((seat for seat, is_taken in enumerate(columns.is_taken) if not is_taken), None)
         if free is None:
             return None
         columns.generation[free] = max(columns.generation) + 1
@@ -56,42 +61,22 @@ class Board:
         return Seat(self, Address(free, columns.generation[free]))
 
     def is_present(self, worker: Address) -> bool:
-        """Return False once the worker has given up its seat."""
+        """Return False once the worker, or the master after its death, has given up its seat."""
         columns = self.columns
         return bool(columns.is_taken[worker.seat]) and columns.generation[worker.seat] == worker.generation
 
-    @property
-    def waiting_tokens(self) -> int:
-        """See `Load`."""
-        return sum(self.columns.waiting_tokens)
-
-    @property
-    def arriving_tokens(self) -> int:
-        """See `Load`."""
-        return sum(self.columns.arriving_tokens)
-
-    @property
-    def arriving_bytes(self) -> int:
-        """See `Load`."""
-        return sum(self.columns.arriving_bytes)
-
-    @property
-    def answered_tokens(self) -> int:
-        """See `Load`."""
-        return sum(self.columns.answered_tokens)
-
     def workers(self) -> list[Address]:
         """Return all workers."""
-        columns = self.columns
-        return [Address(seat, columns.generation[seat]) for seat in self._seats if columns.is_taken[seat]]
+        generation = self.columns.generation
+        return [Address(seat, generation[seat]) for seat, is_taken in enumerate(self.columns.is_taken) if is_taken]
 
 
 class Seat:
-    """A worker's place on the board; see `Neighbours`. Any thread may use it.
+    """A worker's place on the board. Any thread may use it.
 
     Attributes:
         board: All seats.
-        address: Of the worker that has this one.
+        address: The worker that has this one.
     """
 
     def __init__(self, board: Board, address: Address) -> None:
@@ -107,37 +92,32 @@ class Seat:
             columns.is_taken[seat] = 0
 
     def rank(self) -> int:
-        """See `Neighbours`."""
+        """Return the number of older workers. It only falls, so a worker that may compute may always."""
         return sum(worker.generation < self.address.generation for worker in self.board.workers())
 
-    def n_workers(self) -> int:
-        """See `Neighbours`."""
-        return sum(self.board.columns.is_taken)
-
-    def is_present(self, worker: Address) -> bool:
-        """See `Neighbours`."""
-        return self.board.is_present(worker)
-
     def accepting(self) -> list[Address]:
-        """See `Neighbours`."""
+        """Return the other workers that accept a batch."""
         accepts = self.board.columns.accepts
         return [worker for worker in self.board.workers() if accepts[worker.seat] and worker != self.address]
 
+    def waiting(self) -> list[Address]:
+        """Return the other workers in which texts wait."""
+        waiting = self.board.columns.waiting_tokens
+        return [worker for worker in self.board.workers() if waiting[worker.seat] and worker != self.address]
+
     def claim(self, worker: Address) -> None:
-        """See `Neighbours`. Two workers may claim the same one at the same moment: then one of their batches waits."""
+        """Note that a worker gets a batch, and accepts no other until it says so again.
+
+        Two workers may claim the same one at the same moment: then one of their batches waits there.
+        """
         self.board.columns.accepts[worker.seat] = 0
 
-    def waiting(self) -> list[int]:
-        """See `Neighbours`."""
-        waiting = self.board.columns.waiting_tokens
-        return [worker.seat for worker in self.board.workers() if waiting[worker.seat] and worker != self.address]
-
     def publish_waiting(self, n_tokens: int) -> None:
-        """See `Neighbours`."""
+        """Tell the others how many tokens wait in this worker."""
         self.board.columns.waiting_tokens[self.address.seat] = n_tokens
 
     def publish_accepts(self, *, accepts: bool) -> bool:
-        """See `Neighbours`."""
+        """Tell the others if this worker accepts a batch. Return True if it did not before, and does now."""
         column, seat = self.board.columns.accepts, self.address.seat
         is_new = accepts and not column[seat]
         column[seat] = accepts
@@ -154,5 +134,5 @@ class Seat:
         self.board.columns.arriving_bytes[self.address.seat] = n_bytes
 
     def count_answered(self, n_tokens: int) -> None:
-        """See `Neighbours`."""
+        """Add to the tokens that this worker has answered."""
         self.board.columns.answered_tokens[self.address.seat] += n_tokens
