@@ -13,7 +13,8 @@ from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.board import BYTES_PER_SEAT, Board
 from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.scheduling.job import Job
-from embedding_api.engine.scheduling.scheduler import Phase, Scheduler
+from embedding_api.engine.scheduling.phase import Phase
+from embedding_api.engine.scheduling.scheduler import Scheduler
 from embedding_api.engine.work import Address, Lane, Result, Undone, Work
 
 N_SEATS = 4

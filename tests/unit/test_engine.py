@@ -191,7 +191,7 @@ def test_a_request_whose_turn_does_not_come_any_more_is_told(backend):
         second = clients.submit(engine.embed, "m", ["cat"])
         wait_until_one_waits(engine)
         closing = clients.submit(engine.close)
-        with pytest.raises(NotReadyError, match="stopped before"):
+        with pytest.raises(NotReadyError, match="this worker stops"):
             second.result(10)
         backend.proceed.set()
         assert first.result(10).n_tokens == 3

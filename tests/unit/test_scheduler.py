@@ -13,9 +13,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from embedding_api.engine.scheduling.actions import Answer
 from embedding_api.engine.scheduling.backlog import Backlog
-from embedding_api.engine.scheduling.batches import Batches
-from embedding_api.engine.scheduling.scheduler import Phase
+from embedding_api.engine.scheduling.batch import State
+from embedding_api.engine.scheduling.phase import Phase
+from embedding_api.engine.scheduling.scheduler import Scheduler
 from embedding_api.engine.work import Lane
 from tests.simulation import Simulation
 
@@ -150,33 +152,50 @@ def test_each_text_is_answered_once_whatever_happens():
 
 
 def forget_the_batches_of_dead_workers(monkeypatch):
-    monkeypatch.setattr(Batches, "lost", lambda self: [])
+    look = Scheduler.look
+
+    def look_at_the_living(self, now_s):
+        with monkeypatch.context() as context:
+            context.setattr(Backlog, "batches_away", lambda self: [])
+            return look(self, now_s)
+
+    monkeypatch.setattr(Scheduler, "look", look_at_the_living)
 
 
 def take_late_deliveries(monkeypatch):
-    """Batches are remembered when they are undone, and whoever had one may deliver it."""
-    undo, known = Batches.undo, {}
+    """Batches are remembered when their texts wait again, and a late delivery ends them once more."""
+    answer, find, give_back, known = Backlog.answer, Backlog.find_away, Backlog.give_back, {}
 
-    def remember(self, batch, *arguments):
+    def remember(self, batch, now_s):
         known[self, batch.work.number] = batch
-        return undo(self, batch, *arguments)
+        give_back(self, batch, now_s)
 
-    def find(self, number, worker):
-        batch = known.get((self, number))
-        if batch is not None:
-            self._batches[number] = batch
-        return self._batches.get(number)
+    def find_any(self, number, worker):
+        return find(self, number, worker) or known.get((self, number))
 
-    monkeypatch.setattr(Batches, "undo", remember)
-    monkeypatch.setattr(Batches, "find_away", find)
+    def answer_any(self, batch, result, now_s):
+        if batch.state is not State.ENDED:
+            return answer(self, batch, result, now_s)
+        wanted_by = [(index, job, row) for index, text in enumerate(batch.texts) for job, row in text.wanted_by]
+        return [Answer(job) for index, job, row in wanted_by if job.put(row, result, index, now_s)]
+
+    monkeypatch.setattr(Backlog, "give_back", remember)
+    monkeypatch.setattr(Backlog, "find_away", find_any)
+    monkeypatch.setattr(Backlog, "answer", answer_any)
 
 
 def let_abandoned_texts_wait_again(monkeypatch):
-    def give_back(self, batch, now_s):
-        batch.end(now_s)
-        batch.queue.wait(batch.texts)
+    give_back = Backlog.give_back
 
-    monkeypatch.setattr(Backlog, "give_back", give_back)
+    def keep_all(self, batch, now_s):
+        unwanted = [text for text in batch.texts if not text.is_wanted]
+        give_back(self, batch, now_s)
+        for text in unwanted:
+            again, _ = batch.queue.find_or_add(text.ids, text.due_s)
+            again.wanted_by = text.wanted_by
+            batch.queue.wait([again])
+
+    monkeypatch.setattr(Backlog, "give_back", keep_all)
 
 
 @pytest.mark.parametrize(

@@ -1,73 +1,19 @@
 """The texts that a worker must still answer: which are due next, and in which batches the others are.
 
-A text is in one place at a time: it waits in the queue of its lane, or it is in one batch. A batch ends once.
+A text is in one place at a time: it waits in the queue of its lane, or it is in one batch. A batch ends once: with a
+result, with an error, or undone, and then its texts wait again.
 """
 
-import enum
 import itertools
 from collections.abc import Sequence
 
+from embedding_api.engine.scheduling.actions import Answer
+from embedding_api.engine.scheduling.batch import Batch, State
 from embedding_api.engine.scheduling.batching import Layout
 from embedding_api.engine.scheduling.cost import Cost
-from embedding_api.engine.scheduling.job import Job, Text
+from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.lane import LaneQueue
-from embedding_api.engine.scheduling.timing import Trip
 from embedding_api.engine.work import Address, Ids, Lane, Result, Work
-
-
-class State(enum.Enum):
-    """Where a batch is."""
-
-    # It waits for this worker's core.
-    DUE = enum.auto()
-    # This worker's core computes it.
-    RUNNING = enum.auto()
-    # Another worker has it.
-    AWAY = enum.auto()
-    # It was answered, it failed, or its texts wait again.
-    ENDED = enum.auto()
-
-
-class Batch:
-    """Texts of this worker that are computed together.
-
-    Attributes:
-        work: What a core gets.
-        n_tokens: Tokens of its texts.
-        state: Where it is.
-        worker: The worker that has it.
-        begun_s: When that worker got it, in seconds on the monotonic clock.
-    """
-
-    __slots__ = ("_name", "_trip", "begun_s", "n_tokens", "queue", "state", "texts", "work", "worker")
-
-    def __init__(self, work: Work, queue: LaneQueue, texts: list[Text], name: str) -> None:
-        self.work = work
-        self.queue = queue
-        self.texts = texts
-        self.n_tokens = sum(map(len, work.inputs))
-        self.state = State.DUE
-        self.worker = work.owner
-        self.begun_s = 0.0
-        self._name = name
-        self._trip: Trip | None = None
-
-    def begin(self, worker: Address, state: State, now_s: float) -> None:
-        """Note that a worker has it."""
-        self.worker, self.state, self.begun_s = worker, state, now_s
-        trip = self._trip = Trip(self._name, len(self.texts), self.n_tokens, worker.seat, now_s)
-        for text in self.texts:
-            text.trip = trip
-            for job, _ in text.wanted_by:
-                job.begin(trip)
-
-    def end(self, now_s: float) -> None:
-        """Note that no worker has it any more."""
-        self.state = State.ENDED
-        if self._trip is not None:
-            self._trip.ended_s = now_s
-        for text in self.texts:
-            text.trip = None
 
 
 class Backlog:
@@ -89,6 +35,8 @@ class Backlog:
         self._costs = costs
         self._process = process
         self._queues: dict[Lane, LaneQueue] = {}
+        # Batches that have not ended, by number.
+        self._batches: dict[int, Batch] = {}
         # Virtual time: seconds of computing that a job would have had since the start, had it always been there.
         self._virtual_s = 0.0
         self._numbers = itertools.count(1)
@@ -126,18 +74,20 @@ class Backlog:
         job.n_duplicates = len(texts) - len(new)
         queue.wait(new)
 
-    def abandon(self, job: Job, error: Exception, now_s: float) -> None:
+    def abandon(self, job: Job, error: Exception, now_s: float) -> list[Answer]:
         """Answer a job with an error, and drop its waiting texts, except those that other jobs want."""
         texts = job.texts
-        job.fail(error, now_s)
+        if not job.fail(error, now_s):
+            return []
         # A request may hold a text twice; it leaves once.
         for text in texts:
             if text.waits and not text.is_wanted:
                 text.queue.leave(text)
                 job.n_dropped += 1
+        return [Answer(job)]
 
-    def pop_batch(self, n_cores: int) -> Batch | None:
-        """Return the next batch; None if no text waits.
+    def form_batch(self, n_cores: int) -> Batch | None:
+        """Return a new batch of the texts that are due; None if no text waits.
 
         Args:
             n_cores: Cores that are free for the texts that wait. A batch leaves the others their part.
@@ -149,23 +99,40 @@ class Backlog:
         texts = queue.pop_batch(n_cores)
         number = next(self._numbers)
         work = Work(self._owner, number, queue.lane, [text.ids for text in texts])
-        return Batch(work, queue, texts, f"{self._process}-{number}")
+        batch = self._batches[number] = Batch(work, queue, texts, f"{self._process}-{number}")
+        return batch
 
-    def answer(self, batch: Batch, result: Result, now_s: float) -> list[Job]:
-        """End a batch that was computed. Return the jobs that this answers."""
-        batch.end(now_s)
-        answered = []
+    def batch(self, number: int) -> Batch:
+        """Return the batch of this number, which has not ended."""
+        return self._batches[number]
+
+    def batches_away(self) -> list[Batch]:
+        """Return the batches that other workers have."""
+        return [batch for batch in self._batches.values() if batch.state is State.AWAY]
+
+    def longest_away_s(self, now_s: float) -> float:
+        """Return how long another worker has had the oldest batch that is away; 0 if none is."""
+        return now_s - min((batch.begun_s for batch in self.batches_away()), default=now_s)
+
+    def find_away(self, number: int, worker: Address) -> Batch | None:
+        """Return a batch that this worker has; None if it was given up there, and is computed again.
+
+        A result that comes nevertheless is as good as the other, and is not needed.
+        """
+        batch = self._batches.get(number)
+        return batch if batch is not None and batch.state is State.AWAY and batch.worker == worker else None
+
+    def answer(self, batch: Batch, result: Result, now_s: float) -> list[Answer]:
+        """End a batch that was computed."""
+        self._end(batch, now_s)
+        answers = []
         for index, text in enumerate(batch.texts):
             batch.queue.forget(text)
-            answered += [job for job, row in text.wanted_by if job.put(row, result, index, now_s)]
-        return answered
+            answers += [Answer(job) for job, row in text.wanted_by if job.put(row, result, index, now_s)]
+        return answers
 
-    def fail(self, batch: Batch, error: Exception, now_s: float) -> list[Job]:
-        """End a batch that failed: its texts wait again, to be computed one by one; a text that failed alone fails.
-
-        Returns:
-            The jobs that this answers.
-        """
+    def fail(self, batch: Batch, error: Exception, now_s: float) -> list[Answer]:
+        """End a batch that failed: its texts wait again, to be computed one by one; a text that failed alone fails."""
         if len(batch.texts) == 1:
             return self.give_up(batch, error, now_s)
         for text in batch.texts:
@@ -173,30 +140,29 @@ class Backlog:
         self.give_back(batch, now_s)
         return []
 
-    def give_up(self, batch: Batch, error: Exception, now_s: float) -> list[Job]:
-        """End a batch that will not be computed. Return the jobs that get the error, which are those that want it."""
-        batch.end(now_s)
+    def give_up(self, batch: Batch, error: Exception, now_s: float) -> list[Answer]:
+        """End a batch that will not be computed: the jobs that want its texts get the error."""
+        self._end(batch, now_s)
         for text in batch.texts:
             batch.queue.forget(text)
-        answered = []
-        for text in batch.texts:
-            for job, _ in text.wanted_by:
-                if not job.is_done:
-                    self.abandon(job, error, now_s)
-                    answered.append(job)
-        return answered
+        wanted_by = [job for text in batch.texts for job, _ in text.wanted_by]
+        return [answer for job in wanted_by for answer in self.abandon(job, error, now_s)]
 
     def give_back(self, batch: Batch, now_s: float) -> None:
         """End a batch that was not computed: its texts wait again, each as long as it would have."""
-        batch.end(now_s)
+        self._end(batch, now_s)
         for text in batch.texts:
             if not text.is_wanted:
                 batch.queue.forget(text)
         batch.queue.wait([text for text in batch.texts if text.is_wanted])
 
-    def refuse_waiting(self, error: Exception, now_s: float) -> list[Job]:
+    def refuse_waiting(self, error: Exception, now_s: float) -> list[Answer]:
         """Answer the jobs whose texts wait with an error. Batches under way may still end."""
-        refused = []
-        while (batch := self.pop_batch(1)) is not None:
-            refused += self.give_up(batch, error, now_s)
-        return refused
+        answers = []
+        while (batch := self.form_batch(1)) is not None:
+            answers += self.give_up(batch, error, now_s)
+        return answers
+
+    def _end(self, batch: Batch, now_s: float) -> None:
+        del self._batches[batch.work.number]
+        batch.end(now_s)

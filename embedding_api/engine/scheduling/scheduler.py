@@ -1,37 +1,26 @@
 """What is computed, where and when. Events in, actions out; no thread, no socket, no clock of its own."""
 
-import enum
 from collections import deque
 from collections.abc import Sequence
 
 from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake, WakeCore
-from embedding_api.engine.scheduling.backlog import Backlog, Batch, State
-from embedding_api.engine.scheduling.batches import Batches
+from embedding_api.engine.scheduling.backlog import Backlog
+from embedding_api.engine.scheduling.batch import Batch, State
 from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.scheduling.job import Job
+from embedding_api.engine.scheduling.phase import Phase
 from embedding_api.engine.work import Address, Ids, Lane, Result, Undone, Work
-from embedding_api.errors import NotReadyError
-
-
-class Phase(enum.Enum):
-    """The life of a worker's part in computing."""
-
-    SERVING = enum.auto()
-    # A backend cannot compute here: other workers compute all.
-    BROKEN = enum.auto()
-    # A batch hung: this worker accepts nothing, and ends once other workers have computed what it holds.
-    RETIRED = enum.auto()
-    CLOSED = enum.auto()
+from embedding_api.errors import DeadlineExceededError, EngineError, NotReadyError
 
 
 class Scheduler:
     """Each accepted text is answered exactly once, as long as this worker lives; none starves, none is counted twice.
 
     A batch is formed when a core is free for it and not before, so that texts which come meanwhile join it. This
-    worker's own core comes first, then the cores of workers that accept a batch.
+    worker's own core comes first, then the cores of workers that accept a batch. There is a method for each event, so
+    more than in other classes. Each returns the actions to carry out, in order, before the next event.
 
-    Not safe for threads. It has a method for each event, so more than other classes. Each returns the actions to carry
-    out, in order, before the next event. Times are in seconds on one monotonic clock.
+    Not safe for threads. Times are in seconds on one monotonic clock.
 
     Args:
         backlog: Empty, and owned by this worker.
@@ -43,7 +32,6 @@ class Scheduler:
     def __init__(self, backlog: Backlog, seat: Seat, n_computing: int, max_sent_ids: int) -> None:
         self.phase = Phase.SERVING
         self._backlog = backlog
-        self._batches = Batches(backlog, seat)
         self._seat = seat
         self._n_computing = n_computing
         self._max_sent_ids = max_sent_ids
@@ -61,59 +49,47 @@ class Scheduler:
         """Return True if this worker's core computes its own texts."""
         return self.phase is Phase.SERVING and self._seat.rank() < self._n_computing
 
-    def accept(self, job: Job, lane: Lane, inputs: Sequence[Ids], now_s: float) -> list[Action]:
-        """A request came: its job is answered later, at the latest when this worker ends.
-
-        Args:
-            job: New.
-            lane: What computes its texts.
-            inputs: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
-            now_s: Now.
-        """
+    def accept(self, job: Job, lane: Lane, inputs: Sequence[Ids], now_s: float) -> Sequence[Action]:
+        """A request came: its job is answered later, at the latest when this worker ends. For `inputs` see `Work`."""
         if not self.is_accepting:
             job.fail(NotReadyError("this worker is stopping"), now_s)
             return [Answer(job)]
         self._backlog.add(job, lane, inputs)
         return self._match(now_s)
 
-    def abandon(self, job: Job, error: Exception, now_s: float) -> list[Action]:
+    def abandon(self, job: Job, error: Exception, now_s: float) -> Sequence[Action]:
         """The client of a job left, or its time is over: drop its waiting texts, except those that others want."""
-        if job.is_done:
-            return []
-        self._backlog.abandon(job, error, now_s)
-        return [Answer(job), *self._match(now_s)]
+        return [*self._backlog.abandon(job, error, now_s), *self._match(now_s)]
 
-    def idle(self, now_s: float) -> list[Action]:
+    def idle(self, now_s: float) -> Sequence[Action]:
         """This worker's core is idle, and its thread waits for a `Compute`."""
         if self.phase is Phase.CLOSED:
             return []
-        work = self._next_work()
-        self._running = work
-        actions = self._match(now_s)
+        self._running = work = self._next_work()
         if work is None:
-            return actions
+            return self._match(now_s)
         self._ran_for_other = not self._is_own(work)
         if self._is_own(work):
-            self._batches[work.number].begin(work.owner, State.RUNNING, now_s)
-        return [Compute(work), *actions]
+            self._backlog.batch(work.number).begin(work.owner, State.RUNNING, now_s)
+        return [Compute(work), *self._match(now_s)]
 
-    def computed(self, work: Work, result: Result, now_s: float) -> list[Action]:
+    def computed(self, work: Work, result: Result, now_s: float) -> Sequence[Action]:
         """The core has computed its batch. Nothing follows if the batch was given up meanwhile."""
         if self._running is not work:
             return []
         self._running = None
-        if not self._is_own(work):
-            return [SendResult(work, result)]
-        return self._batches.answer(self._batches[work.number], result, now_s)
+        if self._is_own(work):
+            return self._answer(self._backlog.batch(work.number), result, now_s)
+        return [SendResult(work, result)]
 
-    def failed(self, work: Work, error: Exception, now_s: float) -> list[Action]:
+    def failed(self, work: Work, error: Exception, now_s: float) -> Sequence[Action]:
         """The core could not compute its batch. Nothing follows if the batch was given up meanwhile."""
         if self._running is not work:
             return []
         self._running = None
         return [*self._undo(work, Undone.FAILED, now_s, error), *self._match(now_s)]
 
-    def hung(self, now_s: float) -> list[Action]:
+    def hung(self, now_s: float) -> Sequence[Action]:
         """The core's batch hangs: give it up, and leave all else to other workers; this one must end then.
 
         As in a batch that fails, its texts are tried one by one, elsewhere; one that hung alone is not tried again.
@@ -124,66 +100,64 @@ class Scheduler:
         running, self._running = self._running, None
         return [*self._undo(running, Undone.HUNG, now_s), *self._undo_due(now_s), *self._match(now_s)]
 
-    def received(self, work: Work, now_s: float) -> list[Action]:
+    def received(self, work: Work, now_s: float) -> Sequence[Action]:
         """Another worker sent a batch."""
         if not self.is_accepting:
             return [SendBack(work, Undone.NOT_BEGUN)]
         self._due.append(work)
         return self._match(now_s)
 
-    def delivered(self, number: int, worker: Address, result: Result, now_s: float) -> list[Action]:
+    def delivered(self, number: int, worker: Address, result: Result, now_s: float) -> Sequence[Action]:
         """Another worker has computed a batch of this one."""
-        batch = self._batches.find_away(number, worker)
-        return [*self._batches.answer(batch, result, now_s), *self._match(now_s)] if batch else []
+        batch = self._backlog.find_away(number, worker)
+        return [*self._answer(batch, result, now_s), *self._match(now_s)] if batch else []
 
-    def returned(self, number: int, worker: Address, why: Undone, now_s: float) -> list[Action]:
+    def returned(self, number: int, worker: Address, why: Undone, now_s: float) -> Sequence[Action]:
         """Another worker will not compute a batch of this one."""
-        if (batch := self._batches.find_away(number, worker)) is None:
+        if (batch := self._backlog.find_away(number, worker)) is None:
             return []
         if why is Undone.FAILED and len(batch.texts) == 1 and self.may_compute():
             # It may be that worker's fault: the text is tried here before it fails.
             self._keep(batch)
             return self._match(now_s)
-        return [*self._batches.undo(batch, why, now_s), *self._match(now_s)]
+        return [*self._undo(batch.work, why, now_s), *self._match(now_s)]
 
-    def unsent(self, work: Work, now_s: float) -> list[Action]:
+    def unsent(self, work: Work, now_s: float) -> Sequence[Action]:
         """A worker did not take a batch that was sent to it: its texts wait for another event."""
         actions = self._undo(work, Undone.NOT_BEGUN, now_s)
         self._seat.publish_waiting(self._backlog.n_waiting_tokens)
         return actions
 
-    def look(self, now_s: float) -> list[Action]:
+    def look(self, now_s: float) -> Sequence[Action]:
         """Time has passed: a worker may be gone, and another may accept a batch.
 
         The batches of a worker that is gone wait again, and what it has sent need not be computed.
         """
-        for batch in self._batches.lost():
-            self._batches.undo(batch, Undone.NOT_BEGUN, now_s)
-        self._due = deque(work for work in self._due if self._seat.board.is_present(work.owner))
+        is_present = self._seat.board.is_present
+        for batch in self._backlog.batches_away():
+            if not is_present(batch.worker):
+                self._backlog.give_back(batch, now_s)
+        self._due = deque(work for work in self._due if is_present(work.owner))
         return self._match(now_s)
 
-    def broken(self, now_s: float) -> list[Action]:
+    def broken(self, now_s: float) -> Sequence[Action]:
         """A backend cannot compute in this worker."""
         if self.phase is Phase.SERVING:
             self.phase = Phase.BROKEN
         return self._match(now_s)
 
-    def close(self, now_s: float) -> list[Action]:
+    def close(self, now_s: float) -> Sequence[Action]:
         """The worker ends: refuse what waits. The batch on the core, and those that others have, may still end."""
         self.phase = Phase.CLOSED
-        return self._undo_due(now_s) + self._refuse("this worker stopped before the request's turn came", now_s)
+        return [*self._undo_due(now_s), *self._refuse_waiting(now_s)]
 
-    def refuse_rest(self, now_s: float) -> list[Action]:
+    def refuse_rest(self, now_s: float) -> Sequence[Action]:
         """There is no time left: refuse what waits, and what other workers have."""
-        for batch in self._batches.in_state(State.AWAY):
-            self._batches.undo(batch, Undone.NOT_BEGUN, now_s)
-        return self._refuse("this worker stopped before the request's turn came", now_s)
+        for batch in self._backlog.batches_away():
+            self._backlog.give_back(batch, now_s)
+        return self._refuse_waiting(now_s)
 
-    def longest_away_s(self, now_s: float) -> float:
-        """Return how long another worker has had the oldest batch that is away; 0 if none is."""
-        return now_s - min((batch.begun_s for batch in self._batches.in_state(State.AWAY)), default=now_s)
-
-    def _match(self, now_s: float) -> list[Action]:
+    def _match(self, now_s: float) -> Sequence[Action]:
         """Match waiting texts to free cores. To be called after either changes.
 
         The number of waiting tokens is published before the others' numbers are read, and so is `accepts`: of two
@@ -206,18 +180,17 @@ class Scheduler:
             actions += map(Wake, seat.waiting())
         return actions
 
-    def _send_waiting(self, now_s: float) -> list[Action]:
+    def _send_waiting(self, now_s: float) -> Sequence[Action]:
         """Send waiting texts to the workers that accept a batch."""
         seat = self._seat
         is_retired = self.phase is Phase.RETIRED
         if is_retired and min(self._n_computing, len(seat.board.workers())) == 1:
-            return self._refuse("this worker is being replaced, and there is no other; try again", now_s)
+            return self._refuse_waiting(now_s)
         actions: list[Action] = []
         for worker in seat.accepting():
             while (batch := self._form_batch()) is not None and not self._can_be_sent(batch.work):
                 if is_retired:
-                    error = NotReadyError("this worker is being replaced; try again")
-                    actions += self._batches.give_up(batch, error, now_s)
+                    actions += self._backlog.give_up(batch, NotReadyError("this worker stops; try again"), now_s)
                 else:
                     self._keep(batch)
                     actions.append(WakeCore())
@@ -238,8 +211,8 @@ class Scheduler:
     def _form_batch(self) -> Batch | None:
         """Form the next batch, for as many cores as are free or work for this worker already."""
         own = self._running is None and self.may_compute()
-        n_away = len(self._batches.in_state(State.AWAY))
-        return self._batches.form(max(1, own + len(self._seat.accepting()) + n_away))
+        n_away = len(self._backlog.batches_away())
+        return self._backlog.form_batch(max(1, own + len(self._seat.accepting()) + n_away))
 
     def _keep(self, batch: Batch) -> None:
         """Let this core compute a batch, whoever else may."""
@@ -252,15 +225,31 @@ class Scheduler:
     def _is_own(self, work: Work) -> bool:
         return work.owner == self._seat.address
 
-    def _undo(self, work: Work, why: Undone, now_s: float, error: Exception | None = None) -> list[Action]:
-        """End a batch that this worker had and did not compute: tell its owner, or let its texts wait again."""
-        if self._is_own(work):
-            return self._batches.undo(self._batches[work.number], why, now_s, error)
-        return [SendBack(work, why)]
+    def _answer(self, batch: Batch, result: Result, now_s: float) -> Sequence[Action]:
+        self._seat.count_answered(batch.n_tokens)
+        return self._backlog.answer(batch, result, now_s)
+
+    def _undo(self, work: Work, why: Undone, now_s: float, error: Exception | None = None) -> Sequence[Action]:
+        """End a batch that was not computed: tell its owner, or let its texts wait again unless they failed."""
+        if not self._is_own(work):
+            return [SendBack(work, why)]
+        batch = self._backlog.batch(work.number)
+        if why is Undone.NOT_BEGUN:
+            self._backlog.give_back(batch, now_s)
+            return []
+        if why is Undone.HUNG:
+            error = DeadlineExceededError(
+                "the request was not answered: one of its texts was not computed within INFERENCE_TIMEOUT_S; leave "
+                "that text out, or raise INFERENCE_TIMEOUT_S"
+            )
+        return self._backlog.fail(batch, error or EngineError("another worker could not compute this text"), now_s)
 
     def _undo_due(self, now_s: float) -> list[Action]:
         due, self._due = self._due, deque()
         return [action for work in due for action in self._undo(work, Undone.NOT_BEGUN, now_s)]
 
-    def _refuse(self, reason: str, now_s: float) -> list[Action]:
-        return self._batches.refuse_waiting(NotReadyError(reason), now_s)
+    def _refuse_waiting(self, now_s: float) -> Sequence[Action]:
+        error = NotReadyError("this worker stops, and no other can compute the rest of the request; try again")
+        answers = self._backlog.refuse_waiting(error, now_s)
+        self._seat.publish_waiting(0)
+        return answers

@@ -12,7 +12,8 @@ from embedding_api.engine.scheduling.admission import Admission
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.scheduling.job import Job
-from embedding_api.engine.scheduling.scheduler import Phase, Scheduler
+from embedding_api.engine.scheduling.phase import Phase
+from embedding_api.engine.scheduling.scheduler import Scheduler
 from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.engine.work import Ids, Lane, Result, Work
 from embedding_api.engine.workers import wire
@@ -34,9 +35,7 @@ _LOOK_AGAIN_S = 0.1
 
 
 class Runner:
-    """One worker: its inference thread, and the thread that reads its mailbox.
-
-    It has an attribute for each part that it joins, so more than other classes.
+    """One worker: its inference thread, and the thread that reads its mailbox. It has an attribute for each part.
 
     Args:
         workers: What all have in common.
@@ -143,7 +142,7 @@ class Runner:
         if phase is not Phase.CLOSED and any(not thread.is_alive() for thread in self._threads):
             return "a thread of the engine has ended"
         with self._changed:
-            away_s = self._scheduler.longest_away_s(time.monotonic())
+            away_s = self._backlog.longest_away_s(time.monotonic())
         busy_s = max(away_s, self._core.stuck_for_s())
         # Before the worker is replaced for it, so that a probe every few seconds sees it.
         return f"a batch has taken {busy_s:.0f} s so far" if busy_s > self.inference_timeout_s / 2 else None
@@ -176,7 +175,7 @@ class Runner:
         metrics.DROPPED.labels(reason).inc(job.n_dropped)
         logger.info("%d waiting texts dropped: %s", job.n_dropped, error)
 
-    def _report(self, event: Callable[..., list[Action]], *arguments: Any) -> None:
+    def _report(self, event: Callable[..., Sequence[Action]], *arguments: Any) -> None:
         """Tell the scheduler of an event, and carry out what it decides; with the lock held."""
         for action in event(*arguments, time.monotonic()):
             self._carry_out(action)

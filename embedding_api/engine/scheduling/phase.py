@@ -1,0 +1,14 @@
+"""The life of a worker's part in computing."""
+
+import enum
+
+
+class Phase(enum.Enum):
+    """What a worker still does."""
+
+    SERVING = enum.auto()
+    # A backend cannot compute here: other workers compute all.
+    BROKEN = enum.auto()
+    # A batch hung: this worker accepts nothing, and ends once other workers have computed what it holds.
+    RETIRED = enum.auto()
+    CLOSED = enum.auto()
