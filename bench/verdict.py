@@ -12,7 +12,7 @@ from bench import report
 from bench.measure import percentile
 from bench.site import Visit
 from bench.targets import Outcome
-from embedding_api.server.worker import N_SPARE_THREADS
+from embedding_api.server.pool import N_SPARE_THREADS
 
 # THREADS of the service under test, and all threads of a worker: those, the spare ones, and the main, the inference and
 # the mailbox thread.

@@ -1,24 +1,41 @@
-"""Who waits for an answer: since when, until when, and whether still."""
+"""The record of one request: its head and body, its client, and its deadline. Imports errors alone.
 
+The worker that holds the connection makes the record and puts it into the WSGI environment. Routes and the engine read
+it.
+"""
+
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import IO
 
-# Keys of the WSGI environment, for what the worker that holds the connection knows of a request: its Caller; and the
-# error to answer it with if it would be too much, or None.
-CALLER, REFUSAL = "embedding_api.caller", "embedding_api.refusal"
+from embedding_api.errors import DeadlineExceededError
 
-# Bytes of a request's head: more than any proxy lets through. Gunicorn alone would hold 800 KB for every client.
+# The key of a request's record in its WSGI environment.
+REQUEST = "embedding_api.request"
+# The key in an application's `extensions` of a mapping: (method, path) of each route whose body the server writes to a
+# file, to the most bytes that this body may have. All other bodies are held in memory, up to MAX_BODY_BYTES.
+FILE_BODIES = "embedding_api.file_bodies"
+
+# The most bytes of a request's head. More than any proxy lets through; within Gunicorn's own limits each client could
+# make a worker hold 800 KB.
 MAX_HEAD_BYTES = 65_536
+
+# Headers in which OpenAI's SDKs say how many seconds they wait, anew with each retry. Python sends the first with every
+# request, as 600 or 0.5. JavaScript sends the second with a call that has a timeout of its own, rounded down: 0 means
+# less than a second.
+TIMEOUT_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
 
 
 class Caller:
-    """The client of one request, as the worker that holds its connection knows it. Safe for several threads.
+    """The client of one request. Safe for several threads.
 
     Attributes:
-        arrived_s: When the request was there as a whole, on the monotonic clock.
-        deadline_s: Until when it waits, on the monotonic clock; infinity if for ever.
+        arrived_s: Time on the monotonic clock at which the request was complete.
+        deadline_s: Time on the monotonic clock until which the client waits; infinity if for ever.
     """
 
     def __init__(self) -> None:
@@ -30,11 +47,11 @@ class Caller:
         self._callbacks: list[Callable[[], None]] = []
 
     def remaining_s(self) -> float | None:
-        """Seconds until the deadline, none below zero; None if there is no deadline."""
+        """Return the seconds until the deadline, at least 0; None if there is no deadline."""
         return None if math.isinf(self.deadline_s) else max(0.0, self.deadline_s - time.monotonic())
 
     def wait_at_most(self, timeout_s: float, limit: str) -> None:
-        """Sets the deadline to `timeout_s` after the request arrived, unless it is earlier already.
+        """Set the deadline to `timeout_s` after the arrival, unless it is earlier already.
 
         Args:
             timeout_s: Seconds; infinity for no limit.
@@ -43,15 +60,39 @@ class Caller:
         if (deadline_s := self.arrived_s + timeout_s) < self.deadline_s:
             self.deadline_s, self._limit = deadline_s, limit
 
+    def limit_wait(self, timeout_s: float, header: Callable[[str, str], str]) -> None:
+        """Set the deadline to the earliest of REQUEST_TIMEOUT_S and the client's own timeouts.
+
+        Args:
+            timeout_s: REQUEST_TIMEOUT_S.
+            header: Returns the value of a header of the request by its name, or the second argument if it is missing.
+        """
+        self.wait_at_most(timeout_s, "REQUEST_TIMEOUT_S")
+        for name in TIMEOUT_HEADERS:
+            self.wait_at_most(_seconds(header(name, "")), f"the client's own timeout ({name})")
+
+    def require_time(self) -> None:
+        """Check that the deadline has not passed.
+
+        Raises:
+            DeadlineExceededError: It has.
+        """
+        if self.remaining_s() == 0:
+            raise self.deadline_error()
+
+    def deadline_error(self) -> DeadlineExceededError:
+        """Return the error for a request that exceeded its deadline. It names the limit that ended it, and the cure."""
+        return DeadlineExceededError(self.deadline_message())
+
     def deadline_message(self) -> str:
-        """What a request that exceeded its deadline is told: the limit that ended it, and the cure."""
+        """Return the message of that error."""
         return (
             f"the request was not answered within the {self.deadline_s - self.arrived_s:g} s of {self._limit}; "
             f"send fewer texts at once, or raise {self._limit}"
         )
 
     def leave(self) -> None:
-        """The connection is gone; to be called once, by whoever notices."""
+        """Call back those who asked to know that the client left. Call it once."""
         with self._lock:
             self._has_left = True
             callbacks, self._callbacks = self._callbacks, []
@@ -59,9 +100,60 @@ class Caller:
             callback()
 
     def when_left(self, callback: Callable[[], None]) -> None:
-        """Calls back, from the thread that notices, when the client leaves; at once if it already has."""
+        """Call `callback` when the client leaves, in the thread that notices it; at once if it has left already."""
         with self._lock:
             if not self._has_left:
                 self._callbacks.append(callback)
                 return
         callback()
+
+
+def _seconds(sent: str) -> float:
+    """Return the timeout in a header; infinity if it is missing, malformed or not above zero."""
+    with contextlib.suppress(ValueError):
+        if (timeout_s := float(sent)) > 0:
+            return timeout_s
+    return math.inf
+
+
+Body = bytes | bytearray | IO[bytes]
+
+
+@dataclass(slots=True)
+class Request:
+    """One request whose head has been parsed.
+
+    Attributes:
+        method: The HTTP method.
+        path: The path of the target, as it was sent.
+        headers: Values by name in lower case; those of a name that came twice are joined by commas.
+        body: The decoded body: its bytes, or an open file if the route is one of FILE_BODIES. None if the server has
+            not read it.
+        caller: The client.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    caller: Caller = field(default_factory=Caller)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the body that are held in memory."""
+        return len(self.body) if isinstance(self.body, bytes | bytearray) else 0
+
+    def close(self) -> None:
+        """Drop the body; a file is closed, which removes it."""
+        if self.body is not None and not isinstance(self.body, bytes | bytearray):
+            self.body.close()
+        self.body = None
+
+
+def joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return values by name in lower case, those of a name that came twice joined by commas, as WSGI joins them."""
+    values: dict[str, str] = {}
+    for name, value in headers:
+        key = name.lower()
+        values[key] = f"{values[key]},{value}" if key in values else value
+    return values

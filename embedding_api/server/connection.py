@@ -1,29 +1,26 @@
-"""A client's connection: what has come of a request, and what is still to be sent. Nothing here blocks.
+"""A client's connection: its socket, the request that arrives, the request in work, and what is to be sent.
 
-The worker's loop alone reads and closes. While a request is in work, its thread reads the bytes that were taken out of
-the buffer for it, and writes into an `Answer`.
+Nothing here blocks. The worker's loop alone reads and closes. While a request is in work, its thread alone uses the
+outbox.
 """
 
+import contextlib
 import enum
 import socket
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from gunicorn.config import Config
-from gunicorn.http.parser import RequestParser
-
-from embedding_api.errors import ServiceError
-from embedding_api.request import Caller
-from embedding_api.server.framing import Framing
+from embedding_api.request import Request, joined
+from embedding_api.server.outbox import Outbox
+from embedding_api.server.parser import Parser
 
 _RECEIVE_BYTES = 65_536
 # Each call gives Python's lock away, and waits for it where threads compute: large bodies are read in large pieces.
 _MAX_RECEIVE_BYTES = 2**20
-# The kernel takes no more than 1024 pieces at once.
-_MAX_PIECES = 64
 
 
 class State(enum.Enum):
-    """What a connection is about."""
+    """What a connection is doing."""
 
     ARRIVING = enum.auto()
     WORKING = enum.auto()
@@ -32,185 +29,130 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
-class Received:
-    """The bytes of one request, which Gunicorn's parser reads as from a socket.
-
-    Args:
-        request: What came of it.
-        at_end: What the parser meets if it wants more; None for the end of a stream.
-    """
-
-    def __init__(self, request: bytearray, at_end: Exception | None) -> None:
-        self._request = memoryview(request)
-        self._position = 0
-        self._at_end = at_end
-        self._has_run_dry = False
-
-    @property
-    def is_read_exactly(self) -> bool:
-        """Whether its reader wanted all of it, and no more."""
-        return self._position == len(self._request) and not self._has_run_dry
-
-    def recv(self, n_bytes: int) -> bytes:
-        """The next bytes, at most so many."""
-        piece = bytes(self._request[self._position : self._position + n_bytes])
-        self._position += len(piece)
-        if not piece:
-            self._has_run_dry = True
-            if self._at_end is not None:
-                raise self._at_end
-        return piece
-
-
-class Answer:
-    """What a thread has in the place of its client's socket: it may write, and never waits.
+class Work(NamedTuple):
+    """A request that is answered now.
 
     Attributes:
-        caller: Who waits for it.
-        refusal: What to answer in the place of what was asked for, or None.
-        pieces: What was written.
+        request: Its record.
+        head: Its head as Gunicorn's parser gives it.
+        n_bytes: The bytes of both that are held in memory.
     """
 
-    def __init__(self, refusal: ServiceError | None) -> None:
-        self.caller = Caller()
-        self.refusal = refusal
-        self.pieces: list[bytes | memoryview] = []
-
-    def sendall(self, piece: bytes) -> None:
-        """Adds to what will be sent."""
-        self.pieces.append(piece)
-
-    def recv(self, _n_bytes: int) -> bytes:
-        """The end of the stream: Gunicorn reads until then before it closes, which the loop does better."""
-        return b""
-
-    def _leave_to_the_loop(self, *_: Any) -> None:
-        """What else Gunicorn does to a socket."""
-
-    setblocking = settimeout = shutdown = close = _leave_to_the_loop
+    request: Request
+    head: Any
+    n_bytes: int
 
 
 class Connection:
-    """One connection. It has what `ThreadWorker.handle` wants of Gunicorn's own kind.
+    """One connection.
 
     Attributes:
         socket: The client's.
-        client: Its address.
-        server: The address that it came to.
-        state: What it is about.
-        watched: The events that the poller is told to wait for.
-        buffer: What has come, and is not part of a request in work.
-        framing: How far the request in the buffer has come.
-        has_ended: Whether the client will send nothing more.
-        must_close: Whether the connection ends with the answer to the request in work.
-        holds_thread: Whether that request counts among those for which there are threads.
-        n_request_bytes: Of that request, until it is answered.
-        n_counted_bytes: What is counted of this connection in what the worker holds.
-        n_unread_bytes: What is counted of it in what clients have not read.
-        n_discarded_bytes: What came after the last answer.
-        sock: The answer to the request in work.
-        parser: Gunicorn's, for the request in work.
+        client: The client's address.
+        server: The address that the client connected to.
+        state: What the connection is doing.
+        parser: The request that arrives, or may arrive next.
+        work: The request in work; None while there is none.
+        outbox: What is to be sent.
+        has_ended: True if the client will send nothing more.
+        must_close: True if the connection ends with the response to the request in work.
+        watched: The events that the poller waits for.
+        counted: What is counted of this connection: bytes held of requests, and bytes of a response not read.
+        n_discarded_bytes: Bytes that came after the last response.
     """
 
-    # Neither a handshake nor HTTP/2 is left to do.
-    initialized, is_http2 = True, False
-    sock: Answer
-    parser: RequestParser
-    _received: Received
-
-    def __init__(self, client_socket: socket.socket, client: Any, server: Any, framing: Framing) -> None:
+    def __init__(
+        self, client_socket: socket.socket, client: Any, server: Any, new_parser: Callable[[Any, bytearray], Parser]
+    ) -> None:
         client_socket.settimeout(0)
         self.socket = client_socket
         self.client = client
         self.server = server
         self.state = State.ARRIVING
         self.watched = 0
-        self.buffer = bytearray()
-        self.framing = framing
+        self.parser = new_parser(client, bytearray())
+        self._new_parser = new_parser
+        self.work: Work | None = None
+        self.outbox = Outbox()
         self.has_ended = False
         self.must_close = False
-        self.holds_thread = False
-        self.n_request_bytes = 0
-        self.n_counted_bytes = 0
-        self.n_unread_bytes = 0
+        self.counted = (0, 0)
         self.n_discarded_bytes = 0
-        self._unsent: list[bytes | memoryview] = []
-
-    def init(self) -> None:
-        """See `initialized`."""
 
     @property
-    def n_body_bytes(self) -> int:
-        """Of the request in work."""
-        return self.n_request_bytes - self.framing.n_head_bytes
-
-    @property
-    def n_missing_bytes(self) -> int:
-        """Of the request in the buffer, as far as its head tells."""
-        return max(0, self.framing.n_bytes - len(self.buffer))
-
-    @property
-    def n_unsent_bytes(self) -> int:
-        """Of the answer."""
-        return sum(map(len, self._unsent))
-
-    @property
-    def parser_agrees(self) -> bool:
-        """Whether Gunicorn's parser found the request's end where it was cut; if not, what follows is anybody's."""
-        return self._received.is_read_exactly and not self.parser.unreader.take_buffered()
+    def n_held_bytes(self) -> int:
+        """Bytes of requests that are held in memory, complete or not."""
+        return self.parser.n_held_bytes + (self.work.n_bytes if self.work else 0)
 
     def receive(self) -> int:
-        """Reads once into the buffer; how many bytes, 0 at the end of the stream.
+        """Read once into the parser's buffer. Return how many bytes came, 0 at the end of the stream.
 
         Raises:
             BlockingIOError: There is nothing to read.
             OSError: The client is gone.
         """
-        n_wanted_bytes = self.n_missing_bytes if self.state is State.ARRIVING else 0
-        piece = self.socket.recv(min(max(_RECEIVE_BYTES, n_wanted_bytes), _MAX_RECEIVE_BYTES))
-        self.buffer += piece
-        self.has_ended = not piece
-        return len(piece)
+        n_wanted_bytes = self.parser.n_missing_bytes or 0
+        data = self.socket.recv(min(max(_RECEIVE_BYTES, n_wanted_bytes), _MAX_RECEIVE_BYTES))
+        self.parser.buffer += data
+        self.has_ended = not data
+        return len(data)
 
-    def begin(
-        self, config: Config, refusal: ServiceError | None, *, is_whole: bool = True, at_end: Exception | None = None
-    ) -> None:
-        """Takes a request out of the buffer, all that is there if it is not whole, and prepares its work."""
-        n_bytes = self.framing.n_bytes if is_whole else len(self.buffer)
-        if n_bytes == len(self.buffer):
-            request, self.buffer = self.buffer, bytearray()
-        else:
-            request = self.buffer[:n_bytes]
-            del self.buffer[:n_bytes]
+    def begin_work(self) -> Work:
+        """Put the request that has arrived into work, and make room for the next."""
+        parser = self.parser
+        body = parser.body
+        if not isinstance(body, bytearray):
+            body.seek(0)
+        request = Request(parser.head.method, parser.head.path, joined(parser.head.headers), body)
+        self.work = Work(request, parser.head, parser.n_head_bytes + request.n_bytes)
+        self.parser = self._new_parser(self.client, parser.buffer)
         self.state = State.WORKING
-        self.n_request_bytes = n_bytes
-        self.sock = Answer(refusal)
-        self._received = Received(request, at_end)
-        self.parser = RequestParser(config, self._received, self.client)
+        return self.work
 
-    def end(self) -> None:
-        """Lets go of the request that was in work, and of its answer: a connection may be idle for long."""
-        if self.n_request_bytes:
-            self.n_request_bytes = 0
-            del self.sock, self.parser, self._received
+    def require_work(self) -> Work:
+        """Return the request in work; there must be one."""
+        if self.work is None:
+            raise RuntimeError("a connection without a request in work has none to answer; this is a bug")
+        return self.work
 
-    def put(self, *pieces: bytes | memoryview) -> None:
-        """Adds to what is to be sent."""
-        self._unsent += pieces
+    def end_work(self) -> None:
+        """Drop the request that was in work and its body: a connection may be idle for long."""
+        if self.work:
+            self.work.request.close()
+        self.work = None
 
     def send(self) -> bool:
-        """Sends what the socket takes; whether nothing is left.
+        """Send what the socket takes. Return True if nothing is left.
 
         Raises:
             OSError: The client is gone.
         """
-        try:
-            while self._unsent:
-                n_sent_bytes = self.socket.sendmsg(self._unsent[:_MAX_PIECES])
-                while self._unsent and n_sent_bytes >= len(self._unsent[0]):
-                    n_sent_bytes -= len(self._unsent.pop(0))
-                if n_sent_bytes:
-                    self._unsent[0] = memoryview(self._unsent[0])[n_sent_bytes:]
-        except BlockingIOError:
-            return False
-        return True
+        return self.outbox.send(self.socket)
+
+    def say_continue(self) -> None:
+        """Let a client send its body that asked before."""
+        if self.parser.expects_continue:
+            self.parser.expects_continue = False
+            self.outbox.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # What cannot be sent now goes before the response, and a client that is gone is noticed when it is read.
+            with contextlib.suppress(OSError):
+                self.send()
+
+    def drop_arriving(self) -> None:
+        """Drop what has come of the next request."""
+        self.parser.close()
+        self.parser = self._new_parser(self.client, bytearray())
+
+    def close(self) -> None:
+        """Close the socket, and drop all that is held unless a thread still works with it."""
+        is_working = self.state is State.WORKING
+        self.state = State.CLOSED
+        self.socket.close()
+        self.drop_arriving()
+        if not is_working:
+            self.drop_response()
+
+    def drop_response(self) -> None:
+        """Drop the request in work and what was not sent of its response."""
+        self.outbox.clear()
+        self.end_work()

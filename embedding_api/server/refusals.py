@@ -3,7 +3,6 @@
 import http
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import orjson
 from gunicorn.config import Config
@@ -13,7 +12,6 @@ from embedding_api.errors import (
     EngineError,
     ExpectationFailedError,
     HeadersTooLargeError,
-    InvalidBodyError,
     InvalidRequestError,
     RequestTimeoutError,
     ServiceError,
@@ -47,32 +45,10 @@ _LOG_MESSAGES: dict[type[ServiceError], str] = {
 }
 
 
-class Body:
-    """The `wsgi.input` of a request: Gunicorn's, whose exceptions become errors that the web room knows."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def read(self, size: int | None = None) -> bytes:
-        """Return the next bytes of the body, at most `size` of them.
-
-        Raises:
-            InvalidBodyError: A chunk is malformed.
-        """
-        try:
-            data: bytes = self._stream.read(size)
-        except errors.ParseException as error:
-            raise InvalidBodyError("a chunk of the body is malformed; send the request again") from error
-        return data
-
-
-def not_arrived(timeout_s: float) -> RequestTimeoutError:
-    """Return the error for a request of which only a part arrived in time."""
-    return RequestTimeoutError(f"the request was incomplete {timeout_s:g} s after its first byte; send it again")
-
-
 def of(error: Exception, config: Config) -> ServiceError:
     """Return our error for what Gunicorn raised while it read a request or sent its response."""
+    if isinstance(error, ServiceError):
+        return error
     # These two are ParseExceptions, but the application made the headers.
     is_ours = isinstance(error, errors.InvalidResponseHeader | errors.InvalidResponseHeaderName)
     if is_ours or not isinstance(error, errors.ParseException):

@@ -1,59 +1,71 @@
-"""Until when each of many connections has time."""
+"""What each of many connections waits for, and how long."""
 
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
-class Deadlines(Generic[T]):
-    """Those for all of which the same time runs, each from when it was put here.
+class Timeouts(Generic[K, T]):
+    """Items that wait, each for one kind of event at a time. Those of a kind share a timeout, ordered by expiry.
 
     Args:
-        timeout_s: How long.
+        timeouts_s: Seconds, by kind.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._ends_s: OrderedDict[T, float] = OrderedDict()
+    def __init__(self, timeouts_s: Mapping[K, float]) -> None:
+        self._timeouts_s = dict(timeouts_s)
+        self._ends_s: dict[K, OrderedDict[T, float]] = {kind: OrderedDict() for kind in timeouts_s}
+        self._kinds: dict[T, K] = {}
 
-    def __len__(self) -> int:
-        return len(self._ends_s)
+    def start(self, item: T, kind: K) -> None:
+        """Start the timeout of an item, in place of any other that it has."""
+        self.stop(item)
+        self._kinds[item] = kind
+        self._ends_s[kind][item] = time.monotonic() + self._timeouts_s[kind]
 
-    def __contains__(self, item: object) -> bool:
-        return item in self._ends_s
+    def stop(self, item: T) -> None:
+        """Stop the timeout of an item, if it has one."""
+        kind = self._kinds.pop(item, None)
+        if kind is not None:
+            del self._ends_s[kind][item]
 
-    def put(self, item: T) -> None:
-        """Starts its time, anew if need be."""
-        self._ends_s[item] = time.monotonic() + self._timeout_s
-        self._ends_s.move_to_end(item)
+    def kind_of(self, item: T) -> K | None:
+        """Return what an item waits for; None if nothing."""
+        return self._kinds.get(item)
 
-    def drop(self, item: T) -> None:
-        """Stops its time, if it runs."""
-        self._ends_s.pop(item, None)
+    def n_waiting(self, kind: K) -> int:
+        """Return how many items wait for this."""
+        return len(self._ends_s[kind])
+
+    def first(self, kind: K) -> T:
+        """Return the item of a kind that expires next; there must be one."""
+        return next(iter(self._ends_s[kind]))
 
     def next_s(self) -> float:
-        """When the first of them is due, on the monotonic clock; infinity if there is none."""
-        return next(iter(self._ends_s.values()), math.inf)
+        """Return when the next item expires, on the monotonic clock; infinity if none waits."""
+        return min(next(iter(ends_s.values()), math.inf) for ends_s in self._ends_s.values())
 
-    def first(self) -> T:
-        """Whose time is over next."""
-        return next(iter(self._ends_s))
+    def pop_expired(self) -> list[tuple[T, K]]:
+        """Remove the items whose time is over, and return each with what it waited for."""
+        now_s = time.monotonic()
+        expired: list[tuple[T, K]] = []
+        for kind, ends_s in self._ends_s.items():
+            while ends_s and next(iter(ends_s.values())) <= now_s:
+                item, _ = ends_s.popitem(last=False)
+                del self._kinds[item]
+                expired.append((item, kind))
+        return expired
 
-    def take_due(self) -> list[T]:
-        """Those whose time is over; they are here no longer."""
-        due: list[T] = []
-        while self._ends_s and self.next_s() <= time.monotonic():
-            due.append(self._ends_s.popitem(last=False)[0])
-        return due
-
-    def shorten(self, timeout_s: float) -> None:
-        """Gives no more than this time to all that are here, from now on, and to all that come."""
-        if timeout_s >= self._timeout_s:
+    def shorten(self, kind: K, timeout_s: float) -> None:
+        """Give the items of a kind no more than this time from now on, and those that come no more either."""
+        if timeout_s >= self._timeouts_s[kind]:
             return
-        self._timeout_s = timeout_s
+        self._timeouts_s[kind] = timeout_s
         latest_s = time.monotonic() + timeout_s
-        for item, end_s in self._ends_s.items():
-            self._ends_s[item] = min(end_s, latest_s)
+        for item, end_s in self._ends_s[kind].items():
+            self._ends_s[kind][item] = min(end_s, latest_s)

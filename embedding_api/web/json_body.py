@@ -5,9 +5,10 @@ from typing import Any
 
 import orjson
 from flask import Response, request
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected
 
 from embedding_api.errors import InvalidBodyError, InvalidJsonError, UnsupportedEncodingError
+from embedding_api.request import REQUEST, Request
 
 # Encodings of a body that need no decoding here: the server removes chunks.
 _PLAIN_ENCODINGS = {"Content-Encoding": ("", "identity"), "Transfer-Encoding": ("", "chunked")}
@@ -43,22 +44,21 @@ def load() -> dict[str, Any]:
     return document
 
 
-def _read() -> bytes:
+def _read() -> Any:
+    """Return the body that the worker holds, without a copy. Read it where another server runs the application."""
+    record: Request | None = request.environ.get(REQUEST)
+    if record is not None and record.body is not None:
+        return record.body
     try:
         body = request.get_data(cache=False)
-        if len(body) < (request.content_length or 0):
-            raise ClientDisconnected
-        # Werkzeug cuts a chunked body at the limit without an error. Where the server does not mark the end of a body,
-        # as in the development server, to read on would wait for ever.
-        is_chunked = request.content_length is None and request.environ.get("wsgi.input_terminated")
-        if is_chunked and request.environ["wsgi.input"].read(1):
-            raise RequestEntityTooLarge
     except (ClientDisconnected, OSError) as error:
         raise InvalidBodyError("the body is incomplete or its chunks are malformed; send the request again") from error
+    if len(body) < (request.content_length or 0):
+        raise InvalidBodyError("the body is incomplete; send the request again")
     return body
 
 
-def _parse(body: bytes) -> Any:
+def _parse(body: bytes | bytearray) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -69,7 +69,7 @@ def _parse(body: bytes) -> Any:
             raise InvalidJsonError(f"the body is not JSON in UTF-8: {error}; correct it and send it again") from error
 
 
-def _parse_lone_surrogates(body: bytes) -> Any:
+def _parse_lone_surrogates(body: bytes | bytearray) -> Any:
     r"""Parse JSON with halves of surrogate pairs, such as "\ud800" from JavaScript, and replace each with U+FFFD.
 
     Raises:

@@ -7,13 +7,13 @@ from flask import Flask, Response, current_app, g, request
 
 from embedding_api.engine.engine import Embeddings
 from embedding_api.engine.scheduling.timing import Timing
-from embedding_api.request import CALLER
+from embedding_api.request import REQUEST
 from embedding_api.service import service_of
 from embedding_api.telemetry import access, log, metrics
 from embedding_api.web import spans
 
 # Blueprints whose requests have spans, refused requests included. Health checks would outnumber all others.
-_TRACED = frozenset({"embeddings", "models"})
+TRACED = frozenset({"embeddings", "models"})
 # The blueprint whose successful requests are logged at DEBUG: load balancers ask every few seconds.
 _HEALTH = "health"
 
@@ -37,14 +37,14 @@ def timing() -> Timing:
 
 
 def _begin() -> None:
-    caller = request.environ.get(CALLER)
+    record = request.environ.get(REQUEST)
     # The request may have waited for a thread.
-    g.arrived_s = time.monotonic() if caller is None else caller.arrived_s
+    g.arrived_s = time.monotonic() if record is None else record.caller.arrived_s
     g.request_id = access.request_id(request.headers.get("X-Request-ID", ""))
     traceparent = request.headers.get("traceparent", "")
     trace_id = access.trace_id(traceparent)
     tracing = service_of(current_app).tracing
-    if tracing is not None and request.blueprint in _TRACED and request.url_rule is not None:
+    if tracing is not None and request.blueprint in TRACED and request.url_rule is not None:
         g.span = tracing.begin(
             request.method, request.url_rule.rule, request.scheme, traceparent if trace_id else "", g.arrived_s
         )

@@ -1,17 +1,19 @@
-"""The views obey what the worker knows of a request: a refusal, its client, its deadline."""
+"""The view obeys what is known of a request: that it is too much, that its client left, and its deadline."""
 
 import threading
 import time
 
 import pytest
 
-from embedding_api.errors import NotReadyError, OverloadedError, UnsupportedTokenError
-from embedding_api.request import CALLER, REFUSAL, Caller
+from embedding_api.errors import OverloadedError, UnsupportedTokenError
+from embedding_api.request import REQUEST, Caller, Request
 from tests.api.conftest import MODEL
 from tests.api.test_errors import reported
 
-FULL = OverloadedError("the server is overloaded", retry_after_s=7)
-DRAINING = NotReadyError("the server is stopping")
+
+def of(caller):
+    """What the worker adds to the environment of a request of this client."""
+    return {REQUEST: Request("POST", "/v1/embeddings", caller=caller)}
 
 
 def embed(client, environ=None, headers=None, text="a cat"):
@@ -20,33 +22,19 @@ def embed(client, environ=None, headers=None, text="a cat"):
     )
 
 
-def test_a_request_to_a_full_server_is_429_with_retry_after(client):
-    response = embed(client, {REFUSAL: FULL})
+def test_a_request_to_a_full_server_is_429_with_retry_after(client, model):
+    model.route.backend.error = OverloadedError("the server is overloaded", retry_after_s=7)
+    response = embed(client)
     assert response.status_code == 429
     assert response.headers["Retry-After"] == "7"
     error = response.json["error"]
     assert (error["type"], error["code"], error["param"]) == ("rate_limit_error", "server_overloaded", None)
 
 
-def test_a_token_that_the_model_has_no_row_for_is_400(client):
+def test_a_token_that_the_model_has_no_row_for_is_400(client, model):
     error = UnsupportedTokenError("input[1] has a token that the model has no row for", param="input[1]")
-    assert reported(embed(client, {REFUSAL: error})) == (400, "unsupported_token", "input[1]", error.message)
-
-
-def test_new_work_is_503_while_the_server_drains(client):
-    response = embed(client, {REFUSAL: DRAINING})
-    assert reported(response)[:2] == (503, "not_ready")
-    assert int(response.headers["Retry-After"]) >= 1
-
-
-def test_readiness_is_503_while_the_server_drains_but_not_when_it_is_full(client):
-    assert client.get("/health/ready", environ_overrides={REFUSAL: DRAINING}).status_code == 503
-    assert client.get("/health/ready", environ_overrides={REFUSAL: FULL}).status_code == 200
-
-
-@pytest.mark.settings(API_KEY_SECRET="k")
-def test_a_client_without_a_key_gets_401_before_any_refusal(client):
-    assert embed(client, {REFUSAL: FULL}).status_code == 401
+    model.route.backend.error = error
+    assert reported(embed(client)) == (400, "unsupported_token", "input[1]", error.message)
 
 
 @pytest.fixture
@@ -97,14 +85,14 @@ def test_a_client_sets_its_deadline_with_openais_headers_and_the_message_names_t
 def test_time_spent_waiting_for_a_thread_counts_towards_the_deadline(client, model):
     caller = Caller()
     caller.arrived_s -= 61
-    assert reported(embed(client, {CALLER: caller}))[:2] == (504, "deadline_exceeded")
+    assert reported(embed(client, of(caller)))[:2] == (504, "deadline_exceeded")
     assert model.route.backend.batches == []
 
 
 def test_a_client_that_left_is_499_and_nothing_is_computed(client, model, held):
     caller = Caller()
     caller.leave()
-    assert reported(embed(client, {CALLER: caller}))[:2] == (499, "client_gone")
+    assert reported(embed(client, of(caller)))[:2] == (499, "client_gone")
     assert model.route.backend.batches == [[4]]
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from embedding_api import __version__
 from embedding_api.app import create_app
-from embedding_api.errors import NotReadyError
-from embedding_api.request import CALLER, REFUSAL, Caller
+from embedding_api.request import REQUEST, Caller, Request
 from embedding_api.service import service_of
 from embedding_api.settings import load_settings
 from tests.fakes import fake_engine
@@ -159,10 +158,11 @@ def test_a_health_check_that_succeeds_is_logged_at_debug(client, of_request, met
     assert (line.levelname, line.fields["route"], line.fields["status"]) == ("DEBUG", path, 200)
 
 
-def test_a_health_check_that_fails_and_any_other_request_are_logged_at_info(client, of_request):
-    draining = {REFUSAL: NotReadyError("the server is stopping")}
-    for path in ("/health", "/health/ready"):
-        assert client.get(path, environ_overrides=draining).status_code == 503
+def test_a_health_check_that_fails_and_any_other_request_are_logged_at_info(app, client, of_request, monkeypatch):
+    with monkeypatch.context() as patches:
+        patches.setattr(service_of(app).engine, "problem", lambda: "it hangs")
+        for path in ("/health", "/health/ready"):
+            assert client.get(path).status_code == 503
     assert client.post("/health").status_code == 405
     assert client.get("/health/nope").status_code == 404
     assert client.get("/models").status_code == 200
@@ -220,7 +220,7 @@ def test_the_line_about_a_client_that_left_has_the_id_of_its_request(app, model,
         "/v1/embeddings",
         json={"model": "org/fake", "input": ["a", "cat"]},
         headers={"X-Request-ID": "id-1"},
-        environ_overrides={CALLER: caller},
+        environ_overrides={REQUEST: Request("POST", "/v1/embeddings", caller=caller)},
     )
     with ThreadPoolExecutor(1) as clients:
         answer = clients.submit(ask)

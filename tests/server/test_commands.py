@@ -42,6 +42,7 @@ INSTALLS = [
 ENDS = {
     "make help": "make clean ",
     "make format": "",
+    ".venv/bin/python -m bench.parsers": "",
     "cp .env.example .env": "",
     "memementor-embeddings settings > .env.example": "",
     "memementor-embeddings openapi > docs/openapi.json": "",

@@ -53,7 +53,7 @@ app = create_app(settings, engine)
 inner = app.wsgi_app
 
 def wsgi_app(environ, start_response):
-    environ["embedding_api.caller"].when_left(lambda: logger.info("left"))
+    environ["embedding_api.request"].caller.when_left(lambda: logger.info("left"))
     return inner(environ, start_response)
 
 app.wsgi_app = wsgi_app

@@ -1,32 +1,43 @@
-"""Each has its time from when it came, and those that came first are due first."""
+"""An item waits for one thing at a time, and those that wait for the same expire in the order in which they began."""
 
 import math
 import time
 
-from embedding_api.server.timeouts import Deadlines
+from embedding_api.server.timeouts import Timeouts
 from tests.server.conftest import until
 
 
-def test_those_whose_time_is_over_are_taken_once_in_their_order():
-    deadlines = Deadlines(0.05)
-    for item in "abc":
-        deadlines.put(item)
-    deadlines.drop("b")
-    deadlines.drop("never there")
-    deadlines.put("a")
-    assert deadlines.take_due() == []
-    assert deadlines.next_s() <= time.monotonic() + 0.05
-    taken = []
-    until(lambda: taken.extend(deadlines.take_due()) or len(taken) == 2)
-    assert taken == ["c", "a"]
-    assert (len(deadlines), deadlines.next_s()) == (0, math.inf)
+def test_items_whose_time_is_over_come_out_once_and_in_their_order():
+    timeouts = Timeouts({"read": 0.05, "write": 1000})
+    for item in "abcd":
+        timeouts.start(item, "read")
+    timeouts.stop("b")
+    timeouts.stop("never there")
+    timeouts.start("a", "read")
+    timeouts.start("d", "write")
+    assert timeouts.pop_expired() == []
+    assert timeouts.next_s() <= time.monotonic() + 0.05
+    assert (timeouts.n_waiting("read"), timeouts.first("read")) == (2, "c")
+    expired = []
+    until(lambda: expired.extend(timeouts.pop_expired()) or len(expired) == 2)
+    assert expired == [("c", "read"), ("a", "read")]
+    assert timeouts.next_s() > time.monotonic() + 900
 
 
-def test_a_shorter_time_is_for_those_that_are_here_and_those_that_come():
-    deadlines = Deadlines(1000)
-    deadlines.put("a")
-    deadlines.shorten(2000)
-    assert deadlines.next_s() > time.monotonic() + 900
-    deadlines.shorten(0)
-    deadlines.put("b")
-    assert deadlines.take_due() == ["a", "b"]
+def test_an_item_waits_for_the_last_thing_that_was_started():
+    timeouts = Timeouts({"read": 1000, "write": 1000})
+    timeouts.start("a", "read")
+    timeouts.start("a", "write")
+    assert (timeouts.kind_of("a"), timeouts.n_waiting("read"), timeouts.n_waiting("write")) == ("write", 0, 1)
+    timeouts.stop("a")
+    assert (timeouts.kind_of("a"), timeouts.next_s()) == (None, math.inf)
+
+
+def test_a_shorter_timeout_holds_for_items_that_wait_and_items_that_come():
+    timeouts = Timeouts({"read": 1000})
+    timeouts.start("a", "read")
+    timeouts.shorten("read", 2000)
+    assert timeouts.next_s() > time.monotonic() + 900
+    timeouts.shorten("read", 0)
+    timeouts.start("b", "read")
+    assert timeouts.pop_expired() == [("a", "read"), ("b", "read")]

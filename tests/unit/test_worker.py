@@ -19,6 +19,7 @@ from embedding_api.errors import OverloadedError
 from embedding_api.server import worker as worker_module
 from embedding_api.server.worker import Worker
 from embedding_api.settings import load_settings
+from embedding_api.telemetry import counters, log
 from tests import conftest
 from tests.fakes import fake_engine, fake_model
 
@@ -42,7 +43,10 @@ def engine(model, no_leaked_threads):
 
 
 @pytest.fixture
-def worker(engine, clean_settings, monkeypatch):
+def worker(request, engine, clean_settings, monkeypatch):
+    marker = request.node.get_closest_marker("settings")
+    for name, value in (marker.kwargs if marker else {}).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("CLIENT_TIMEOUT_S", "1")
     monkeypatch.setenv("DRAIN_S", "1")
     app = create_app(load_settings(), engine)
@@ -78,9 +82,11 @@ def ask(worker):
     return ask
 
 
-def raw(worker, request):
+def raw(worker, request, *, ends=False):
     with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as client:
         client.sendall(request)
+        if ends:
+            client.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
@@ -118,12 +124,103 @@ def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, mode
     threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: worker._line)
+    until(lambda: worker.requests.n_waiting)
     assert ask()[0] == 200
     monkeypatch.setattr(engine.runner.admission, "is_full", lambda: True)
     monkeypatch.setattr(engine.runner.admission, "overloaded", lambda: OverloadedError("full", retry_after_s=3))
     status, body, headers = ask("POST", "/v1/embeddings", BODY)
     assert (status, body["error"]["code"], headers["Retry-After"]) == (429, "server_overloaded", "3")
+    assert ask("GET", "/health/ready")[0] == 200
+    model.route.backend.proceed.set()
+    for thread in threads:
+        thread.join(10)
+
+
+@pytest.fixture
+def full(engine, monkeypatch):
+    """The queue is full."""
+    monkeypatch.setattr(engine.runner.admission, "is_full", lambda: True)
+    monkeypatch.setattr(engine.runner.admission, "overloaded", lambda: OverloadedError("full", retry_after_s=3))
+
+
+def counted():
+    """What is counted of refused embeddings: requests by route and status, and refusals by code."""
+    numbers = {}
+    for family in counters.registry().collect():
+        for sample in family.samples:
+            labels = sample.labels
+            if labels.get("status") == "429" and labels.get("route") == "/v1/embeddings":
+                numbers["requests"] = sample.value
+            if labels.get("reason") == "server_overloaded":
+                numbers["refusals"] = sample.value
+    return numbers.get("requests", 0), numbers.get("refusals", 0)
+
+
+def test_a_refusal_needs_no_thread_and_leaves_what_an_answer_leaves(worker, ask, full, caplog):
+    """Its id is the client's own, it is counted, and its access line has the trace, the route and the status."""
+    n_requests, n_refusals = counted()
+    ids = {"X-Request-ID": "id-1", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    caplog.handler.addFilter(log.OfRequest())
+    with caplog.at_level(logging.INFO):
+        status, _, headers = ask("POST", "/v1/embeddings", BODY, ids)
+    assert (status, headers["X-Request-ID"], headers["Connection"]) == (429, "id-1", "keep-alive")
+    assert {"Server", "Date", "Content-Type"} <= set(headers)
+    (line,) = (record for record in caplog.records if record.name == "embedding_api.access")
+    line.fields.pop("ms")
+    assert line.fields == {
+        "request_id": "id-1",
+        "trace_id": "a" * 32,
+        "method": "POST",
+        "route": "/v1/embeddings",
+        "status": 429,
+    }
+    assert counted() == (n_requests + 1, n_refusals + 1)
+
+
+@pytest.mark.settings(API_KEY_SECRET="k")
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", "/v1/embeddings", {}, 401),
+        ("POST", "/v1/embeddings", {"Authorization": "Bearer wrong"}, 401),
+        ("POST", "/v1/embeddings", {"Authorization": "bearer k"}, 429),
+        ("POST", "/embeddings", {"Authorization": "bearer k"}, 429),
+        ("POST", "/nowhere", {}, 404),
+        ("PUT", "/v1/embeddings", {}, 405),
+        ("GET", "/v1/models", {}, 401),
+        ("GET", "/health/live", {}, 200),
+    ],
+)
+def test_a_full_queue_tells_nothing_to_a_client_without_a_key(worker, ask, full, method, path, headers, status):
+    assert ask(method, path, BODY, headers)[0] == status
+
+
+@pytest.mark.settings(API_KEY_SECRET="k", MAX_BODY_BYTES="2000")
+@pytest.mark.parametrize(
+    ("key", "size", "code"),
+    [
+        (b"", 3000, b"invalid_api_key"),
+        (b"", 10, b"invalid_api_key"),
+        (b"Authorization: Bearer k\r\n", 3000, b"body_too_large"),
+        (b"Authorization: Bearer k\r\n", 10, b"invalid_body"),
+    ],
+)
+def test_a_body_that_is_too_large_or_breaks_off_is_told_to_a_client_with_a_key(worker, key, size, code):
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\n\r\n{"
+    answer = raw(worker, head % (key, size), ends=True)
+    assert code in answer
+    assert b"Connection: close" in answer
+
+
+def test_a_request_waits_for_a_thread_no_longer_than_its_deadline(worker, ask, model):
+    model.route.backend.proceed.clear()
+    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    until(lambda: worker.requests.n_running == 2)
+    status, body, headers = ask("POST", "/v1/embeddings", BODY, {"x-stainless-read-timeout": "0.1"})
+    assert (status, body["error"]["code"], headers["Connection"]) == (504, "deadline_exceeded", "keep-alive")
+    assert worker.requests.n_waiting == 0
     model.route.backend.proceed.set()
     for thread in threads:
         thread.join(10)
@@ -139,9 +236,9 @@ def test_a_client_that_leaves_while_in_work_is_dropped(worker, ask, model, how):
     client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent)
     assert model.route.backend.entered.wait(10)
     client.close()
-    until(lambda: worker._n_threads_taken == 0)
+    until(lambda: worker.requests.n_running == 0)
     model.route.backend.proceed.set()
-    until(lambda: worker._reception.n_connections == 0)
+    until(lambda: worker.requests.connections.n_open == 0)
     assert ask("POST", "/v1/embeddings", BODY)[0] == 200
 
 

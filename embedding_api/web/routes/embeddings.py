@@ -1,7 +1,6 @@
 """POST /v1/embeddings: texts in, vectors out, in the shape of OpenAI's API."""
 
 import base64
-import contextlib
 import math
 import typing
 from typing import Any
@@ -11,7 +10,7 @@ from flask import Response, current_app, request
 from embedding_api.engine.backends import Task
 from embedding_api.engine.engine import Embeddings
 from embedding_api.errors import TABLE, InvalidKeyError, NotFoundError
-from embedding_api.request import CALLER, REFUSAL, Caller
+from embedding_api.request import REQUEST, Caller, Request
 from embedding_api.service import service_of
 from embedding_api.web import json_body, observe
 from embedding_api.web.fields import Choice, Count, Flag, Name, Texts
@@ -19,11 +18,6 @@ from embedding_api.web.operation import COUNT, STRING, Routes, header, load_requ
 from embedding_api.web.request_schema import RequestSchema
 
 bp = Routes("embeddings")
-
-# OpenAI's SDKs send in these headers how many seconds they wait, with each attempt anew. Python sends the first with
-# every request, as 600 or 0.5. JavaScript sends the second with a call that has a timeout of its own, rounded down: 0
-# means less than a second.
-TIMEOUT_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
 
 
 class EmbeddingRequest(RequestSchema):
@@ -126,8 +120,6 @@ def _examples(model: str) -> dict[str, Any]:
 )
 def create() -> Response:
     """Return the vectors of the request's texts."""
-    if (refusal := request.environ.get(REFUSAL)) is not None:
-        raise refusal
     service = service_of(current_app)
     fields = load_request()
     embeddings = service.engine.embed(
@@ -148,20 +140,12 @@ def create() -> Response:
 
 
 def _caller(timeout_s: float) -> Caller:
-    """Return the request's client, with the earliest of the server's deadline and the client's own."""
-    caller: Caller = request.environ.get(CALLER) or Caller()
-    caller.wait_at_most(timeout_s, "REQUEST_TIMEOUT_S")
-    for name in TIMEOUT_HEADERS:
-        caller.wait_at_most(_seconds(request.headers.get(name, "")), f"the client's own timeout ({name})")
+    """Return the client, with its deadline. The worker has set that; another server has no record of the request."""
+    record: Request | None = request.environ.get(REQUEST)
+    caller = record.caller if record else Caller()
+    if math.isinf(caller.deadline_s):
+        caller.limit_wait(timeout_s, request.headers.get)
     return caller
-
-
-def _seconds(value: str) -> float:
-    """Return the seconds in a header's value; infinity if it is missing, malformed or not above zero."""
-    with contextlib.suppress(ValueError):
-        if (seconds := float(value)) > 0:
-            return seconds
-    return math.inf
 
 
 def _dump(embeddings: Embeddings, fields: dict[str, Any]) -> dict[str, Any]:

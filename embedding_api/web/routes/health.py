@@ -1,10 +1,9 @@
 """GET /, /health/live, /health/ready and /health: what the service is, and its health. No route here needs a key."""
 
-from flask import Response, current_app, request
+from flask import Response, current_app
 
 from embedding_api import __version__
 from embedding_api.errors import NotReadyError
-from embedding_api.request import REFUSAL
 from embedding_api.service import service_of
 from embedding_api.web import json_body
 from embedding_api.web.operation import STRING, Routes, object_schema
@@ -60,8 +59,6 @@ def live() -> Response:
 )
 def ready() -> Response:
     """Return 200, or raise what keeps this worker from embedding."""
-    if isinstance(refusal := request.environ.get(REFUSAL), NotReadyError):
-        raise refusal
     problem = service_of(current_app).engine.problem()
     if problem is not None:
         raise NotReadyError(f"this worker is not ready: {problem}; try again after the seconds in Retry-After")

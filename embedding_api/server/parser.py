@@ -1,0 +1,204 @@
+"""One HTTP/1.1 request, parsed once, from the bytes of a connection as they come. Knows no sockets.
+
+Gunicorn's own parser reads the head as soon as all of it is there, so its limits and refusals are those of Gunicorn's
+other workers. The body is cut off by its length or decoded from its chunks. See docs/decisions/0011-one-parser.md.
+"""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from typing import IO, Any
+
+from gunicorn.config import Config
+from gunicorn.http import errors
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.message import Request as Head
+from gunicorn.http.unreader import IterUnreader
+
+from embedding_api.errors import BodyTooLargeError, InvalidBodyError, NotReadyError
+from embedding_api.request import MAX_HEAD_BYTES
+from embedding_api.server.chunks import ChunkDecoder
+
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
+
+
+class Parser:
+    """A request, and the bytes that came after it.
+
+    Args:
+        config: Gunicorn's, with the limits of a head.
+        client: The address of the client.
+        max_body_bytes: The most bytes of a body that is held in memory, without what chunks add.
+        file_bodies: See `request.FILE_BODIES`.
+        buffer: What came after the request before this one.
+
+    Attributes:
+        buffer: What has come and is not parsed; after a complete request, what came after it.
+        head: The head as Gunicorn's parser gives it; None until all of it has come.
+        n_head_bytes: Bytes of the head and of the empty line after it.
+        body: What was decoded of the body: bytes, or a file.
+        n_body_bytes: Bytes that were decoded.
+        expects_continue: True if the client waits for `100 Continue` before it sends the body.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        client: Any,
+        max_body_bytes: int,
+        file_bodies: Mapping[tuple[str, str], int],
+        buffer: bytearray,
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._max_body_bytes = max_body_bytes
+        self._file_bodies = file_bodies
+        self._n_searched_bytes = 0
+        self._length: int | None = 0
+        self._chunks: ChunkDecoder | None = None
+        self.buffer = buffer
+        self.head: Any = None
+        self.n_head_bytes = 0
+        self.body: bytearray | IO[bytes] = bytearray()
+        self.n_body_bytes = 0
+        self.expects_continue = False
+
+    @property
+    def has_begun(self) -> bool:
+        """True if something of the request has come. Old clients send an empty line after a body, which is nothing."""
+        return self.head is not None or bytes(self.buffer[:3]) not in {b"", b"\r\n"}
+
+    @property
+    def has_body(self) -> bool:
+        """True if the head announces a body."""
+        return self._length != 0
+
+    @property
+    def is_to_file(self) -> bool:
+        """True if the body is written to a file."""
+        return not isinstance(self.body, bytearray)
+
+    @property
+    def n_missing_bytes(self) -> int | None:
+        """The bytes of the body that have not come; None if its head does not tell."""
+        return None if self._length is None else max(0, self._length - self.n_body_bytes - len(self.buffer))
+
+    @property
+    def n_held_bytes(self) -> int:
+        """Bytes that this request, and what came after it, take in memory."""
+        return len(self.buffer) + (0 if self.is_to_file else self.n_body_bytes)
+
+    def parse(self, *, has_ended: bool) -> bool:
+        """Parse what is in the buffer. Return True once the request is complete.
+
+        Args:
+            has_ended: The client will send nothing more.
+
+        Raises:
+            ParseException: The head is malformed or over a limit; `head` is None.
+            InvalidBodyError: The body is malformed or breaks off.
+            BodyTooLargeError: The body is larger than the route takes.
+            NotReadyError: The body cannot be written to its file.
+        """
+        if self.head is None and not self._find_head(has_ended=has_ended):
+            return False
+        is_complete = self._cut_off_body() if self._chunks is None else self._chunks.feed(self.buffer)
+        if has_ended and not is_complete:
+            raise InvalidBodyError("the body breaks off before its end; send it again")
+        return is_complete
+
+    def close(self) -> None:
+        """Drop what has come of the body; a file is closed, which removes it."""
+        if not isinstance(self.body, bytearray):
+            self.body.close()
+        self.body = bytearray()
+
+    def _find_head(self, *, has_ended: bool) -> bool:
+        buffer = self.buffer
+        # RFC 9112 lets a server ignore one empty line before a request; Gunicorn's parser does.
+        start = 2 if buffer.startswith(b"\r\n") else 0
+        end = buffer.find(b"\r\n\r\n", max(start, self._n_searched_bytes - 3))
+        if end < 0:
+            self._n_searched_bytes = len(buffer)
+            if len(buffer) > MAX_HEAD_BYTES:
+                raise errors.LimitRequestHeaders("more than a head may have")
+            if has_ended or self._is_malformed(start):
+                self._read_head(bytes(buffer))
+            return False
+        self.n_head_bytes = end + 4
+        head = self._read_head(bytes(buffer[: end + 4]))
+        del buffer[: end + 4]
+        self._begin_body(head)
+        return True
+
+    def _is_malformed(self, start: int) -> bool:
+        """Return True if half a head is wrong already: its client may wait for the refusal and send no more."""
+        buffer, max_line_bytes = self.buffer, self._config.limit_request_line
+        line_end = buffer.find(b"\r\n", start)
+        is_line_too_long = 0 < max_line_bytes < (line_end if line_end >= 0 else len(buffer) - 2) - start
+        # Such as the handshake of TLS.
+        is_no_method = len(buffer) > start and buffer != b"\r" and not _METHOD.match(buffer, start)
+        return is_line_too_long or is_no_method or buffer.count(b"\n") != buffer.count(b"\r\n")
+
+    def _read_head(self, data: bytes) -> Any:
+        try:
+            return Head(self._config, IterUnreader([data]), self._client)
+        except (errors.NoMoreData, StopIteration):
+            raise errors.InvalidRequestLine("the head breaks off") from None
+
+    def _begin_body(self, head: Any) -> None:
+        self.head = head
+        limit = self._file_bodies.get((head.method, head.path))
+        if limit is not None:
+            self._max_body_bytes = limit
+            self.body = tempfile.TemporaryFile()  # noqa: SIM115 - it is open until the response is sent
+        if isinstance(head.body.reader, ChunkedReader):
+            self._length = None
+            self._chunks = ChunkDecoder(self._write, self._check_trailers)
+        else:
+            self._length = head.body.reader.length
+            self._require_size(self._length)
+        # There is no public way to learn of the expectation. It is cleared because Gunicorn would answer it again.
+        self.expects_continue = self.has_body and head._expected_100_continue  # noqa: SLF001
+        head._expected_100_continue = False  # noqa: SLF001
+
+    def _cut_off_body(self) -> bool:
+        n_missing_bytes = (self._length or 0) - self.n_body_bytes
+        if not n_missing_bytes:
+            return True
+        if self.is_to_file:
+            with memoryview(self.buffer) as view, view[:n_missing_bytes] as piece:
+                self._write(piece)
+                n_bytes = len(piece)
+            del self.buffer[:n_bytes]
+            return n_bytes == n_missing_bytes
+        if len(self.buffer) < n_missing_bytes:
+            return False
+        self.n_body_bytes = n_missing_bytes
+        # Most often nothing came after the body, and it needs no copy.
+        self.body, self.buffer = self.buffer, self.buffer[n_missing_bytes:]
+        del self.body[n_missing_bytes:]
+        return True
+
+    def _write(self, piece: memoryview) -> None:
+        self.n_body_bytes += len(piece)
+        self._require_size(self.n_body_bytes)
+        if isinstance(self.body, bytearray):
+            self.body += piece
+            return
+        try:
+            self.body.write(piece)
+        except OSError as error:
+            raise NotReadyError(f"the server cannot store the body: {error.strerror}") from error
+
+    def _require_size(self, n_bytes: int) -> None:
+        if n_bytes > self._max_body_bytes:
+            raise BodyTooLargeError(
+                f"the body is over the {self._max_body_bytes} bytes that are taken; send fewer texts at once"
+            )
+
+    def _check_trailers(self, lines: bytes) -> None:
+        try:
+            self.head.parse_headers(lines, from_trailer=True)
+        except errors.ParseException as error:
+            raise InvalidBodyError("the trailers of the body are malformed; send it again") from error

@@ -1,0 +1,112 @@
+"""The threads of a worker, and the requests that wait for one. Only the worker's loop calls it.
+
+Some threads are spare: they answer what must not wait behind embeddings, such as health checks. Threads are started as
+they are needed. Where the system has no more of them, requests wait for those that there are.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+from embedding_api.errors import StartError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+N_SPARE_THREADS = 2
+# Seconds until the next attempt after the system refused a thread.
+_RETRY_S = 1.0
+
+
+class Pool(Generic[T]):
+    """Threads that run jobs, and the jobs that wait.
+
+    Args:
+        max_threads: The most jobs that run at the same time, besides those in spare threads.
+        run: Called with each job, in a thread. It must not raise.
+
+    Attributes:
+        waiting: Jobs that wait for a thread, in their order.
+        n_running: Jobs that run now.
+    """
+
+    def __init__(self, max_threads: int, run: Callable[[T], None]) -> None:
+        self._max_threads = max_threads + N_SPARE_THREADS
+        self._run = run
+        self._threads: list[threading.Thread] = []
+        self._jobs: SimpleQueue[T | None] = SimpleQueue()
+        self._urgent: deque[T] = deque()
+        self._retry_from_s = 0.0
+        self.waiting: deque[T] = deque()
+        self.n_running = 0
+
+    def start(self) -> None:
+        """Start one thread and the spare ones, with which everything can be answered.
+
+        Raises:
+            StartError: The system refuses them.
+        """
+        while len(self._threads) < 1 + N_SPARE_THREADS:
+            if not self._start_thread():
+                raise StartError(
+                    f"the system refuses thread {len(self._threads) + 1} of the {1 + N_SPARE_THREADS} that a worker "
+                    "needs; raise the limit on processes and threads (ulimit -u, pids of a container, TasksMax)"
+                )
+
+    def submit(self, job: T, *, is_urgent: bool) -> None:
+        """Run a job as soon as there is a thread for it.
+
+        Args:
+            job: What `run` is called with.
+            is_urgent: The job may use a spare thread.
+        """
+        (self._urgent if is_urgent else self.waiting).append(job)
+        self._hand_out()
+
+    def finished(self) -> None:
+        """Take note that one job has run, and give its thread the next."""
+        self.n_running -= 1
+        self._hand_out()
+
+    def close(self) -> None:
+        """End the threads, each after the job that it runs. Safe in a signal handler."""
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def _hand_out(self) -> None:
+        while self._urgent and self._has_thread(self.n_running):
+            self._give(self._urgent.popleft())
+        while self.waiting and self._has_thread(self.n_running + N_SPARE_THREADS):
+            self._give(self.waiting.popleft())
+
+    def _has_thread(self, n_taken: int) -> bool:
+        """Return True if there is one more than `n_taken` threads; start it if need be."""
+        return n_taken < len(self._threads) or (n_taken < self._max_threads and self._start_thread())
+
+    def _give(self, job: T) -> None:
+        self.n_running += 1
+        self._jobs.put(job)
+
+    def _start_thread(self) -> bool:
+        if time.monotonic() < self._retry_from_s:
+            return False
+        thread = threading.Thread(target=self._work, name=f"request-{len(self._threads) + 1}")
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._retry_from_s = time.monotonic() + _RETRY_S
+            logger.warning("no more than %d threads for requests: %s; others wait", len(self._threads), error)
+            return False
+        self._threads.append(thread)
+        return True
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._run(job)
+            # It would be held until the next one comes.
+            del job

@@ -1,0 +1,142 @@
+"""The response to a request: the WSGI application is called, or an error is written, with Gunicorn's own head.
+
+Gunicorn's `wsgi.create` makes the environment, so what it does with proxies' headers and SCRIPT_NAME stays.
+"""
+
+import io
+import logging
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from gunicorn.config import Config
+from gunicorn.http import wsgi
+
+from embedding_api.errors import ServiceError
+from embedding_api.failure import failure
+from embedding_api.request import REQUEST, Body
+from embedding_api.server import refusals
+from embedding_api.server.connection import Connection, Work
+from embedding_api.telemetry import access, log
+from embedding_api.web.routing import Route
+
+if TYPE_CHECKING:
+    # OpenTelemetry is optional.
+    from embedding_api.telemetry.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+
+class Input(io.RawIOBase):
+    """The `wsgi.input` of a body that is held as bytes, for whatever does not know the request's record."""
+
+    def __init__(self, body: bytes | bytearray) -> None:
+        super().__init__()
+        self._rest = memoryview(body)
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Copy the next bytes into a buffer, and return how many."""
+        n_bytes = min(len(buffer), len(self._rest))
+        buffer[:n_bytes] = self._rest[:n_bytes]
+        self._rest = self._rest[n_bytes:]
+        return n_bytes
+
+
+def write_answer(
+    application: Callable[..., Any], connection: Connection, work: Work, config: Config, may_keep: Callable[[], bool]
+) -> bool:
+    """Put the application's response into the connection's outbox, or the refusal if it cannot give one.
+
+    Args:
+        application: Of WSGI.
+        connection: Gets the response.
+        work: The request.
+        config: Gunicorn's.
+        may_keep: Returns False if connections must close; asked before the response's head is written.
+
+    Returns:
+        True if the connection can be used again.
+    """
+    response = None
+    try:
+        response, environ = wsgi.create(work.head, connection.outbox, connection.client, connection.server, config)
+        del environ["gunicorn.socket"]
+        environ["wsgi.multithread"] = True
+        environ["wsgi.input"] = _stream(work.request.body)
+        environ[REQUEST] = work.request
+        chunks = application(environ, response.start_response)
+        _write(chunks, response, must_close=connection.must_close or not may_keep())
+    except Exception as error:
+        if response is None or not response.headers_sent:
+            refusals.refuse(refusals.of(error, config), connection.outbox.sendall, error)
+        else:
+            logger.exception("the response broke off")
+        return False
+    return not response.should_close()
+
+
+def _write(chunks: Any, response: Any, *, must_close: bool) -> None:
+    if must_close:
+        response.force_close()
+    try:
+        if isinstance(chunks, wsgi.FileWrapper):
+            response.write_file(chunks)
+        else:
+            for chunk in chunks:
+                response.write(chunk)
+        response.close()
+    finally:
+        if hasattr(chunks, "close"):
+            chunks.close()
+
+
+def write_error(
+    connection: Connection,
+    work: Work,
+    error: ServiceError,
+    config: Config,
+    route: Route | None,
+    tracing: "Tracing | None" = None,
+) -> None:
+    """Put the response for an error into the connection's outbox, count it and log its access line.
+
+    Args:
+        connection: Gets the response; its `must_close` is set if it cannot be used again.
+        work: The request.
+        error: What its client reads.
+        config: Gunicorn's.
+        route: Its route; None if there is none.
+        tracing: Makes its span; None if it has none.
+    """
+    request, failed = work.request, failure(error)
+    request_id = access.request_id(request.headers.get("x-request-id", ""))
+    body = orjson.dumps(failed.body)
+    response = wsgi.Response(work.head, connection.outbox, config)
+    if connection.must_close:
+        response.force_close()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **failed.headers}
+    response.start_response(
+        f"{failed.status} {HTTPStatus(failed.status).phrase}", [*headers.items(), ("X-Request-ID", request_id)]
+    )
+    response.write(body if request.method != "HEAD" else b"")
+    connection.must_close = response.should_close()
+    rule, arrived_s = "" if route is None else route.rule, request.caller.arrived_s
+    traceparent = request.headers.get("traceparent", "")
+    trace_id = access.trace_id(traceparent)
+    if tracing is not None:
+        span = tracing.begin(request.method, rule, work.head.scheme, traceparent if trace_id else "", arrived_s)
+        trace_id = span.trace_id or trace_id
+        span.end(failed.status, request_id, {}, [])
+    log.begin_request(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
+    access.record(request.method, rule, failed.status, time.monotonic() - arrived_s, code=failed.code)
+    log.end_request()
+
+
+def _stream(body: Body | None) -> Any:
+    return io.BufferedReader(Input(body)) if isinstance(body, bytes | bytearray) else body
