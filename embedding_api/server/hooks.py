@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 
 from embedding_api.engine.engine import Engine
-from embedding_api.server import listen, reloading, worker
+from embedding_api.server import flags, listen, reloading, scarcity, worker
 from embedding_api.server.memory_kills import MemoryKills
 from embedding_api.server.worker import Worker
 from embedding_api.service import Service, service_of
@@ -25,6 +24,7 @@ def when_ready(server: Arbiter) -> None:
     """Says where the service is, and how to try it; and prepares for signals that Gunicorn alone would take amiss."""
     server.memory_kills = MemoryKills()
     worker.tell_workers_of_sigterm(server)
+    scarcity.guard_forks(server, lambda: _leave_places(server.newest_worker))
     reloading.guard(server, _running(server))
     listen.announce(server, _running(server))
 
@@ -40,15 +40,14 @@ def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> 
     metrics.WORKERS_WANTED.set(new_value)
 
 
-def pre_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
+def pre_fork(server: Arbiter, worker: Worker) -> None:
     """Gives the worker its place among those that exchange batches, and among those that count."""
+    server.newest_worker = worker
     exchange = _engine(worker).workers.exchange
     worker.seat = None if exchange is None else exchange.board.take_seat()
-    worker.slot = counters.take()
+    worker.slot, worker.has_ended = counters.take(), flags.Flag()
     if exchange is not None and worker.seat is None:
         logger.warning("all seats are taken; worker %d computes alone until another worker has ended", worker.age)
-    # One byte that the worker sets when it ends by itself.
-    worker.has_ended = mmap.mmap(-1, 1)
     metrics.WORKERS.set(counters.n_taken())
 
 
@@ -75,19 +74,24 @@ def post_worker_init(worker: Worker) -> None:
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
     """Lets the other workers know that one is gone, so that they compute again what it had of theirs; and counts it."""
+    _leave_places(worker)
+    metrics.RESTARTS.inc()
+    server.memory_kills.note_end(worker.pid, was_killed=not worker.has_ended)
+    scarcity.halt_without_threads()
+
+
+def _leave_places(worker: Worker) -> None:
     exchange = _engine(worker).workers.exchange
     if exchange is not None and worker.seat is not None:
         exchange.leave(worker.seat)
     counters.leave(worker.slot)
     metrics.WORKERS.set(counters.n_taken())
-    metrics.RESTARTS.inc()
-    server.memory_kills.note_end(worker.pid, was_killed=not worker.has_ended[0])
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
     """Ends the engine with its worker; Gunicorn's master may call this too, and its engine is the next workers'."""
     if worker.pid == os.getpid():
-        worker.has_ended[0] = 1
+        worker.has_ended.set()
         _engine(worker).close()
         if (tracing := _service(worker).tracing) is not None:
             tracing.close()

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from embedding_api.errors import StartError
+from embedding_api.server import scarcity
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 N_SPARE_THREADS = 2
+# One thread and the spare ones, with which everything can be answered.
+N_FIRST_THREADS = 1 + N_SPARE_THREADS
 # Seconds until the next attempt after the system refused a thread.
 _RETRY_S = 1.0
 
@@ -46,17 +48,14 @@ class Pool(Generic[T]):
         self.n_running = 0
 
     def start(self) -> None:
-        """Start one thread and the spare ones, with which everything can be answered.
+        """Start the first threads.
 
         Raises:
             StartError: The system refuses them.
         """
-        while len(self._threads) < 1 + N_SPARE_THREADS:
+        while len(self._threads) < N_FIRST_THREADS:
             if not self._start_thread():
-                raise StartError(
-                    f"the system refuses thread {len(self._threads) + 1} of the {1 + N_SPARE_THREADS} that a worker "
-                    "needs; raise the limit on processes and threads (ulimit -u, pids of a container, TasksMax)"
-                )
+                raise scarcity.lack_of(f"thread {len(self._threads) + 1} of those that a worker needs")
 
     def submit(self, job: T, *, is_urgent: bool) -> None:
         """Run a job as soon as there is a thread for it.
@@ -99,9 +98,11 @@ class Pool(Generic[T]):
         try:
             thread.start()
         except RuntimeError as error:
+            if not self._retry_from_s:
+                logger.warning("requests wait for %d threads, and no more can be had: %s", len(self._threads), error)
             self._retry_from_s = time.monotonic() + _RETRY_S
-            logger.warning("no more than %d threads for requests: %s; others wait", len(self._threads), error)
             return False
+        self._retry_from_s = 0.0
         self._threads.append(thread)
         return True
 

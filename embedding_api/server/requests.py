@@ -13,7 +13,7 @@ from embedding_api.server.connection import Connection, State, Work
 from embedding_api.server.connections import Connections
 from embedding_api.server.gate import Gate
 from embedding_api.server.parser import Parser
-from embedding_api.server.pool import Pool
+from embedding_api.server.pool import N_FIRST_THREADS, Pool
 from embedding_api.service import service_of
 from embedding_api.telemetry import metrics
 from embedding_api.web import observe
@@ -65,6 +65,11 @@ class Requests:
     def n_running(self) -> int:
         """Requests that a thread answers now."""
         return self._pool.n_running
+
+    @property
+    def n_first_threads(self) -> int:
+        """Threads that `start` starts."""
+        return N_FIRST_THREADS
 
     def start(self) -> None:
         """Start the first threads.

@@ -6,7 +6,6 @@ a service behind a load balancer should, and ends itself when its engine hangs.
 
 import errno
 import logging
-import mmap
 import os
 import selectors
 import signal
@@ -18,6 +17,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from embedding_api.engine.engine import Engine
 from embedding_api.engine.scheduling.board import Seat
 from embedding_api.errors import StartError
+from embedding_api.server import flags, scarcity
 from embedding_api.server.lifecycle import Lifecycle, Phase
 from embedding_api.server.requests import Requests
 from embedding_api.service import service_of
@@ -27,10 +27,8 @@ from embedding_api.telemetry.log import refuse
 logger = logging.getLogger(__name__)
 
 TICK_S, STOPPING_TICK_S = 1.0, 0.1
-
-# Nonzero if the whole server stops, in memory that the master shares with its workers: a worker gets the same SIGTERM
-# when it is only renewed, and others serve in its place.
-_server_stops = mmap.mmap(-1, 1)
+# The engine starts so many after the worker.
+_ENGINE_THREADS = 2
 
 
 def tell_workers_of_sigterm(arbiter: Any) -> None:
@@ -43,7 +41,7 @@ def tell_workers_of_sigterm(arbiter: Any) -> None:
     def handle(signal_number: int, frame: Any) -> None:
         # A child that was just forked has this handler until it has its own.
         if os.getpid() == arbiter.pid:
-            _server_stops[0] = arbiter.reexec_pid == arbiter.master_pid == 0
+            flags.SERVER_STOPS.set(value=arbiter.reexec_pid == arbiter.master_pid == 0)
         arbiter.signal(signal_number, frame)
 
     signal.signal(signal.SIGTERM, handle)
@@ -57,8 +55,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     # its place among those that count.
     seat: Seat | None
     slot: int
-    # One byte, shared with the master: 1 once the worker ends by itself.
-    has_ended: mmap.mmap
+    # Set once the worker ends by itself.
+    has_ended: flags.Flag
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -84,6 +82,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self._lifecycle = Lifecycle(self._settings.drain_s, self.cfg.graceful_timeout)
         self.requests = Requests(self, is_draining=lambda: self._lifecycle.phase is Phase.DRAINING)
         self._connections = self.requests.connections
+        try:
+            scarcity.require_threads(self.requests.n_first_threads + _ENGINE_THREADS + (service.tracing is not None))
+        except StartError as error:
+            scarcity.end_worker(error)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """SIGQUIT and SIGINT: end at once."""
@@ -94,6 +96,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     def run(self) -> None:
         """Serve until the worker is told to stop, or must."""
         self.requests.start()
+        flags.HAS_SERVED.set()
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         try:
             while self._advance() is not Phase.ENDED:
@@ -122,7 +125,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         phase = self._lifecycle.advance(
             time.monotonic(),
             is_told_to_stop=not self.alive,
-            server_stops=bool(_server_stops[0]),
+            server_stops=bool(flags.SERVER_STOPS),
             n_connections=self._connections.n_open,
         )
         if phase is not before:
@@ -147,7 +150,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     def _enter(self, phase: Phase) -> None:
         if phase in {Phase.WINDING_UP, Phase.RETIRING, Phase.ENDED}:
             self._connections.wind_up()
-        if phase in {Phase.WINDING_UP, Phase.ENDED} and _server_stops[0]:
+        if phase in {Phase.WINDING_UP, Phase.ENDED} and flags.SERVER_STOPS:
             self._stop_listening()
         if phase is Phase.GIVING_UP:
             self._engine.runner.refuse_rest()

@@ -91,6 +91,12 @@ FAULTS = {
         "One line says what is wrong and how to correct it. The exit code is not 0. Both happen within seconds. A "
         "damaged cache is built again.",
     ),
+    "no threads": Fault(
+        "No more threads",
+        "The system refuses further processes or threads.",
+        "Requests wait for the threads that there are. A start without the threads that it needs says so in one line, "
+        "with the remedy, and its exit code is not 0.",
+    ),
     "slow clients": Fault(
         "Slow clients",
         "As many clients as there are threads send headers one byte a second, or bodies that never end.",

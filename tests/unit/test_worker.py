@@ -16,10 +16,12 @@ from gunicorn.config import Config
 
 from embedding_api.app import create_app
 from embedding_api.errors import OverloadedError
+from embedding_api.server import flags
 from embedding_api.server import worker as worker_module
 from embedding_api.server.worker import Worker
 from embedding_api.settings import load_settings
-from embedding_api.telemetry import counters, log
+from embedding_api.telemetry import log
+from embedding_api.telemetry.metrics import counters
 from tests import conftest
 from tests.fakes import fake_engine, fake_model
 
@@ -144,16 +146,13 @@ def full(engine, monkeypatch):
 
 
 def counted():
-    """What is counted of refused embeddings: requests by route and status, and refusals by code."""
-    numbers = {}
-    for family in counters.registry().collect():
-        for sample in family.samples:
-            labels = sample.labels
-            if labels.get("status") == "429" and labels.get("route") == "/v1/embeddings":
-                numbers["requests"] = sample.value
-            if labels.get("reason") == "server_overloaded":
-                numbers["refusals"] = sample.value
-    return numbers.get("requests", 0), numbers.get("refusals", 0)
+    """How many embeddings were refused with 429, by what is counted of requests and of refusals."""
+    value = counters.registry().get_sample_value
+    labels = {"route": "/v1/embeddings", "method": "POST", "status": "429", "model": ""}
+    return (
+        value("embeddings_http_requests_total", labels) or 0,
+        value("embeddings_requests_refused_total", {"reason": "server_overloaded"}) or 0,
+    )
 
 
 def test_a_refusal_needs_no_thread_and_leaves_what_an_answer_leaves(worker, ask, full, caplog):
@@ -262,12 +261,12 @@ def test_tls_is_left_to_a_proxy(capfd):
 
 @pytest.fixture
 def server_stops(monkeypatch):
-    stops = bytearray(1)
-    monkeypatch.setattr(worker_module, "_server_stops", stops)
+    stops = flags.Flag()
+    monkeypatch.setattr(flags, "SERVER_STOPS", stops)
     return stops
 
 
-@pytest.mark.parametrize(("reexec_pid", "stops"), [(0, 1), (7, 0)])
+@pytest.mark.parametrize(("reexec_pid", "stops"), [(0, True), (7, False)])
 def test_the_master_tells_its_workers_that_the_server_stops_unless_another_goes_on(server_stops, reexec_pid, stops):
     got = []
     arbiter = SimpleNamespace(
@@ -279,12 +278,12 @@ def test_the_master_tells_its_workers_that_the_server_stops_unless_another_goes_
         signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert (got, server_stops[0]) == ([signal.SIGTERM], stops)
+    assert (got, bool(server_stops)) == ([signal.SIGTERM], stops)
 
 
 def test_a_server_that_stops_says_so_until_the_drain_is_over(worker, ask, server_stops):
     assert ask("GET", "/health/ready")[0] == 200
-    server_stops[0] = 1
+    server_stops.set()
     worker.alive = False
     assert ask("GET", "/health/ready")[0] == 503
     status, body, headers = ask("POST", "/v1/embeddings", BODY)

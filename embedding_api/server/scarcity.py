@@ -1,0 +1,101 @@
+"""Processes and threads that the system refuses. A start without them ends in one line; a running service waits."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from gunicorn.errors import HaltServer
+
+from embedding_api.errors import StartError
+from embedding_api.server import flags
+
+logger = logging.getLogger(__name__)
+
+# The master is ending, because the system refuses something.
+_is_halting = False
+# Seconds until a worker that could not start is tried again.
+_RETRY_S = 1.0
+_CURE = "raise the limit on processes and threads (ulimit -u, pids of a container, TasksMax)"
+
+
+def lack_of(what: str) -> StartError:
+    """Return the error for a start without something that the system refuses."""
+    return StartError(f"the system refuses {what}; {_CURE}")
+
+
+def require_threads(n_threads: int) -> None:
+    """Check that this process can have so many threads more, by starting and ending them.
+
+    Raises:
+        StartError: The system refuses one.
+    """
+    may_end = threading.Event()
+    threads = [threading.Thread(target=may_end.wait) for _ in range(n_threads)]
+    started = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        raise lack_of(f"thread {len(started) + 1} of the {n_threads} that a worker needs") from None
+    finally:
+        may_end.set()
+        for thread in started:
+            thread.join()
+
+
+def end_worker(error: StartError) -> NoReturn:
+    """End a worker that cannot start. The master ends a start for it, and tries again later in a running service."""
+    if flags.HAS_SERVED:
+        logger.error("a worker cannot start, and is tried again: %s", error.message)
+        time.sleep(_RETRY_S)
+    else:
+        flags.LACKS_THREADS.set()
+    raise SystemExit(1)
+
+
+def halt_without_threads() -> None:
+    """End a start whose workers cannot have their threads. Call it in the master when a worker has ended.
+
+    Raises:
+        HaltServer: No worker has ever served, and one lacked threads.
+    """
+    if flags.LACKS_THREADS and not flags.HAS_SERVED:
+        _halt("the threads that a worker needs")
+
+
+def _halt(lacking: str) -> None:
+    global _is_halting
+    # Once: while the master ends, its workers do, and it takes note of each.
+    if not _is_halting:
+        _is_halting = True
+        raise HaltServer(lack_of(lacking).line, 1)
+
+
+def guard_forks(arbiter: Any, give_up_worker: Callable[[], None]) -> None:
+    """Let a refused fork end a start in one line, and nothing later: Gunicorn's master would end with a traceback.
+
+    Args:
+        arbiter: Gunicorn's, before it starts workers.
+        give_up_worker: Called when the newest worker got no process.
+    """
+    spawn_worker, master = arbiter.spawn_worker, os.getpid()
+
+    def spawn_or_wait() -> Any:
+        try:
+            return spawn_worker()
+        except OSError as error:
+            if os.getpid() != master:
+                raise
+            give_up_worker()
+            if not flags.HAS_SERVED:
+                _halt(f"a process for a worker ({error.strerror})")
+                return None
+            logger.error("no process for a worker, which is tried again: %s; %s", error.strerror, _CURE)  # noqa: TRY400 - in one line
+            time.sleep(_RETRY_S)
+        return None
+
+    arbiter.spawn_worker = spawn_or_wait
