@@ -1,6 +1,7 @@
 """What Gunicorn's configuration file does before it names values: settings read, and what cannot be refused."""
 
 import contextlib
+import os
 
 from embedding_api.errors import StartError
 from embedding_api.machine import scratch
@@ -19,6 +20,9 @@ def prepare() -> tuple[Settings, str]:
         interrupts.end_start_in_a_line()
         # From where wsgi.py reads them, which is imported there.
         with contextlib.chdir(arguments.working_folder()):
+            # wsgi.py reads the settings, too, and both must know how many workers Gunicorn starts.
+            if n_workers := arguments.told("workers"):
+                os.environ["WORKERS"] = str(n_workers)
             settings = reloading.read_settings()
         listen.refuse_used_addresses(settings)
         heartbeats = scratch.heartbeat_folder()

@@ -26,6 +26,7 @@ def when_ready(server: Arbiter) -> None:
     worker.tell_workers_of_sigterm(server)
     scarcity.guard_forks(server, lambda: _leave_places(server.newest_worker))
     reloading.guard(server, _running(server))
+    reloading.guard_number_of_workers(server, _running(server))
     listen.announce(server, _running(server))
 
 

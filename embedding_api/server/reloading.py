@@ -92,6 +92,34 @@ def guard(arbiter: Any, running: Settings) -> None:
     app.reload, arbiter.handle_hup = read_again, handle_hup
 
 
+def guard_number_of_workers(arbiter: Any, running: Settings) -> None:
+    """Refuse SIGTTIN, which starts one worker more, when there is no room for one. Call it in the master.
+
+    Args:
+        arbiter: Gunicorn's.
+        running: The settings with which the application was started.
+    """
+    handle, most = arbiter.handle_ttin, _most_workers(running)
+
+    def handle_ttin() -> None:
+        if arbiter.num_workers < most:
+            handle()
+        else:
+            logger.error(
+                "SIGTTIN changes nothing: there are %d workers, and a service that was started with WORKERS=%d has "
+                "room for no more; restart it with more",
+                arbiter.num_workers,
+                running.workers,
+            )
+
+    arbiter.handle_ttin = handle_ttin
+
+
+def _most_workers(running: Settings) -> int:
+    # A worker and the one that replaces it have places of their own for a while.
+    return running.max_workers // 2
+
+
 def _reason(error: BaseException) -> str:
     is_gunicorns = isinstance(error, SystemExit)
     return "Gunicorn cannot read its configuration; see above" if is_gunicorns else str(error)
@@ -101,8 +129,7 @@ def _refuse_what_cannot_run(cfg: Any, before: Any, running: Settings) -> None:
     """Refuses what contradicts the part of the settings that a reload does not change."""
     if cfg.worker_class_str != before.worker_class_str:
         raise SettingsError("gunicorn.conf.py is not where it was, and Gunicorn's own defaults would hold; put it back")
-    # A worker and the one that replaces it have places of their own for a while.
-    most = running.max_workers // 2
+    most = _most_workers(running)
     if cfg.workers > max(before.workers, most):
         raise SettingsError(
             f"WORKERS={cfg.workers} is more than the {most} for which a service that was started with "
