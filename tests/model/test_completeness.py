@@ -110,7 +110,7 @@ class TestMissing:
         assert "they hold 0 of " in message
         assert "(module.embeddings" in message
 
-    def test_a_pooler_that_nobody_reads_may_be_missing(self, changed, saved, monkeypatch, caplog):
+    def test_an_unused_pooler_may_be_missing(self, changed, saved, monkeypatch, caplog):
         caplog.set_level(logging.INFO)
         source = changed(drop("pooler.dense.weight", "pooler.dense.bias"))
         got = vectors(monkeypatch, source, ["a cat"])
@@ -132,7 +132,7 @@ class TestMissing:
         source = changed(drop("bias"), make=models.bert_dense, place="2_Dense")
         assert '"linear.bias"' in refusal(monkeypatch, source)
 
-    def test_a_shard_that_lacks_what_its_index_promises_is_found_out(self, changed, monkeypatch):
+    def test_a_shard_without_the_weights_of_its_index_is_refused(self, changed, monkeypatch):
         source = changed(drop(f"{LAYER}weight"))
         weights = load_file(source / "model.safetensors")
         (source / "model.safetensors").rename(source / "model-00001-of-00001.safetensors")
@@ -150,7 +150,7 @@ class TestOthers:
         assert "another shape in its files than config.json gives them in BertModel: encoder.layer.0." in message
         assert "is (64,) and should be (48,)" in message
 
-    def test_a_head_is_told_quietly_and_what_else_nobody_reads_is_a_warning(self, changed, monkeypatch, caplog):
+    def test_an_unused_head_is_logged_and_other_unused_weights_are_a_warning(self, changed, monkeypatch, caplog):
         caplog.set_level(logging.INFO)
 
         def add(tensors):
@@ -166,7 +166,7 @@ class TestOthers:
         load(monkeypatch, changed(num_hidden_layers=1))
         assert "encoder.layer.1.attention" in found(caplog)[0]
 
-    def test_what_was_found_at_the_conversion_is_told_at_every_start_once(self, changed, monkeypatch, caplog):
+    def test_every_start_logs_the_findings_of_the_conversion_once(self, changed, monkeypatch, caplog):
         source = changed(num_hidden_layers=1)
         (source / "1_Pooling/config.json").write_text('{"embedding_dimension": 32}')
         stored = json.loads((source / "config_sentence_transformers.json").read_text())
@@ -187,12 +187,12 @@ class TestOthers:
 class TestNumbers:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     @pytest.mark.parametrize("backend", ["torch", "auto"])
-    def test_a_model_that_gives_none_is_told_with_the_weight(self, changed, monkeypatch, value, backend):
+    def test_a_model_that_gives_nan_is_refused_with_the_name_of_the_weight(self, changed, monkeypatch, value, backend):
         message = refusal(monkeypatch, changed(with_value(f"{LAYER}bias", value)), BACKEND=backend)
         assert "the model itself gives NaN or infinity" in message
         assert f"{LAYER}bias" in message
 
-    def test_they_are_told_rather_than_what_does_not_matter_beside_them(self, changed, monkeypatch):
+    def test_broken_weights_are_reported_before_unused_ones(self, changed, monkeypatch):
         def change(tensors):
             return drop("pooler.dense.weight", "pooler.dense.bias")(with_value(f"{LAYER}bias", float("nan"))(tensors))
 
@@ -233,7 +233,7 @@ class TestRows:
         ("make", "backend"),
         [(models.bert_mean, "torch"), (models.bert_mean, "openvino"), (models.static_embedding, "torch")],
     )
-    def test_they_are_told_and_a_text_with_one_is_refused(self, added, monkeypatch, caplog, make, backend):
+    def test_a_text_with_a_token_without_a_row_is_refused(self, added, monkeypatch, caplog, make, backend):
         n_tokens = models.N_VOCABULARY
         engine = load(monkeypatch, added(make), BACKEND=backend, TOKEN_IDS="model")
         assert f"'[PRODUCT]' ({n_tokens}); a text that holds one is refused with unsupported_token" in found(caplog)[0]
@@ -260,7 +260,7 @@ class TestRows:
         assert "get tokenizer and weights of one model" in message
 
 
-def test_what_own_code_computes_when_it_is_made_is_there(changed, monkeypatch, tmp_path, caplog):
+def test_buffers_that_own_code_computes_are_filled(changed, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
     source = changed(auto_map={"AutoModel": "own.OwnModel"})
@@ -290,7 +290,7 @@ def test_the_librarys_own_report_is_back_after_a_load_that_fails(changed, monkey
 
 
 @pytest.mark.parametrize("content", [b"<html>", b""])
-def test_a_pickle_that_holds_no_weights_is_told_without_advice_to_let_it_run_code(changed, monkeypatch, content):
+def test_a_pickle_without_weights_is_refused_without_advice_to_run_its_code(changed, monkeypatch, content):
     source = changed()
     (source / "model.safetensors").unlink()
     (source / "pytorch_model.bin").write_bytes(content)
@@ -299,7 +299,7 @@ def test_a_pickle_that_holds_no_weights_is_told_without_advice_to_let_it_run_cod
     assert "weights_only" not in message
 
 
-def test_a_tokenizer_that_knows_few_of_the_models_tokens_is_told(changed, monkeypatch, caplog):
+def test_a_tokenizer_with_too_few_tokens_is_a_warning(changed, monkeypatch, caplog):
     source = changed()
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     kept = {token: id_ for token, id_ in tokenizer["model"]["vocab"].items() if id_ < 200}

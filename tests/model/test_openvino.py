@@ -96,12 +96,12 @@ def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_converted_or_gains_nothing_is_refused(name, folder, tmp_path):
+def test_models_that_cannot_be_converted_or_gain_nothing_are_refused(name, folder, tmp_path):
     outcome = convert.main(conversion_of(models.save(getattr(models, name), folder), tmp_path))
     assert REFUSED[name] in outcome.refusal
 
 
-def test_what_cannot_be_loaded_is_a_problem_and_no_lasting_refusal(tmp_path):
+def test_a_model_that_cannot_be_loaded_is_a_problem_and_no_lasting_refusal(tmp_path):
     outcome = convert.main(conversion_of(tmp_path, tmp_path))
     assert not outcome.refusal
     assert outcome.problem.startswith("it cannot be loaded")

@@ -146,7 +146,7 @@ def test_queries_documents_and_prompts_equal_those_of_sentence_transformers(
     ids=lambda m: m.__name__,
 )
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_queries_take_their_own_route_and_documents_the_default_one(make, precision, folder, monkeypatch):
+def test_queries_have_their_own_route_and_documents_the_default_one(make, precision, folder, monkeypatch):
     source = models.save(make, folder)
     monkeypatch.setenv("PRECISION", precision)
     engine = load(monkeypatch, source)
@@ -178,7 +178,7 @@ def test_a_model_that_expands_queries_is_refused(folder, monkeypatch):
     "make", [models.bert_mean, models.router_of_other_tasks, models.routers_that_disagree], ids=lambda m: m.__name__
 )
 @pytest.mark.parametrize("input_type", ["query", "document"])
-def test_what_has_nothing_for_a_task_computes_as_without_one(make, input_type, folder, monkeypatch):
+def test_a_model_without_tasks_ignores_the_input_type(make, input_type, folder, monkeypatch):
     engine = load(monkeypatch, models.save(make, folder))
     assert engine.models.get("m").routes.keys() == {None}
     same = [engine.embed("m", TEXTS, input_type=of).vectors for of in (None, input_type)]

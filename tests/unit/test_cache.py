@@ -45,7 +45,7 @@ def test_an_entry_is_made_once_for_this_user_alone(folder):
         lambda entry: entry.symlink_to(entry.rename(entry.with_name("elsewhere"))),
     ],
 )
-def test_a_damaged_entry_is_made_again_and_told(folder, damage, caplog):
+def test_a_damaged_entry_is_made_again_and_logged(folder, damage, caplog):
     entry = cache.obtain(folder, "k", fill, Checksums())
     damage(entry)
     assert cache.obtain(folder, "k", fill, Checksums()) == entry
@@ -54,7 +54,7 @@ def test_a_damaged_entry_is_made_again_and_told(folder, damage, caplog):
     assert cache.obtain(folder, "k", fail, Checksums()) == entry
 
 
-def test_what_fails_leaves_nothing(folder):
+def test_a_failure_leaves_no_entry(folder):
     def breaks(target, lock):
         fill(target, lock)
         raise ValueError("no")
@@ -101,7 +101,7 @@ def test_the_second_of_two_waits_and_uses_what_the_first_made(folder, caplog):
     assert (folder / "k" / "a").exists()
 
 
-def test_a_full_disk_and_a_folder_that_cannot_be_are_told_with_the_cure(folder, tmp_path):
+def test_a_full_disk_and_an_unusable_folder_are_reported_with_the_cure(folder, tmp_path):
     def full(target, lock):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -23,7 +23,7 @@ def machine(tmp_path):
     return write
 
 
-def test_a_version_2_group_says_how_many_were_killed_and_what_it_may_use(machine):
+def test_a_version_2_group_has_a_count_of_kills_and_a_limit(machine):
     root = machine(
         group="0::/service\n",
         **{
@@ -35,7 +35,7 @@ def test_a_version_2_group_says_how_many_were_killed_and_what_it_may_use(machine
     assert cgroup.memory_limit(root) == 2**29
 
 
-def test_a_version_1_group_says_how_many_were_killed_and_what_it_may_use(machine):
+def test_a_version_1_group_has_a_count_of_kills_and_a_limit(machine):
     root = machine(
         group=V1,
         **{
@@ -75,7 +75,7 @@ def test_a_container_reads_its_own_group_where_all_begin(machine, group, folder,
     ],
     ids=["no groups", "the host's own", "without a limit", "version 1 without a limit"],
 )
-def test_where_nothing_is_counted_or_limited_nothing_is_said(machine, files):
+def test_without_counts_and_limits_there_are_none(machine, files):
     root = machine(**files)
     assert cgroup.n_oom_kills(root) == 0
     assert cgroup.memory_limit(root) is None

@@ -96,15 +96,13 @@ def test_whatever_fails_in_openvino_auto_goes_on_with_torch_and_says_so_in_a_lin
         load(monkeypatch, openvino, BACKEND="openvino")
 
 
-def test_what_the_operator_must_mend_is_not_passed_over(monkeypatch):
+def test_an_error_that_only_the_operator_can_fix_ends_the_start(monkeypatch):
     with pytest.raises(ModelLoadError, match="install nncf"):
         load(monkeypatch, Loader("openvino", fails=ModelLoadError("install nncf")))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_a_model_that_does_not_bear_a_precision_is_served_in_float32_and_the_figure_told(
-    monkeypatch, caplog, precision
-):
+def test_a_model_too_imprecise_in_low_precision_is_served_in_float32_with_a_warning(monkeypatch, caplog, precision):
     openvino = Loader("openvino", off={precision: 1})
     backend = load(monkeypatch, openvino, PRECISION=precision)
     assert (backend.name, backend.precision) == ("openvino", "float32")
@@ -124,7 +122,7 @@ def test_out_of_bounds_in_float32_too_is_left_to_torch(monkeypatch):
         load(monkeypatch, openvino, Loader("torch", off={"bfloat16": 1}))
 
 
-def test_what_no_backend_can_serve_is_told_without_a_word_of_one_that_does(monkeypatch, caplog):
+def test_a_model_that_every_backend_fails_on_logs_no_fallback(monkeypatch, caplog):
     broken = ValueError("no such layer")
     with pytest.raises(ModelLoadError, match="cannot be served by torch: ValueError: no such layer"):
         load(monkeypatch, Loader("openvino", fails=broken), Loader("torch", fails=broken))
@@ -138,7 +136,7 @@ def test_a_model_that_no_backend_can_serve_is_refused_at_once(monkeypatch, caplo
     assert not caplog.records
 
 
-def test_what_is_found_out_by_the_backend_that_serves_is_told_with_the_models_name(monkeypatch, caplog):
+def test_findings_of_the_serving_backend_are_logged_with_the_models_name(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     findings = [warning("it lacks something"), Finding(logging.INFO, "a head is left out")]
     load(monkeypatch, Loader("openvino", findings=findings), Loader("torch", findings=[warning("not told")]))
@@ -149,7 +147,7 @@ def test_what_is_found_out_by_the_backend_that_serves_is_told_with_the_models_na
     ]
 
 
-def test_every_route_is_proven_and_the_one_nearest_to_its_bound_is_told(monkeypatch):
+def test_every_route_is_proven_and_the_worst_proof_is_kept(monkeypatch):
     def load_both(model, settings):
         queries = Loader("torch", off)(model, settings).routes[None]
         return Loaded({**Loader("torch")(model, settings).routes, "query": queries})

@@ -78,7 +78,7 @@ def test_every_option_decides(model, key):
     assert key(model, PRECISION="bfloat16") == key(model)
 
 
-def test_what_no_model_reads_and_where_it_lies_do_not_matter(model, key):
+def test_unused_files_and_the_models_path_do_not_change_the_key(model, key):
     before = key(model)
     (model / "README.md").write_text("read me")
     (model / ".cache").mkdir()
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_read_is_a_clause_and_no_traceback(model, key, mon
         key(model)
 
 
-def test_a_cache_that_cannot_be_used_is_not_taken_for_the_models_fault(model, monkeypatch, tmp_path):
+def test_an_unusable_cache_ends_the_start_and_is_no_fault_of_the_model(model, monkeypatch, tmp_path):
     """No backend can mend it, so that none is tried; the operator can."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "file"))

@@ -82,7 +82,7 @@ def without_modules(folder: Path) -> Path:
     return folder
 
 
-def test_a_whole_model_is_taken_as_it_is(model, monkeypatch):
+def test_a_whole_model_is_loaded_from_its_own_folder(model, monkeypatch):
     found, _ = inspect(model, monkeypatch)
     assert (found.folder, found.may_run_code) == (model, False)
     assert [module.name for module in found.modules] == ["Transformer", "Pooling"]
@@ -91,7 +91,7 @@ def test_a_whole_model_is_taken_as_it_is(model, monkeypatch):
 
 class TestKind:
     @pytest.mark.parametrize("model_type", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder", "ColBERT", "New"])
-    def test_what_another_class_saved_is_refused(self, model, monkeypatch, model_type):
+    def test_a_model_saved_by_another_class_is_refused(self, model, monkeypatch, model_type):
         write(model / "config_sentence_transformers.json", {"model_type": model_type})
         assert f"says that it is a {model_type}" in refusal(model, monkeypatch)
 
@@ -139,13 +139,13 @@ class TestKind:
             ("ColQwen2ForRetrieval", "ColBERT"),
         ],
     )
-    def test_modules_json_outranks_what_the_architecture_says(self, model, monkeypatch, architecture, message):
+    def test_modules_json_outranks_the_architecture(self, model, monkeypatch, architecture, message):
         write(model / "config.json", {"architectures": [architecture]})
         inspect(model, monkeypatch)
         assert message in refusal(without_modules(model), monkeypatch)
 
     @pytest.mark.parametrize("architectures", [["BertModel"], ["T5EncoderModel"], ["LlamaForEmbedding"], None])
-    def test_a_base_model_is_taken_and_told_what_is_assumed(self, model, monkeypatch, architectures):
+    def test_a_base_model_is_served_with_a_warning_of_the_assumptions(self, model, monkeypatch, architectures):
         write(model / "config.json", {"architectures": architectures})
         inspect(without_modules(model), monkeypatch)
         (message,) = assumed(model, window=512)
@@ -158,7 +158,7 @@ class TestKind:
 
 class TestAssumptions:
     @pytest.mark.parametrize("config", [{"word_embedding_dimension": 4}, {"pooling_mode_mean_tokens": False}])
-    def test_a_pooling_without_a_mode_is_told(self, model, config):
+    def test_a_pooling_without_a_mode_is_a_warning(self, model, config):
         write(model / "1_Pooling/config.json", config)
         assert "1_Pooling/config.json names no way of pooling; the mean" in assumed(model)[0]
 
@@ -173,7 +173,7 @@ class TestAssumptions:
         ("noted", "of_tokenizer", "is_declared"),
         [(64, None, True), (None, 512, True), (None, None, False), (None, 10**30, False)],
     )
-    def test_a_window_that_nobody_declares_is_told(self, model, noted, of_tokenizer, is_declared):
+    def test_an_undeclared_window_is_a_warning(self, model, noted, of_tokenizer, is_declared):
         write(model / "sentence_bert_config.json", {"max_seq_length": noted})
         write(model / "tokenizer_config.json", {"model_max_length": of_tokenizer})
         assert [("64 tokens is assumed" in message) for message in assumed(model, window=64)] == [True] * (
@@ -188,7 +188,7 @@ class TestAssumptions:
         (model / "1_Pooling/config.json").unlink()
         assert "1_Pooling has no config.json" in refusal(model, monkeypatch)
 
-    def test_a_dense_module_without_an_activation_is_told(self, model):
+    def test_a_dense_module_without_an_activation_is_a_warning(self, model):
         modules = json.loads((model / "modules.json").read_text())
         write(model / "modules.json", [*modules, {"path": "2_Dense", "type": f"{BASE}.dense.Dense"}])
         write(model / "2_Dense/config.json", {"in_features": 4, "out_features": 4})
@@ -238,13 +238,13 @@ class TestFolder:
             ("config.json", [1]),
         ],
     )
-    def test_a_file_that_does_not_say_what_it_should_is_named(self, model, monkeypatch, name, content):
+    def test_a_file_without_the_expected_content_is_named(self, model, monkeypatch, name, content):
         write(model / name, content)
         message = refusal(model, monkeypatch)
         assert f"its {name} " in message
         assert message.endswith("get the model's files again")
 
-    def test_a_declaration_that_is_a_broken_link_is_not_taken_for_none(self, model, monkeypatch):
+    def test_a_modules_json_that_is_a_broken_link_is_refused(self, model, monkeypatch):
         (model / "modules.json").unlink()
         (model / "modules.json").symlink_to("nothing")
         assert "its modules.json cannot be read (No such file or directory)" in refusal(model, monkeypatch)
@@ -261,7 +261,7 @@ class TestFolder:
             ("sentence_bert_config.json", {"tokenizer_name_or_path": "org/other"}, "its tokenizer lies elsewhere"),
         ],
     )
-    def test_values_of_odd_types_and_places_are_told_in_a_line(self, model, monkeypatch, name, content, message):
+    def test_values_of_odd_types_and_paths_are_refused_in_one_line(self, model, monkeypatch, name, content, message):
         if "index" in name:
             (model / "model.safetensors").unlink()
         write(model / name, content)
@@ -272,7 +272,7 @@ class TestFolder:
         write(model / "config.json", {"vision_config": None, "architectures": "BertModel", "auto_map": 3})
         inspect(model, monkeypatch)
 
-    def test_a_folder_that_cannot_be_read_is_told(self, model, monkeypatch):
+    def test_an_unreadable_folder_is_refused(self, model, monkeypatch):
         def fail(self, *_):
             raise PermissionError(13, "Permission denied", str(self))
 
@@ -294,7 +294,7 @@ class TestWeights:
             ("README.md", "there is no model.safetensors; get the model's files again"),
         ],
     )
-    def test_where_there_are_none_it_is_told_what_there_is(self, model, monkeypatch, file, message, is_allowed):
+    def test_missing_weights_are_reported_with_existing_files(self, model, monkeypatch, file, message, is_allowed):
         (model / "model.safetensors").unlink()
         write(model / file, b"x")
         refused_with = refusal(model, monkeypatch, ALLOW_PICKLE=is_allowed)
@@ -310,7 +310,7 @@ class TestWeights:
             (None, "its download broke off"),
         ],
     )
-    def test_a_snapshot_is_told_by_what_its_repository_holds(self, model, monkeypatch, in_repository, message):
+    def test_a_snapshot_is_judged_by_its_repositorys_files(self, model, monkeypatch, in_repository, message):
         snapshot = model.parent / "models--acme--embed/snapshots" / COMMIT
         snapshot.parent.mkdir(parents=True)
         shutil.copytree(model, snapshot)
@@ -319,7 +319,7 @@ class TestWeights:
             write(snapshot.parents[1] / "trees" / f"{COMMIT}.json", {"files": in_repository})
         assert message in refusal(snapshot, monkeypatch)
 
-    def test_a_link_that_leads_nowhere_is_told(self, model, monkeypatch):
+    def test_a_link_to_a_missing_file_is_named(self, model, monkeypatch):
         (model / "model.safetensors").unlink()
         (model / "model.safetensors").symlink_to("elsewhere")
         assert "it has no weights: model.safetensors is a link to elsewhere" in refusal(model, monkeypatch)
@@ -334,7 +334,7 @@ class TestWeights:
         (snapshot / name).unlink(missing_ok=True)
         assert f"it lacks {name}: its download broke off; download it again" in refusal(snapshot, monkeypatch)
 
-    def test_an_adapter_is_told_with_its_base_model(self, model, monkeypatch):
+    def test_an_adapter_is_refused_with_the_name_of_its_base_model(self, model, monkeypatch):
         write(model / "adapter_config.json", {"base_model_name_or_path": "BAAI/bge-m3"})
         assert "it is an adapter of BAAI/bge-m3" in refusal(model, monkeypatch)
 
@@ -372,7 +372,7 @@ class TestWeights:
         ],
         ids=["pointer of git lfs", "another length", "empty"],
     )
-    def test_weights_that_are_not_whole_are_told(self, model, monkeypatch, content, why):
+    def test_damaged_weights_are_refused(self, model, monkeypatch, content, why):
         write(model / "2_Other/model.bin", b"")
         (model / "model.safetensors").write_bytes(content)
         assert re.search(f"model.safetensors.*{why}", refusal(model, monkeypatch))
@@ -428,7 +428,7 @@ class TestCode:
         found, _ = inspect(model, monkeypatch, TRUST_REMOTE_CODE="m")
         assert (found.folder, found.may_run_code) == (model, True)
 
-    def test_code_that_nobody_would_ask_for_does_not_matter(self, model, monkeypatch):
+    def test_code_that_loading_does_not_use_is_ignored(self, model, monkeypatch):
         self.maps(model, "own.OwnForCausalLM", key="AutoModelForCausalLM")
         assert not inspect(model, monkeypatch)[0].may_run_code
 
@@ -455,7 +455,7 @@ class TestCode:
             assert message.endswith(f"TRUST_REMOTE_CODE=m,org/code@{COMMIT}")
         assert set(asked) == {("org/code", None)}
 
-    def test_where_the_hub_does_not_tell_the_commit_the_line_says_what_is_missing(self, model, monkeypatch):
+    def test_without_the_hub_the_message_has_a_placeholder_for_the_commit(self, model, monkeypatch):
         def fetch(repository, commit):
             raise ModelLoadError("the hub cannot be reached")
 
@@ -507,7 +507,7 @@ class TestCode:
         message = refusal(model, monkeypatch, lambda *_: tmp_path / "code", **trusted)
         assert "the code in org/code has another own.py than the model" in message
 
-    def test_code_that_transformers_has_taken_over_is_left_out_and_told_unless_trusted(self, model, monkeypatch):
+    def test_code_that_transformers_has_taken_over_is_left_out_and_logged_unless_trusted(self, model, monkeypatch):
         write(model / "config.json", {"model_type": "nomic_bert"})
         self.maps(model, "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel")
         found, _ = inspect(model, monkeypatch)

@@ -18,7 +18,7 @@ def test_the_answer_is_the_last_line_whatever_was_written_before():
 
 
 @pytest.mark.parametrize(("is_quiet", "level"), [(True, "DEBUG"), (False, "WARNING")])
-def test_what_it_writes_to_stderr_is_logged_a_line_at_a_time_and_once(caplog, is_quiet, level):
+def test_each_line_of_stderr_is_logged_once(caplog, is_quiet, level):
     caplog.set_level("DEBUG", programs.__name__)
     # More than a pipe holds, to both.
     code = "import sys; [print('x' * 9999, file=f) for f in (sys.stdout, sys.stderr) for _ in range(9)]; print('{}')"
@@ -36,11 +36,11 @@ def test_what_it_writes_to_stderr_is_logged_a_line_at_a_time_and_once(caplog, is
         ("print('[]')", "ended with code 0 (no message)"),
     ],
 )
-def test_one_that_says_nothing_is_told_by_its_end(code, end):
+def test_a_program_without_a_result_is_reported_by_its_end(code, end):
     assert ask(code, is_quiet=True)["end"].startswith(end)
 
 
-def test_it_runs_where_it_is_told_to(tmp_path):
+def test_a_program_runs_in_its_working_folder(tmp_path):
     folder = tmp_path / "there"
     folder.mkdir()
     assert ask("import json, os; print(json.dumps({'folder': os.getcwd()}))", folder=folder) == {"folder": str(folder)}

@@ -30,7 +30,7 @@ def test_a_proof_holds_within_the_bound_of_its_precision(precision, vectors, val
     assert str(proven)
 
 
-def test_of_several_the_one_nearest_to_its_bound_can_be_told_whatever_they_measure():
+def test_the_worst_of_several_proofs_is_found_whatever_they_measure():
     of = proof.LARGEST_DIFFERENCE, proof.COSINE
     shares = [
         proof.Proof(of[0], 1e-6, 2e-6).share,

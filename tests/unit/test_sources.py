@@ -168,7 +168,7 @@ def test_without_its_package_a_model_comes_from_the_hub(monkeypatch, small_hub):
     assert (locate(monkeypatch, "org/good") / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_hub_model_is_downloaded_without_what_nobody_reads(monkeypatch, small_hub):
+def test_a_hub_model_is_downloaded_without_unused_files(monkeypatch, small_hub):
     folder = locate(monkeypatch, "org/good")
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
         "config.json",
@@ -202,7 +202,7 @@ def test_a_private_model_is_downloaded_with_the_token(monkeypatch, small_hub):
         ("org/good@nope", "no revision 'nope'"),
     ],
 )
-def test_what_the_hub_does_not_give_is_told_with_the_cure(monkeypatch, small_hub, models, message):
+def test_a_refusal_of_the_hub_is_reported_with_the_cure(monkeypatch, small_hub, models, message):
     with pytest.raises(ModelLoadError) as refused:
         locate(monkeypatch, models)
     assert f"model {models.partition('@')[0]} " in str(refused.value)
@@ -210,24 +210,24 @@ def test_what_the_hub_does_not_give_is_told_with_the_cure(monkeypatch, small_hub
     assert "\n" not in str(refused.value)
 
 
-def test_a_wrong_token_is_shown_to_nobody(monkeypatch, small_hub, capfd):
+def test_a_wrong_token_is_in_no_message(monkeypatch, small_hub, capfd):
     with pytest.raises(ModelLoadError) as refused:
         locate(monkeypatch, "org/private", HF_TOKEN="wrong-token")
     assert "wrong-token" not in str(refused.value) + "".join(capfd.readouterr())
 
 
-def test_an_empty_cache_without_a_connection_is_told(monkeypatch, tmp_path):
+def test_an_empty_cache_without_a_connection_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(ModelLoadError, match=f"HF_HUB_OFFLINE=1 forbids .* the cache {tmp_path}/hub does not hold it"):
         locate(monkeypatch, "org/good", HF_HUB_OFFLINE="1")
 
 
-def test_an_address_of_the_hub_that_cannot_be_read_is_told(monkeypatch):
+def test_an_invalid_address_of_the_hub_is_reported(monkeypatch):
     with pytest.raises(ModelLoadError, match=r"HF_ENDPOINT is no address; write"):
         locate(monkeypatch, "org/good", HF_ENDPOINT="http://[::")
 
 
-def test_if_the_hub_fails_the_cache_serves_and_the_reason_is_told(monkeypatch, small_hub, caplog):
+def test_if_the_hub_fails_the_cache_is_used_and_the_reason_is_logged(monkeypatch, small_hub, caplog):
     first = locate(monkeypatch, "org/good")
     assert caplog.messages == []
     Hub.faults["org/good"] = (503, b"", {})
@@ -242,7 +242,7 @@ def test_if_the_hub_fails_the_cache_serves_and_the_reason_is_told(monkeypatch, s
         locate(monkeypatch, "org/good")
 
 
-def test_what_the_library_warns_of_is_told_in_lines_without_the_token(monkeypatch, small_hub, caplog):
+def test_warnings_of_the_library_are_logged_in_lines_without_the_token(monkeypatch, small_hub, caplog):
     Hub.faults["org/good"] = (503, b"", {"X-HF-Warning": "use; not wrong-token\tbut another"})
     with pytest.raises(ModelLoadError):
         locate(monkeypatch, "org/good", HF_TOKEN="wrong-token")
@@ -253,13 +253,13 @@ def test_pickle_files_are_downloaded_where_they_are_allowed(monkeypatch, small_h
     assert (locate(monkeypatch, "org/pickled", ALLOW_PICKLE="true") / "pytorch_model.bin").read_bytes() == b"pickle"
 
 
-def test_a_download_that_dies_is_told(monkeypatch):
+def test_a_download_that_dies_is_reported(monkeypatch):
     monkeypatch.setattr(sources.programs.sys, "executable", "/bin/false")
     with pytest.raises(ModelLoadError, match="ended with code 1"):
         locate(monkeypatch, "org/good")
 
 
-def test_a_folder_is_taken_as_it_is(monkeypatch, tmp_path):
+def test_a_folder_is_used_as_it_is(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert locate(monkeypatch, str(tmp_path)) == tmp_path
@@ -314,14 +314,14 @@ def test_a_folder_without_a_model_is_refused(monkeypatch, models, message):
         locate(monkeypatch, models)
 
 
-def test_code_comes_at_its_commit_and_without_what_else_the_repository_holds(monkeypatch, small_hub):
+def test_code_is_downloaded_at_its_commit_and_without_other_files(monkeypatch, small_hub):
     folder = sources.fetch_code("org/code", COMMIT, load_settings())
     assert folder.name == COMMIT
     assert [path.name for path in folder.iterdir()] == ["own.py"]
     assert sources.fetch_code("org/code", None, load_settings()) == folder
 
 
-def test_code_that_the_hub_does_not_have_is_told(monkeypatch, small_hub):
+def test_code_that_the_hub_does_not_have_is_reported(monkeypatch, small_hub):
     with pytest.raises(ModelLoadError, match=r"code of a model from the Hugging Face hub \(org/nope\): the hub has no"):
         sources.fetch_code("org/nope", COMMIT, load_settings())
 
@@ -385,7 +385,7 @@ class TestWhyTheHubGivesNothing:
             (302, {"Location": "/api/models/fault/it"}, "", "HUB answers, but not as a hub does"),
         ],
     )
-    def test_what_is_answered_is_told_with_its_cure(self, monkeypatch, small_hub, ask, status, headers, token, message):
+    def test_each_status_is_reported_with_its_cure(self, monkeypatch, small_hub, ask, status, headers, token, message):
         monkeypatch.setenv("HF_TOKEN", token)
         Hub.faults["fault/it"] = (status, b"<html>", headers)
         assert message.replace("HUB", f"127.0.0.1:{small_hub.server_port}") in ask("fault/it")["problem"]
@@ -406,7 +406,9 @@ class TestWhyTheHubGivesNothing:
             ("http://127.0.0.1:HUB", {"HF_TOKEN": "hf_\xe9"}, "HF_TOKEN holds characters that no token has"),
         ],
     )
-    def test_what_keeps_it_from_being_asked_is_told(self, monkeypatch, small_hub, ask, endpoint, variables, message):
+    def test_failed_connections_are_reported(
+        self, monkeypatch, small_hub, ask, endpoint, variables, message
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             ports = {"FREE": str(free.getsockname()[1]), "HUB": str(small_hub.server_port)}
@@ -441,7 +443,7 @@ class TestWhyTheHubGivesNothing:
         monkeypatch.setattr(hub.constants, "DOWNLOAD_CHUNK_SIZE", 1)
         assert "broke off at the same place each time; a proxy" in ask("org/cut")["problem"]
 
-    def test_a_certificate_that_is_not_trusted_is_told_and_trusted_once_it_is_named(
+    def test_an_untrusted_certificate_is_reported_and_trusted_once_it_is_named(
         self, monkeypatch, small_hub, ask, tmp_path
     ):
         key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"

@@ -21,7 +21,7 @@ def test_thread_settings_are_overwritten_not_defaulted(monkeypatch):
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
 
 
-def test_a_device_that_is_not_there_is_told(monkeypatch):
+def test_a_missing_device_is_refused(monkeypatch):
     with pytest.raises(DeviceNotFoundError, match=r"DEVICE=cuda: torch finds no such device.*set DEVICE=cpu"):
         devices.require("cuda", {"cuda": "False"})
 
@@ -51,6 +51,6 @@ def test_a_device_is_asked_for_before_any_model(monkeypatch):
         ("/package/model", "a/b@v1", "v1"),
     ],
 )
-def test_the_revision_that_is_told_is_the_one_that_was_found(monkeypatch, folder, entry, revision):
+def test_the_logged_revision_is_that_of_the_files(monkeypatch, folder, entry, revision):
     monkeypatch.setenv("SUPPORTED_MODELS", entry)
     assert snapshots.revision(load_settings().supported_models[0], Path(folder)) == revision

@@ -60,7 +60,7 @@ def test_random_far_texts_do_too(reader, tokenizer, seed):
         np.testing.assert_array_equal(got.ids, wanted.ids)
 
 
-def test_what_lies_beyond_everything_that_is_read_is_told_as_truncated(reader):
+def test_a_text_that_is_not_read_to_its_end_counts_as_truncated(reader):
     (got,) = reader.read([" " * 300_000 + "unread"]).tokens
     assert got.ids.tolist() == [101, 102]
     assert got.truncated

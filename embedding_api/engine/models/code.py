@@ -22,7 +22,7 @@ _MAPS = ("config.json", "tokenizer_config.json", "processor_config.json")
 # All files that name code.
 _NAMING = (*_MAPS, "modules.json", "router_config.json")
 
-# Architectures on the hub that transformers has taken over into its own code, and whose weights it converts: the begin
+# Architectures on the hub that transformers has taken over into its own code, and whose weights it converts: the start
 # of the class names in the hub's code, by model_type. transformers' documentation names the repositories:
 # nomic-ai/nomic-embed-text-v1.5 and EuroBERT/EuroBERT-210m.
 _TAKEN_OVER = {"nomic_bert": "NomicBert", "eurobert": "EuroBert"}

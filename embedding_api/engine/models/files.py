@@ -10,7 +10,7 @@ from embedding_api.engine.findings import UnservableError
 
 _LIBRARY = "sentence_transformers."
 
-# The begin of the small file that git lfs puts in place of a file that it has not fetched.
+# The beginning of the small file that git lfs puts in place of a file that it has not fetched.
 LFS_POINTER = b"version https://git-lfs"
 
 # The type of the module that sentence-transformers makes from a folder without modules.json.
