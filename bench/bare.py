@@ -45,7 +45,7 @@ def compute(backend: Any, jobs: Connection, following: Any, all_ready: Any) -> N
                 following.value += 1
             if number >= len(todo):
                 break
-            backend.embed(todo[number], n_prompt_tokens)
+            backend.compute(todo[number], n_prompt_tokens)
         jobs.send(None)
 
 

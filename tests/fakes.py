@@ -12,6 +12,7 @@ from embedding_api.engine.backends.text import NO_PROMPT, Prompt, Reader
 from embedding_api.engine.engine import Engine
 from embedding_api.engine.models.registry import Model, Registry
 from embedding_api.engine.scheduling.cost import Cost
+from embedding_api.engine.work import Result
 from embedding_api.engine.workers.workers import Workers
 
 DIM = 8
@@ -58,15 +59,15 @@ class FakeBackend:
     def n_computed(self, n_texts, longest, n_tokens):
         return n_texts * longest
 
-    def embed(self, batch, n_prompt_tokens):
-        self.batches.append([len(ids) for ids in batch])
+    def compute(self, inputs, n_prompt_tokens):
+        self.batches.append([len(ids) for ids in inputs])
         self.n_prompt_tokens.append(n_prompt_tokens)
         self.entered.set()
         assert self.proceed.wait(30), "a test held a batch back and never let it go"
         if self.error is not None:
             raise self.error
-        vectors = np.stack([vector(ids) for ids in batch])
-        return vectors if self.value is None else np.full_like(vectors, self.value)
+        vectors = np.stack([vector(ids) for ids in inputs])
+        return Result(vectors if self.value is None else np.full_like(vectors, self.value))
 
 
 def fake_route(backend=None, **changes) -> Route:

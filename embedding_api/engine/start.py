@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from embedding_api.engine.backends import devices
@@ -13,6 +14,7 @@ from embedding_api.engine.models.inspection import Inspected, inspected, require
 from embedding_api.engine.models.registry import Model, Registry
 from embedding_api.engine.scheduling import cost
 from embedding_api.engine.scheduling.admission import Limits
+from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.workers.mailbox import WORKERS_CAN_SEND, Exchange
 from embedding_api.engine.workers.workers import Workers
 from embedding_api.machine import cores, memory
@@ -79,11 +81,7 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     costs = [speed.measure(each, windows[each]) if on_cpu else cost.UNMEASURED for each in models.backends]
     memory.freeze()
     n_computing = min(settings.workers, cores.count()) if on_cpu else 1
-    # The rate of the slowest backend, so that no queue takes longer than _QUEUE_S.
-    rates = [
-        cost.tokens_per_s(one, backend.max_batch_tokens) for one, backend in zip(costs, models.backends, strict=True)
-    ]
-    rate = n_computing * min(rates) if on_cpu else _DEVICE_TOKENS_PER_S
+    rate = n_computing * _core_tokens_per_s(models, costs) if on_cpu else _DEVICE_TOKENS_PER_S
     limits = _limits(settings, rate)
     _log_topology(settings, n_computing)
     _log_limits(settings, limits)
@@ -120,6 +118,13 @@ def _load(model: Inspected, settings: Settings, checksums: Checksums) -> Model:
     }
     logger.info("model loaded", extra={"fields": fields})
     return loaded
+
+
+def _core_tokens_per_s(models: Registry, costs: Sequence[Cost]) -> float:
+    """Return the rate of the slowest backend on one core, so that no full queue takes longer than _QUEUE_S."""
+    return min(
+        cost.tokens_per_s(each, backend.max_batch_tokens) for each, backend in zip(costs, models.backends, strict=True)
+    )
 
 
 def _limits(settings: Settings, rate: float) -> Limits:

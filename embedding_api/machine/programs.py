@@ -58,7 +58,24 @@ def ask(
         The JSON object, or `{"end": why there is none}`, such as "ended with code 1 (no message)".
     """
     name = arguments[1].rpartition(".")[2] if arguments[0] == "-m" else Path(arguments[0]).name
-    with subprocess.Popen(
+    with _start(arguments, environment, folder, keep) as child:
+        try:
+            output, errors = _read(child, name, logging.DEBUG if is_quiet else logging.WARNING)
+        except BaseException:
+            # The program and all that it started.
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+    try:
+        result = json.loads(output[-1])
+    except (IndexError, ValueError):
+        result = None
+    return result if isinstance(result, dict) else {"end": _end(child.returncode, errors)}
+
+
+def _start(
+    arguments: Sequence[str], environment: Mapping[str, str], folder: Path | None, keep: Sequence[int]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         # -P: neither the program's folder nor the working folder is on the module path.
         [sys.executable, "-P", *arguments],
         env=environment,
@@ -72,18 +89,7 @@ def ask(
         pass_fds=keep,
         # Safe, since a process that loads models has one thread: no lock is held during the fork.
         preexec_fn=partial(end_with_parent, os.getpid()),
-    ) as child:
-        try:
-            output, errors = _read(child, name, logging.DEBUG if is_quiet else logging.WARNING)
-        except BaseException:
-            # The program and all that it started.
-            os.killpg(child.pid, signal.SIGKILL)
-            raise
-    try:
-        result = json.loads(output[-1])
-    except (IndexError, ValueError):
-        result = None
-    return result if isinstance(result, dict) else {"end": _end(child.returncode, errors)}
+    )
 
 
 def end_with_parent(pid: int) -> None:

@@ -47,10 +47,23 @@ def changed(saved, tmp_path):
     return change
 
 
+# The engines of the test that runs.
+LOADED = []
+
+
+@pytest.fixture(autouse=True)
+def close_engines():
+    """An engine that a test does not close would leave its sockets open."""
+    yield
+    while LOADED:
+        LOADED.pop().close()
+
+
 def load(monkeypatch, source, **variables):
     for name, value in {"SUPPORTED_MODELS": f"m={source}", "BACKEND": "torch", **variables}.items():
         monkeypatch.setenv(name, value)
-    return load_engine(load_settings())
+    LOADED.append(load_engine(load_settings()))
+    return LOADED[-1]
 
 
 def vectors(monkeypatch, source, texts, **variables):
@@ -236,7 +249,7 @@ class TestRows:
     def test_a_text_with_a_token_without_a_row_is_refused(self, added, monkeypatch, caplog, make, backend):
         n_tokens = models.N_VOCABULARY
         engine = load(monkeypatch, added(make), BACKEND=backend, TOKEN_IDS="model")
-        assert f"'[PRODUCT]' ({n_tokens}); a text that holds one is refused with unsupported_token" in found(caplog)[0]
+        assert f"'[PRODUCT]' ({n_tokens}); a text that holds one of them is refused with unsupported_token" in found(caplog)[0]
         engine.start()
         try:
             with pytest.raises(
@@ -320,7 +333,7 @@ def test_static_embeddings_compute_in_float32_whatever_they_are_stored_in(change
     try:
         ids = [10, 20, 30]
         route = engine.models.models[0].route
-        np.testing.assert_allclose(route.backend.embed([np.array(ids)], 0)[0], weights[ids].mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(route.backend.compute([np.array(ids)], 0)[0], weights[ids].mean(axis=0), rtol=1e-6)
     finally:
         engine.close()
 

@@ -21,7 +21,7 @@ engine = load_engine(load_settings())
 route = engine.models.models[0].route
 texts = [f"text number {n} " + "word " * (n % 60) for n in range(600)]
 inputs = [tokens.ids for tokens in route.reader.read(texts, route.prompt).tokens]
-alone = [route.backend.embed([ids], 0)[0] for ids in inputs[:20]]
+alone = [route.backend.compute([ids], 0)[0] for ids in inputs[:20]]
 
 def largest_difference(vectors):
     return max(float(abs(one - other).max()) for one, other in zip(vectors, alone))

@@ -33,10 +33,23 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
+# The engines of the test that runs.
+LOADED = []
+
+
+@pytest.fixture(autouse=True)
+def close_engines():
+    """An engine that a test does not close would leave its sockets open."""
+    yield
+    while LOADED:
+        LOADED.pop().close()
+
+
 def load(monkeypatch, source):
     monkeypatch.setenv("BACKEND", "torch")
     monkeypatch.setenv("SUPPORTED_MODELS", f"m={source}")
-    return load_engine(load_settings())
+    LOADED.append(load_engine(load_settings()))
+    return LOADED[-1]
 
 
 def differences(reference, vectors):

@@ -34,16 +34,16 @@ class Faulty:
     def _has(self, word, ids):
         return self._ids[word] in ids
 
-    def embed(self, batch, n_prompt_tokens):
-        if any(self._has(RAISES, ids) for ids in batch):
+    def compute(self, inputs, n_prompt_tokens):
+        if any(self._has(RAISES, ids) for ids in inputs):
             raise RuntimeError("the backend was told to raise")
-        if any(self._has(HANGS, ids) for ids in batch):
+        if any(self._has(HANGS, ids) for ids in inputs):
             time.sleep(3600)
-        if any(self._has(SLOW, ids) for ids in batch):
+        if any(self._has(SLOW, ids) for ids in inputs):
             time.sleep(SLOW_S)
-        vectors = self._backend.embed(batch, n_prompt_tokens)
-        vectors[[self._has(SPOILS, ids) for ids in batch]] = np.nan
-        return vectors
+        result = self._backend.compute(inputs, n_prompt_tokens)
+        result.values[[self._has(SPOILS, ids) for ids in inputs]] = np.nan
+        return result
 
 
 def faulty(model):

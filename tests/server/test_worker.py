@@ -31,10 +31,10 @@ from embedding_api.settings import load_settings
 from tests.fakes import FakeBackend, fake_engine, fake_model
 
 class Backend(FakeBackend):
-    def embed(self, batch, n_prompt_tokens):
+    def compute(self, inputs, n_prompt_tokens):
         while Path("hold").exists():
             time.sleep(0.01)
-        return super().embed(batch, n_prompt_tokens)
+        return super().compute(inputs, n_prompt_tokens)
 
 logger = logging.getLogger("embedding_api.test")
 settings = load_settings()

@@ -37,7 +37,7 @@ class Loader:
         reader = Reader(word_tokenizer(), window=None)
         backend = FakeBackend()
         backend.name, backend.precision = self.name, settings.precision
-        reference = backend.embed([tokens.ids for tokens in reader.read(PROBE_TEXTS).tokens], 0)
+        reference = backend.compute([tokens.ids for tokens in reader.read(PROBE_TEXTS).tokens], 0).values
         backend.error = self.stuck
         reference[:, 0] += self.off.get(settings.precision, 0)
         return Loaded({None: fake_route(backend, reader=reader, reference=reference)}, self.findings)

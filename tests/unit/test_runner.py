@@ -180,10 +180,10 @@ def test_the_next_worker_computes_when_the_first_is_gone(workers, exchange):
 class Picky(FakeBackend):
     """Cannot compute what begins with 666."""
 
-    def embed(self, batch, n_prompt_tokens):
-        if any(ids[0] == 666 for ids in batch):
+    def compute(self, inputs, n_prompt_tokens):
+        if any(ids[0] == 666 for ids in inputs):
             raise ValueError("broken")
-        return super().embed(batch, n_prompt_tokens)
+        return super().compute(inputs, n_prompt_tokens)
 
 
 def test_a_text_that_fails_fails_alone(workers):
@@ -214,8 +214,8 @@ def test_a_text_that_fails_at_another_worker_is_tried_here(workers):
 
 def test_vectors_of_a_wrong_shape_are_an_error_and_harm_no_thread(workers):
     class Short(FakeBackend):
-        def embed(self, batch, n_prompt_tokens):
-            return super().embed(batch, n_prompt_tokens)[:, 1:]
+        def compute(self, inputs, n_prompt_tokens):
+            return Result(super().compute(inputs, n_prompt_tokens).values[:, 1:])
 
     one, other = workers(backend=Short()), workers()
     with pytest.raises(RuntimeError, match="this is a bug"):

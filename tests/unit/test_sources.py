@@ -406,9 +406,7 @@ class TestWhyTheHubGivesNothing:
             ("http://127.0.0.1:HUB", {"HF_TOKEN": "hf_\xe9"}, "HF_TOKEN holds characters that no token has"),
         ],
     )
-    def test_failed_connections_are_reported(
-        self, monkeypatch, small_hub, ask, endpoint, variables, message
-    ):
+    def test_failed_connections_are_reported(self, monkeypatch, small_hub, ask, endpoint, variables, message):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             ports = {"FREE": str(free.getsockname()[1]), "HUB": str(small_hub.server_port)}

@@ -13,9 +13,9 @@ def test_a_cost_is_measured_from_the_backend_within_its_window(monkeypatch, wind
     monkeypatch.setattr("embedding_api.engine.models.speed.time.perf_counter", lambda: clock[0])
 
     class Timed(FakeBackend):
-        def embed(self, batch, n_prompt_tokens):
-            assert max(map(len, batch)) <= (window or 64)
-            clock[0] += 2.0 + 0.01 * len(batch) * max(map(len, batch))
-            return super().embed(batch, n_prompt_tokens)
+        def compute(self, inputs, n_prompt_tokens):
+            assert max(map(len, inputs)) <= (window or 64)
+            clock[0] += 2.0 + 0.01 * len(inputs) * max(map(len, inputs))
+            return super().compute(inputs, n_prompt_tokens)
 
     assert measure(Timed(), window) == pytest.approx((2.0, 0.01))

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 from embedding_api.engine.backends import proof
 from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import Finding
-from embedding_api.engine.work import Ids, Vectors
+from embedding_api.engine.work import Ids, Result, Vectors
 
 # The role of a text in a search. The API calls it input_type, sentence-transformers calls it a task.
 Task = Literal["query", "document"]
@@ -42,11 +42,11 @@ class Backend(Protocol):
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
         """See `Layout.n_computed`."""
 
-    def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
-        """Return the vectors of one batch, float32, (len(batch), dim), in the order of the batch.
+    def compute(self, inputs: Sequence[Ids], n_prompt_tokens: int) -> Result:
+        """Return the vectors of one batch, float32, (n_texts, dim), in the order of the batch.
 
         Args:
-            batch: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
+            inputs: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
             n_prompt_tokens: Leading tokens of each text that pooling leaves out.
         """
 
@@ -73,7 +73,7 @@ class Route:
     def probe(self) -> Vectors:
         """Return the backend's vectors of the probe texts, float32, (n_probe_texts, dim)."""
         reading = self.reader.read(proof.PROBE_TEXTS, self.prompt)
-        return self.backend.embed([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens)
+        return self.backend.compute([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens).values
 
     @functools.cached_property
     def is_normalized(self) -> bool:

@@ -18,7 +18,7 @@ from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError
 from embedding_api.engine.backends.layout import Packing, Padding, rounded_up
 from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import Finding
-from embedding_api.engine.work import Ids, Vectors
+from embedding_api.engine.work import Ids, Result
 from embedding_api.machine import analytics, memory
 
 if TYPE_CHECKING:
@@ -136,20 +136,20 @@ class OpenVinoBackend:
         for lengths in sorted(_shapes(self._layout, longest), key=sum, reverse=True):
             if time.monotonic() > end_s:
                 return
-            self.embed([np.zeros(length, dtype=np.int64) for length in lengths], 0)
+            self.compute([np.zeros(length, dtype=np.int64) for length in lengths], 0)
 
     def prepare(self) -> None:
         """Keep the objects that the master made."""
         _keep(self._request)
 
-    def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
-        """See `Backend.embed`. Models whose pooling leaves prompts out are not converted."""
+    def compute(self, inputs: Sequence[Ids], n_prompt_tokens: int) -> Result:
+        """See `Backend.compute`. Models whose pooling leaves prompts out are not converted."""
         if n_prompt_tokens:
             raise ValueError(f"n_prompt_tokens={n_prompt_tokens} for a model that pools all tokens; this is a bug")
         # OpenVINO reads the inputs where they are. The next batch overwrites the memory of the output: copy it.
-        vectors = self._request.infer(list(self._layout(batch)), share_inputs=True, share_outputs=True)[0].copy()
+        vectors = self._request.infer(list(self._layout(inputs)), share_inputs=True, share_outputs=True)[0].copy()
         self._trim.after_batch()
-        return np.asarray(vectors, dtype=np.float32)
+        return Result(np.asarray(vectors, dtype=np.float32))
 
 
 def _shapes(layout: Packing | Padding, longest: int) -> Iterator[list[int]]:

@@ -7,7 +7,6 @@ pictures, and changes the tokenizer.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import tqdm
 import transformers
@@ -15,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 
 from embedding_api.engine.backends.layout import Joining, Padding
-from embedding_api.engine.work import Ids, Vectors
+from embedding_api.engine.work import Ids, Result
 from embedding_api.machine import memory
 
 # Computed tokens of a batch. On a CPU 256 fill a core, and larger batches leave its cache: see docs/decisions/0002.
@@ -83,11 +82,11 @@ class TorchBackend:
         torch.set_num_threads(self._n_threads)
         self.model.to(self._device)
 
-    def embed(self, batch: Sequence[Ids], n_prompt_tokens: int) -> Vectors:
-        """See `Backend.embed`."""
+    def compute(self, inputs: Sequence[Ids], n_prompt_tokens: int) -> Result:
+        """See `Backend.compute`."""
         device = self.model.device
         features: dict[str, Any] = {
-            name: torch.from_numpy(array).to(device) for name, array in self.layout(batch)._asdict().items()
+            name: torch.from_numpy(array).to(device) for name, array in self.layout(inputs)._asdict().items()
         }
         features["modality"] = "text"
         if n_prompt_tokens:
@@ -95,7 +94,7 @@ class TorchBackend:
         with torch.inference_mode():
             vectors = self.model(features, **self._options)["sentence_embedding"]
         self._trim.after_batch()
-        return np.asarray(vectors[:, : self.dim].float().cpu().numpy())
+        return Result(vectors[:, : self.dim].float().cpu().numpy())
 
 
 def halve(transformer: Transformer) -> None:

@@ -1,7 +1,8 @@
 """Load a sentence-transformers model with torch: check it, find its routes, and compute its reference vectors."""
 
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ def load(
         allow_pickle: True if weights may come from pickle files.
 
     Raises:
-        UnservableError: No backend can serve the model; the message says why.
+        UnservableError: No backend can serve the model.
         Exception: Anything that sentence-transformers and transformers raise on a broken model.
     """
     torch_backend.prepare_process()
@@ -67,19 +68,9 @@ def load(
         ways = _ways(model, found)
         references = _encode(model, ways.values())
         findings += completeness.require_whole(model, reports, lambda: _encode(model, ways.values()), references)
-    backends = {
-        way.entrance: TorchBackend(
-            model,
-            _layout(way.entrance.first),
-            options=way.entrance.options,
-            # Without a Transformer, less precision gains nothing.
-            precision=precision if isinstance(way.entrance.first, Transformer) else "float32",
-            dim=reference.shape[1],
-            device=device,
-            n_threads=n_threads,
-        )
-        for way, reference in zip(ways.values(), references, strict=True)
-    }
+    make = partial(TorchBackend, model, device=device, n_threads=n_threads)
+    dims = {way.entrance: reference.shape[1] for way, reference in zip(ways.values(), references, strict=True)}
+    backends = {entrance: _backend(make, entrance, precision, dim) for entrance, dim in dims.items()}
     if precision == "bfloat16":
         for encoder in _encoders(found):
             torch_backend.halve(encoder)
@@ -188,6 +179,16 @@ def _encode(model: SentenceTransformer, ways: Iterable[_Way]) -> list[Vectors]:
     return encoded
 
 
+def _backend(make: Callable[..., TorchBackend], entrance: Entrance, precision: str, dim: int) -> TorchBackend:
+    first = entrance.first
+    if isinstance(first, StaticEmbedding):
+        # Without a Transformer, less precision gains nothing.
+        return make(Joining(), options=entrance.options, precision="float32", dim=dim)
+    tokenizer: Any = first.tokenizer
+    padding = Padding(_pad_id(first), is_left=tokenizer.padding_side == "left")
+    return make(padding, options=entrance.options, precision=precision, dim=dim)
+
+
 def _routes(
     model: SentenceTransformer,
     ways: Mapping[Task | None, _Way],
@@ -206,13 +207,6 @@ def _routes(
         )
         for (task, (entrance, _)), reference in zip(ways.items(), references, strict=True)
     }
-
-
-def _layout(first: Transformer | StaticEmbedding) -> Padding | Joining:
-    if isinstance(first, StaticEmbedding):
-        return Joining()
-    tokenizer: Any = first.tokenizer
-    return Padding(_pad_id(first), is_left=tokenizer.padding_side == "left")
 
 
 def _pad_id(first: Transformer) -> int:

@@ -61,18 +61,21 @@ def obtain(
             _sweep(folder, key)
             _require_room(folder, n_bytes)
             return _make(entry, make, lock)
-    except private.NotPrivateError as error:
-        raise CacheError(
+    except (private.NotPrivateError, OSError) as error:
+        raise CacheError(_explanation(folder, error)) from error
+
+
+def _explanation(folder: Path, error: private.NotPrivateError | OSError) -> str:
+    """Return why the cache cannot be used, and what to do."""
+    if isinstance(error, private.NotPrivateError):
+        return (
             f"CACHE_DIR={folder.parent}: others can write to it or to {folder.name} in it, and so decide what this "
             "service answers; set CACHE_DIR to a folder of this user"
-        ) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        is_full = error.errno in NO_ROOM
-        cure = f"set CACHE_DIR to a folder {'that has room' if is_full else 'that this user can write to'}"
-        raise CacheError(
-            f"CACHE_DIR={folder.parent} cannot be used ({reason}); {'free some, or ' * is_full}{cure}"
-        ) from error
+        )
+    is_full = error.errno in NO_ROOM
+    cure = f"set CACHE_DIR to a folder {'that has room' if is_full else 'that this user can write to'}"
+    reason = error.strerror or str(error)
+    return f"CACHE_DIR={folder.parent} cannot be used ({reason}); {'free some, or ' * is_full}{cure}"
 
 
 def _flaw(entry: Path, checksums: Checksums) -> str | None:

@@ -46,5 +46,5 @@ def _batch(n_texts: int, n_tokens: int, window: int | None) -> list[Ids]:
 
 def _elapsed_s(backend: Backend, batch: list[Ids]) -> float:
     started = time.perf_counter()
-    backend.embed(batch, 0)
+    backend.compute(batch, 0)
     return time.perf_counter() - started

@@ -52,16 +52,17 @@ class Core:
         began_s = self._busy_since_s = time.monotonic()
         try:
             with metrics.BATCHES_IN_PROGRESS.track_inprogress():
-                vectors = backend.embed(work.inputs, work.lane.n_prompt_tokens)
+                result = backend.compute(work.inputs, work.lane.n_prompt_tokens)
             self._count(work, time.monotonic() - began_s)
         except Exception:
             metrics.BATCH_FAILURES.labels(self._names[work.lane.backend]).inc()
             raise
         finally:
             self._busy_since_s = None
-        if vectors.shape != (len(work.inputs), backend.dim) or vectors.dtype != np.float32:
-            raise RuntimeError(f"the backend gave {vectors.dtype} {vectors.shape}; this is a bug")
-        return Result(vectors)
+        values = result.values
+        if values.shape != (len(work.inputs), backend.dim) or values.dtype != np.float32:
+            raise RuntimeError(f"the backend gave {values.dtype} {values.shape}; this is a bug")
+        return result
 
     def stuck_for_s(self) -> float:
         """Return the seconds since the batch that it computes began; 0 while there is none."""
