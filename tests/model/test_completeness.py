@@ -249,7 +249,8 @@ class TestRows:
     def test_a_text_with_a_token_without_a_row_is_refused(self, added, monkeypatch, caplog, make, backend):
         n_tokens = models.N_VOCABULARY
         engine = load(monkeypatch, added(make), BACKEND=backend, TOKEN_IDS="model")
-        assert f"'[PRODUCT]' ({n_tokens}); a text that holds one of them is refused with unsupported_token" in found(caplog)[0]
+        effect = "a text that holds one of them is refused with unsupported_token"
+        assert f"'[PRODUCT]' ({n_tokens}); {effect}" in found(caplog)[0]
         engine.start()
         try:
             with pytest.raises(
