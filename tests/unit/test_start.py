@@ -1,4 +1,4 @@
-"""Loading: what goes wrong is one line with the cure."""
+"""The start: its order, and one line with the cure where it fails."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,11 @@ import pytest
 from embedding_api.engine import start
 from embedding_api.engine.backends import devices
 from embedding_api.engine.models import snapshots
+from embedding_api.engine.models.registry import Registry
 from embedding_api.errors import DeviceNotFoundError
 from embedding_api.machine import memory
 from embedding_api.settings import load_settings
+from tests.fakes import WINDOW, FakeBackend, fake_model
 
 
 def test_thread_settings_are_overwritten_not_defaulted(monkeypatch):
@@ -54,3 +56,20 @@ def test_a_device_is_asked_for_before_any_model(monkeypatch):
 def test_the_logged_revision_is_that_of_the_files(monkeypatch, folder, entry, revision):
     monkeypatch.setenv("SUPPORTED_MODELS", entry)
     assert snapshots.revision(load_settings().supported_models[0], Path(folder)) == revision
+
+
+def test_backends_are_warm_before_they_are_measured_and_measured_before_memory_is_frozen(monkeypatch):
+    events = []
+
+    class Watched(FakeBackend):
+        def warm_up(self, window):
+            events.append(f"warm up to {window} tokens")
+
+        def compute(self, inputs, n_prompt_tokens):
+            events.append("compute")
+            return super().compute(inputs, n_prompt_tokens)
+
+    monkeypatch.setattr(memory, "freeze", lambda: events.append("freeze"))
+    start.make_engine(Registry([fake_model(backend=Watched())]), load_settings()).close()
+    assert list(dict.fromkeys(events)) == [f"warm up to {WINDOW} tokens", "compute", "freeze"]
+    assert events.count("freeze") == 1

@@ -88,6 +88,7 @@ def load(
 
 
 def _first_success(model: Inspected, settings: Settings, loaders: Mapping[str, Loader]) -> tuple[Loaded, Proof]:
+    """Return the first attempt that succeeds: the loaded model, and the proof of its worst route."""
     failures: list[tuple[Attempt, UnfitError]] = []
     for attempt in attempts(settings):
         # Less precision may be all that is wrong. After any other failure the backend would fail in float32, too.
