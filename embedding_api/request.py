@@ -82,11 +82,7 @@ class Caller:
 
     def deadline_error(self) -> DeadlineExceededError:
         """Return the error for a request that exceeded its deadline. It names the limit that ended it, and the cure."""
-        return DeadlineExceededError(self.deadline_message())
-
-    def deadline_message(self) -> str:
-        """Return the message of that error."""
-        return (
+        return DeadlineExceededError(
             f"the request was not answered within the {self.deadline_s - self.arrived_s:g} s of {self._limit}; "
             f"send fewer texts at once, or raise {self._limit}"
         )

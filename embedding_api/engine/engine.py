@@ -1,4 +1,4 @@
-"""The door to the engine room: `Engine.embed(model, texts)` gives vectors. The web room knows this file alone."""
+"""The door to the engine: `Engine.embed(model, texts)` returns vectors."""
 
 import threading
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ from embedding_api.engine.workers.runner import Runner
 from embedding_api.engine.workers.workers import Workers
 from embedding_api.errors import (
     ContextLengthExceededError,
-    DeadlineExceededError,
     NonFiniteVectorError,
     NotReadyError,
     TokenIdsNotAcceptedError,
@@ -30,13 +29,14 @@ from embedding_api.telemetry import metrics
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What a request's texts became.
+    """The vectors of a request.
 
     Attributes:
-        model: The model that read them.
+        model: The model that computed them.
         vectors: float32, (n_texts, dim), in the order of the texts.
         n_tokens: Tokens that the model read, over all texts, special tokens and prompts included.
-        truncated: For each text whether it was cut to the model's window.
+        truncated: For each text True if it was cut to the model's window.
+        timing: Where the time went.
     """
 
     model: Model
@@ -50,9 +50,9 @@ class Engine:
     """Turns texts into vectors, in the order and number in which they came. Safe for several threads.
 
     Args:
-        models: What is served.
-        workers: What computes; its backends are those of the models.
-        accepts_token_ids: Whether `embed` takes the model's own token ids in place of texts.
+        models: The models that are served.
+        workers: The workers that compute, with the backends of these models.
+        accepts_token_ids: True if `embed` accepts a model's own token ids in place of texts.
 
     Attributes:
         models: See above.
@@ -116,21 +116,21 @@ class Engine:
         caller: Caller | None = None,
         timing: Timing | None = None,
     ) -> Embeddings:
-        """Vectors of texts.
+        """Return the vectors of texts.
 
         Args:
             model_name: Name or alias of a model that is served.
             texts: At least one string, none empty; or sequences of the model's own token ids.
-            input_type: What they are to a search, which matters to models that have a route for it.
-            prompt_name: What stands before each of them, in the place of the route's own prompt.
-            dimensions: Keep only so many leading components; of unit length again if the model's vectors are.
-            truncate: Whether a text over the model's window is cut to it.
-            caller: Who waits for them, and until when; for ever if None.
-            timing: Filled as far as the request comes, also if it fails; the answer has it, too.
+            input_type: The role of the texts in a search, for models that have a route for it.
+            prompt_name: The prompt before each text, in place of the route's own.
+            dimensions: The number of leading components to keep. Vectors of unit length are scaled to it again.
+            truncate: True to cut a text to the model's window; False to refuse a longer one.
+            caller: The client that waits; one that waits for ever if None.
+            timing: Filled as far as the request gets, also if it fails; the result has it, too.
 
         Raises:
-            RequestError: The caller can mend it; nothing was computed.
-            DeadlineExceededError: The caller's deadline passed; what was not begun will not be computed.
+            RequestError: The request is wrong. Nothing was computed.
+            DeadlineExceededError: The caller's deadline passed. Texts that no core has will not be computed.
             NonFiniteVectorError: The model gave NaN or infinity.
         """
         model = self.models.get(model_name)
@@ -140,8 +140,7 @@ class Engine:
         if not isinstance(texts[0], str):
             self._check_token_ids(wants_prompt=bool(prompt.text and (input_type or prompt_name)))
         caller = caller or Caller()
-        if caller.remaining_s() == 0:
-            raise DeadlineExceededError(caller.deadline_message())
+        caller.require_time()
         timing = timing or Timing()
         timing.read_s = monotonic()
         reading = route.reader.read(texts, prompt)

@@ -13,8 +13,8 @@ def test_the_earliest_deadline_holds_and_its_limit_is_told(limits):
     for timeout_s, limit in limits:
         caller.wait_at_most(timeout_s, limit)
     assert caller.deadline_s == caller.arrived_s + 0.5
-    assert caller.deadline_message().startswith("the request was not answered within the 0.5 s of B;")
-    assert caller.deadline_message().endswith(" or raise B")
+    assert caller.deadline_error().message.startswith("the request was not answered within the 0.5 s of B;")
+    assert caller.deadline_error().message.endswith(" or raise B")
 
 
 def test_whoever_asked_before_is_called_when_the_client_leaves():

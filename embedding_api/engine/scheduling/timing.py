@@ -1,19 +1,19 @@
-"""Where a request's time went: when what happened to it, and the batches that its texts travelled in."""
+"""Where the time of a request went: its stages, and the batches that held its texts."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(eq=False, slots=True)
 class Trip:
-    """One batch under way, as the requests whose texts it holds remember it. Times are on the monotonic clock.
+    """One run of a batch, in the records of the requests whose texts it holds. Times are on the monotonic clock.
 
     Attributes:
-        batch: Which batch; no other on this machine has the name while the process lives that formed it.
-        n_texts: In it, whoever wants them.
-        n_tokens: Of all of them.
-        seat: Of the worker that computed it.
-        begun_s: When a core had it.
-        ended_s: When its vectors were there, or it was known that they would not be; None before.
+        batch: Name of the batch, unique on this machine while the process lives that formed it.
+        n_texts: All its texts, of this request and of others.
+        n_tokens: Tokens of all its texts.
+        seat: Seat of the worker that computes it.
+        begun_s: When that worker got it.
+        ended_s: When the run ended, with a result or without; None before.
     """
 
     batch: str
@@ -26,14 +26,14 @@ class Trip:
 
 @dataclass
 class Timing:
-    """When what happened to a request, on the monotonic clock; None for what it has not come to.
+    """The times at which the stages of a request began and ended, on the monotonic clock; None if not reached.
 
     Attributes:
-        read_s: When the tokenizer got its texts.
-        queued_s: When their token ids were there, and waited for a core.
-        begun_s: When a core had the first of them.
-        ended_s: When the last of them had its vector, or the request failed.
-        trips: Of its texts, in the order in which they began.
+        read_s: The tokenizer got the texts.
+        queued_s: The token ids began to wait for a core.
+        begun_s: A core got the first of them.
+        ended_s: The last text had its result, or the request failed.
+        trips: The runs of its texts, in the order in which they began.
     """
 
     read_s: float | None = None
@@ -44,23 +44,23 @@ class Timing:
 
     @property
     def tokenize_s(self) -> float:
-        """Seconds from the texts to their token ids."""
+        """Seconds that the tokenizer took."""
         return _between(self.read_s, self.queued_s)
 
     @property
     def queue_s(self) -> float:
-        """Seconds until a core took the first of them."""
+        """Seconds until a core got the first text."""
         return _between(self.queued_s, self.begun_s)
 
     @property
     def inference_s(self) -> float:
-        """Seconds from then on until the last of them had its vector."""
+        """Seconds from then on until the last text had its result."""
         return _between(self.begun_s, self.ended_s)
 
     def begin(self, trip: Trip) -> None:
-        """A core has one of its texts."""
+        """Note that a core has one of the texts."""
         if self.begun_s is None:
-            # A text that another request wanted first may be under way already.
+            # A core may have got the text for another request, before this one came.
             self.begun_s = max(trip.begun_s, self.queued_s or trip.begun_s)
         if trip not in self.trips:
             self.trips.append(trip)

@@ -21,7 +21,7 @@ from embedding_api.engine.workers.core import Core
 from embedding_api.engine.workers.mailbox import Delivered, Exchange, Mailbox
 from embedding_api.engine.workers.wire import Returned
 from embedding_api.engine.workers.workers import Workers
-from embedding_api.errors import ClientGoneError, DeadlineExceededError, StartError
+from embedding_api.errors import ClientGoneError, StartError
 from embedding_api.request import Caller
 from embedding_api.telemetry import log, metrics
 
@@ -107,8 +107,7 @@ class Runner:
         job, done = Job(timing), threading.Event()
         with self._changed:
             if self._scheduler.is_accepting:
-                if caller.remaining_s() == 0:
-                    raise DeadlineExceededError(caller.deadline_message())
+                caller.require_time()
                 self.admission.require_room()
             self._done[job] = done
             self._report(self._scheduler.accept, job, lane, inputs)
@@ -116,7 +115,7 @@ class Runner:
         gone = ClientGoneError("the client closed the connection")
         caller.when_left(log.for_request(lambda: self._abandon(job, gone, "client_gone")))
         if not done.wait(caller.remaining_s()):
-            self._abandon(job, DeadlineExceededError(caller.deadline_message()), "deadline")
+            self._abandon(job, caller.deadline_error(), "deadline")
         if job.error is not None:
             raise job.error
         return job.result()
