@@ -37,37 +37,41 @@ def host():
 
 
 @pytest.fixture
-def connections(host):
-    poller = selectors.DefaultSelector()
-    limits = {"keepalive_s": 2, "client_timeout_s": 30, "max_discarded_bytes": 10**6}
-    yield Connections(poller, host, new_parser, **limits)
-    poller.close()
+def poller():
+    with selectors.DefaultSelector() as poller:
+        yield poller
 
 
 @pytest.fixture
-def arrived(connections, host):
+def connections(poller, host):
+    limits = {"keepalive_s": 2, "client_timeout_s": 30, "max_discarded_bytes": 10**6}
+    return Connections(poller, host, new_parser, **limits)
+
+
+@pytest.fixture
+def arrived(poller, connections, host):
     """A client whose request is in work, and the worker's end of its connection."""
     client, here = socket.socketpair()
     connections.add(here, ("127.0.0.1", 1), ("127.0.0.1", 2))
     client.sendall(REQUEST)
-    turn(connections)
+    turn(poller)
     (connection,) = host.taken
     yield client, connection
     client.close()
     here.close()
 
 
-def turn(connections, wait_s=1):
-    for key, _ in connections._poller.select(wait_s):
+def turn(poller, wait_s=1):
+    for key, _ in poller.select(wait_s):
         key.data(key.fileobj)
 
 
 def assert_nothing_is_held(connections, connection):
-    assert (connections.n_open, connections.n_held_bytes, connections._n_unread_bytes) == (0, 0, 0)
+    assert (connections.n_open, connections.n_held_bytes, connections.n_unread_bytes) == (0, 0, 0)
     assert connection.work is None
 
 
-def test_an_answer_that_was_sent_is_let_go_of_and_keeps_the_connection(connections, host, arrived):
+def test_an_answer_that_was_sent_is_let_go_of_and_keeps_the_connection(poller, connections, host, arrived):
     client, connection = arrived
     connection.outbox.sendall(b"answer")
     connections.finish(connection)
@@ -77,32 +81,32 @@ def test_an_answer_that_was_sent_is_let_go_of_and_keeps_the_connection(connectio
     # An idle connection holds neither its last request nor the answer.
     assert connection.work is None
     client.close()
-    turn(connections)
+    turn(poller)
     assert_nothing_is_held(connections, connection)
 
 
 @pytest.mark.parametrize("is_noticed", [True, False])
-def test_a_client_that_left_before_its_answer_is_let_go_of(connections, host, arrived, is_noticed):
+def test_a_client_that_left_before_its_answer_is_let_go_of(poller, connections, host, arrived, is_noticed):
     client, connection = arrived
     client.close()
     if is_noticed:
-        turn(connections)
+        turn(poller)
     connection.outbox.sendall(b"answer")
     connections.finish(connection)
     assert_nothing_is_held(connections, connection)
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_answer_is_let_go_of(connections, host, arrived):
+def test_a_client_that_leaves_in_the_middle_of_its_answer_is_let_go_of(poller, connections, host, arrived):
     client, connection = arrived
     connection.outbox.sendall(b"a" * 10_000_000)
     connections.finish(connection)
-    assert connections._n_unread_bytes > 9_000_000
+    assert connections.n_unread_bytes > 9_000_000
     client.close()
-    turn(connections)
+    turn(poller)
     assert_nothing_is_held(connections, connection)
 
 
-def test_who_reads_least_long_is_closed_when_too_much_waits_to_be_read(connections, host, monkeypatch):
+def test_who_reads_least_long_is_closed_when_too_much_waits_to_be_read(poller, connections, host, monkeypatch):
     """Given three clients that do not read, when their answers are too much, then the first alone is closed."""
     monkeypatch.setattr("embedding_api.server.connections.MAX_UNREAD_BYTES", 25_000_000)
     clients = []
@@ -111,21 +115,21 @@ def test_who_reads_least_long_is_closed_when_too_much_waits_to_be_read(connectio
         clients.append(client)
         connections.add(here, ("127.0.0.1", 1), ("127.0.0.1", 2))
         client.sendall(REQUEST)
-        turn(connections)
+        turn(poller)
         host.taken[n].outbox.sendall(b"a" * 10_000_000)
         connections.finish(host.taken[n])
         connections.expire()
     assert [connection.state is State.CLOSED for connection in host.taken] == [True, False, False]
     for client in clients:
         client.close()
-    turn(connections)
-    turn(connections)
-    assert (connections.n_open, connections._n_unread_bytes) == (0, 0)
+    turn(poller)
+    turn(poller)
+    assert (connections.n_open, connections.n_unread_bytes) == (0, 0)
 
 
-def test_what_is_sent_ahead_is_read_when_there_is_room_for_it(connections, host, monkeypatch):
+def test_what_is_sent_ahead_is_read_when_there_is_room_for_it(poller, connections, host, monkeypatch):
     """Given a client that sends many requests and reads the answers, then no more than some of them are held."""
-    monkeypatch.setattr("embedding_api.server.connections.MAX_AHEAD_BYTES", 1000)
+    monkeypatch.setattr("embedding_api.server.arrivals.MAX_AHEAD_BYTES", 1000)
     client, here = socket.socketpair()
     client.setblocking(False)
     connections.add(here, ("127.0.0.1", 1), ("127.0.0.1", 2))
@@ -137,7 +141,7 @@ def test_what_is_sent_ahead_is_read_when_there_is_room_for_it(connections, host,
             n_sent += 500
         with contextlib.suppress(BlockingIOError):
             ahead = ahead[client.send(ahead) :] if ahead else ahead
-        turn(connections, wait_s=0)
+        turn(poller, wait_s=0)
         most = max(most, connections.n_held_bytes)
         while len(host.taken) > n_answered:
             host.taken[n_answered].outbox.sendall(b"answer")
@@ -148,4 +152,4 @@ def test_what_is_sent_ahead_is_read_when_there_is_room_for_it(connections, host,
     # What one read may bring, and the bound.
     assert most < 70_000
     client.close()
-    turn(connections)
+    turn(poller)
