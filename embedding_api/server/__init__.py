@@ -1,1 +1,7 @@
-"""Gunicorn stops here: connections, a request's way to a thread, and the life of a worker."""
+"""The HTTP server of a worker process. Gunicorn stops here.
+
+The walk of a request, whose first line is the worker's loop:
+    socket -> Connections -> Arrivals (reads) -> Parser -> Requests -> Gate (refuses) -> Pool
+    a thread of the Pool: response -> Flask; what it returns goes to the Outbox
+    the loop again: Outbox -> Connections -> socket
+"""

@@ -1,4 +1,4 @@
-"""What Gunicorn is told on its command line or in GUNICORN_CMD_ARGS, which its configuration file must know of."""
+"""Options of Gunicorn's command line and of GUNICORN_CMD_ARGS that its configuration file must know."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from embedding_api.errors import SettingsError
 
 
 def told(name: str) -> Any:
-    """The value of an option, None if it is not given: the command line wins over GUNICORN_CMD_ARGS."""
+    """Return the value of an option; None if it is not given. The command line wins over GUNICORN_CMD_ARGS."""
     config = Config()
     for arguments in (sys.argv[1:], config.get_cmd_args_from_env()):
         if value := getattr(config.parser().parse_known_args(arguments)[0], name):
@@ -20,12 +20,12 @@ def told(name: str) -> Any:
 
 
 def working_folder() -> str:
-    """Where the service will run: Gunicorn goes there, by --chdir, only after it has read its configuration file.
+    """Return the folder in which the service will run. Gunicorn enters it only after it has read its configuration.
 
     Raises:
-        SettingsError: Nobody can go there.
+        SettingsError: This user cannot enter it.
     """
     folder: str = told("chdir") or "."
     if not Path(folder).is_dir() or not os.access(folder, os.X_OK):
-        raise SettingsError(f"Gunicorn's --chdir={folder} is no folder that this user can enter; name another")
+        raise SettingsError(f"Gunicorn's --chdir={folder} is not a folder that this user can enter; name another")
     return folder

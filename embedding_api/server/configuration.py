@@ -1,4 +1,4 @@
-"""What Gunicorn's configuration file does before it names values: settings read, and what cannot be refused."""
+"""What Gunicorn's configuration file does first: it reads the settings, and refuses a start that cannot succeed."""
 
 import contextlib
 import os
@@ -11,16 +11,16 @@ from embedding_api.telemetry.metrics import counters
 
 
 def prepare() -> tuple[Settings, str]:
-    """Prepare the master for a start or a reload; what cannot be ends it in one line, before models load.
+    """Prepare the master for a start or a reload. A start that cannot succeed ends in one line, before models load.
 
     Returns:
-        The settings, and the folder of workers' heartbeat files.
+        The settings, and the folder for the workers' heartbeat files.
     """
     try:
         interrupts.end_start_in_a_line()
-        # From where wsgi.py reads them, which is imported there.
+        # wsgi.py is imported in this folder, and reads the settings there.
         with contextlib.chdir(arguments.working_folder()):
-            # wsgi.py reads the settings, too, and both must know how many workers Gunicorn starts.
+            # Gunicorn's -w wins over WORKERS. wsgi.py reads the settings again and must see the same number.
             if n_workers := arguments.told("workers"):
                 os.environ["WORKERS"] = str(n_workers)
             settings = reloading.read_settings()

@@ -1,4 +1,4 @@
-"""What happens when Gunicorn starts, reloads, forks and loses a worker; `gunicorn.conf.py` names these functions."""
+"""Gunicorn's hooks: what happens when it starts, reloads, forks and loses a worker. `gunicorn.conf.py` names them."""
 
 import contextlib
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def when_ready(server: Arbiter) -> None:
-    """Says where the service is, and how to try it; and prepares for signals that Gunicorn alone would take amiss."""
+    """Prepare the master for signals and for a lack of processes, and log where the service is and how to try it."""
     server.memory_kills = MemoryKills()
     worker.tell_workers_of_sigterm(server)
     scarcity.guard_forks(server, lambda: _leave_places(server.newest_worker))
@@ -31,18 +31,18 @@ def when_ready(server: Arbiter) -> None:
 
 
 def on_reload(server: Arbiter) -> None:
-    """Says what is new: where the service is, and what of the settings it is not."""
+    """Log a new address of the service, and settings that need a restart."""
     listen.announce(server, _running(server))
     reloading.say_what_waits(_running(server))
 
 
 def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> None:  # noqa: ARG001 - Gunicorn's
-    """Counts how many workers there should be, at the start and after SIGTTIN and SIGTTOU."""
+    """Count how many workers there should be, at the start and after SIGTTIN and SIGTTOU."""
     metrics.WORKERS_WANTED.set(new_value)
 
 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
-    """Gives the worker its place among those that exchange batches, and among those that count."""
+    """Give the worker its seat on the exchange of batches, and its slot for counting."""
     server.newest_worker = worker
     exchange = _engine(worker).workers.exchange
     worker.seat = None if exchange is None else exchange.board.take_seat()
@@ -53,12 +53,10 @@ def pre_fork(server: Arbiter, worker: Worker) -> None:
 
 
 def post_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
-    """Counts in the worker's own place from now on.
+    """Let the worker count in its own slot, and let the kernel kill it rather than the master if memory runs out.
 
-    Lets the kernel, short of memory, kill a worker rather than the master, whose end would be the service's.
-
-    The master maps the models' files and so looks larger. The number is added to what a process uses, in thousandths of
-    the memory there is; anybody may raise their own.
+    The master maps the files of the models, and so looks larger. The service would end with it. The score is added to
+    what a process uses, in thousandths of the memory that there is. Any process may raise its own.
     """
     counters.become(worker.slot)
     with contextlib.suppress(OSError):
@@ -67,14 +65,14 @@ def post_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunico
 
 
 def post_worker_init(worker: Worker) -> None:
-    """Starts the engine and traces after the fork; a worker that cannot do so stops the service."""
+    """Start the engine and the sending of traces, after the fork. A worker that cannot do so stops the service."""
     _engine(worker).start(worker.seat)
     if (tracing := _service(worker).tracing) is not None:
         tracing.start()
 
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
-    """Lets the other workers know that one is gone, so that they compute again what it had of theirs; and counts it."""
+    """Give up the seat and the slot of a worker that has ended, so that others compute again what it had of theirs."""
     _leave_places(worker)
     metrics.RESTARTS.inc()
     server.memory_kills.note_end(worker.pid, was_killed=not worker.has_ended)
@@ -90,7 +88,7 @@ def _leave_places(worker: Worker) -> None:
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
-    """Ends the engine with its worker; Gunicorn's master may call this too, and its engine is the next workers'."""
+    """End the engine with its worker. Gunicorn's master may call this, too, but its engine is for later workers."""
     if worker.pid == os.getpid():
         worker.has_ended.set()
         _engine(worker).close()

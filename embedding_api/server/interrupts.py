@@ -1,4 +1,4 @@
-"""Ctrl-C while the service starts: one line and an end, until Gunicorn handles signals itself."""
+"""Ctrl-C while the service starts ends it in one line, until Gunicorn handles signals itself."""
 
 import os
 import signal
@@ -9,10 +9,10 @@ from embedding_api.telemetry import log
 
 
 def end_start_in_a_line() -> None:
-    """Lets SIGINT end a start in one line; after it, when handlers are others', it changes nothing."""
+    """Let SIGINT end a start in one line. Later, when Gunicorn has set its own handlers, this changes nothing."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
-    # Any other process it ends at once; the first of a container gets no signal that it does not handle.
+    # SIGTERM ends any other process. The first process of a container gets no signal that it has no handler for.
     if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
 

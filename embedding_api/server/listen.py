@@ -1,4 +1,4 @@
-"""The addresses that the service listens on: free before models load, announced once they are."""
+"""The addresses that the service listens on: checked before models load, announced afterwards."""
 
 import errno
 import ipaddress
@@ -18,25 +18,25 @@ from embedding_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# As a socket's `getsockname` has it: host and port, and more for IPv6; or a path, in bytes if it is in no file system.
+# What a socket's `getsockname` returns: host and port, and more for IPv6; or a path, as bytes for an abstract socket.
 Address = tuple[Any, ...] | str | bytes
 
-# What Gunicorn was told to listen on when it last began to; None before it does. After SIGHUP it reads its settings,
-# and so asks whether they are free, again.
+# The configured addresses when Gunicorn last began to listen; None before that. SIGHUP reads the settings again, and
+# with them checks the addresses again.
 _announced: list[Address] | None = None
 
-# Where a program on this machine finds a service that listens on every interface.
-_REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - translates it away
+# Where a program on this machine reaches a service that listens on every interface.
+_REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - it replaces it
 
 
 def refuse_used_addresses(settings: Settings) -> None:
-    """Finds out that a port is taken before the models load, not after; and before a reload gives up the old ones.
+    """Check that the addresses are free, before the models load and before a reload closes the old sockets.
 
-    Does nothing where the addresses are this service's own already: after a SIGHUP that changes none, SIGUSR2, or with
-    a socket from systemd; nor where they may be shared, or nothing will be served.
+    Does nothing if the service has the addresses already: after a SIGHUP that changes none, after SIGUSR2, or with a
+    socket from systemd. Nor does it check addresses that may be shared, or if nothing will be served.
 
     Raises:
-        AddressError: Somebody else listens there, or nobody can.
+        AddressError: Another program listens there, or the machine has no such address.
     """
     if {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():
         return
@@ -51,7 +51,7 @@ def refuse_used_addresses(settings: Settings) -> None:
 
 
 def _wanted(settings: Settings) -> list[Address]:
-    """What Gunicorn will listen on in the end: what it is told wins over the settings."""
+    """Return the addresses that Gunicorn will listen on: its -b wins over the settings."""
     config = Config()
     config.set("bind", arguments.told("bind") or settings.bind)
     try:
@@ -66,7 +66,7 @@ def _try(address: tuple[Any, ...]) -> None:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind(address)
-        # Names and ports that can be none are no errors of the system.
+        # An impossible name or port is not an OSError.
         except (OSError, UnicodeError, OverflowError) as error:
             bind = arguments.told("bind")
             cure = "check Gunicorn's -b" if bind else "check HOST and PORT"
@@ -79,17 +79,17 @@ def _try(address: tuple[Any, ...]) -> None:
 
 
 def announce(arbiter: Any, settings: Settings) -> None:
-    """Logs who may ask, where the service is and a curl line that works; again only if it listens elsewhere now.
+    """Log who can use the service, where it is, and a curl command that works; again only if its address has changed.
 
     Args:
-        arbiter: Gunicorn's, of which the sockets that listen count, whoever opened them, and not what was told.
-        settings: Say whether a key is needed, and which model to ask.
+        arbiter: Gunicorn's. Its listening sockets count, not its configured addresses.
+        settings: Say if a key is needed, and which model to ask.
     """
     global _announced
     if arbiter.cfg.address == _announced:
         return
     _announced = list(arbiter.cfg.address)
-    # With --reuse-port each worker has sockets of its own.
+    # With --reuse-port the sockets are the workers'.
     addresses: list[Address] = [listener.sock.getsockname() for listener in arbiter.LISTENERS] or _announced
     _say_who_may_ask(addresses, settings, cure=_cure(arbiter))
     where = _curl(addresses[0])
@@ -120,7 +120,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _cure(arbiter: Any) -> str:
-    """How to listen on this machine alone, for who chose the address."""
+    """Return how to listen on this machine alone, where the address was chosen."""
     if arbiter.systemd:
         return "set ListenStream of its systemd socket to 127.0.0.1:PORT"
     if arguments.told("bind"):

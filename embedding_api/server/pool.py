@@ -1,7 +1,7 @@
 """The threads of a worker, and the requests that wait for one. Only the worker's loop calls it.
 
-Some threads are spare: they answer what must not wait behind embeddings, such as health checks. Threads are started as
-they are needed. Where the system has no more of them, requests wait for those that there are.
+Some threads are spare: they answer requests that must not wait behind embeddings, such as health checks. Threads start
+as they are needed. If the system refuses more of them, requests wait for those that there are.
 """
 
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 N_SPARE_THREADS = 2
-# One thread and the spare ones, with which everything can be answered.
+# With one thread and the spare ones, a worker can answer everything.
 N_FIRST_THREADS = 1 + N_SPARE_THREADS
 # Seconds until the next attempt after the system refused a thread.
 _RETRY_S = 1.0
@@ -30,7 +30,7 @@ class Pool(Generic[T]):
 
     Args:
         max_threads: The most jobs that run at the same time, besides those in spare threads.
-        run: Called with each job, in a thread. It must not raise.
+        run: Called with each job, in a thread.
 
     Attributes:
         waiting: Jobs that wait for a thread, in their order.
@@ -68,7 +68,7 @@ class Pool(Generic[T]):
         self._hand_out()
 
     def finished(self) -> None:
-        """Take note that one job has run, and give its thread the next."""
+        """Count a job as run, and give its thread the next one."""
         self.n_running -= 1
         self._hand_out()
 
@@ -108,6 +108,9 @@ class Pool(Generic[T]):
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._run(job)
-            # It would be held until the next one comes.
+            try:
+                self._run(job)
+            except Exception:
+                logger.exception("a request ended with an error in the server; this is a bug")
+            # The thread would hold it until the next one comes.
             del job

@@ -1,4 +1,4 @@
-"""SIGHUP: a reload with a mistake changes nothing, where Gunicorn's own would end the master and so the service."""
+"""SIGHUP and SIGTTIN: a reload with a mistake changes nothing. Gunicorn alone would end the master, and the service."""
 
 import contextlib
 import dataclasses
@@ -12,40 +12,39 @@ from embedding_api.telemetry import log
 
 logger = logging.getLogger(__name__)
 
-# What Gunicorn takes from the settings. The application is not loaded again, and keeps the rest.
+# The settings that Gunicorn uses. A reload does not load the application again, which keeps all others.
 _GUNICORNS = {"host", "port", "workers", "threads", "graceful_timeout_s", "log_level", "log_format"}
 
-
-# Whether the settings are being read again, and not for a start.
+# True while the settings are read again, after SIGHUP.
 _is_reload = False
-# The settings that Gunicorn's configuration was last made from.
+# The settings from which Gunicorn's configuration was made last.
 _read: Settings | None = None
 
 
 class _UnchangedError(BaseException):
-    """The reload was given up before it changed anything; says why.
+    """A reload that ended before it changed anything, with the reason.
 
-    Gunicorn prints any `Exception` that its configuration file raises, and ends itself.
+    It is no `Exception`: of any that its configuration file raises, Gunicorn prints a traceback and ends itself.
     """
 
 
 def refuse(error: StartError) -> NoReturn:
-    """Gives up what `error` says cannot be: a start, by one line and the end of the process, or a reload."""
+    """Give up a start or a reload. A start ends in one line, and the process with it."""
     if _is_reload:
         raise _UnchangedError(error.message) from error
     log.refuse(error)
 
 
 def read_settings() -> Settings:
-    """The settings, for Gunicorn's configuration; a start logs as they say from here on.
+    """Return the settings for Gunicorn's configuration. At a start, also configure the log from them.
 
-    After a reload Gunicorn itself sets up the log, once nothing is refused.
+    After a reload Gunicorn itself configures the log, once nothing is refused.
     """
     global _read
     try:
         settings = load_settings()
     except StartError as error:
-        # Here, where the .env lies that says in which format.
+        # The .env here says in which format the line is logged.
         refuse(error)
     if not _is_reload:
         log.take_over(settings)
@@ -54,13 +53,13 @@ def read_settings() -> Settings:
 
 
 def guard(arbiter: Any, running: Settings) -> None:
-    """Makes a reload that cannot be done one line of the log; to be called in the master, once it handles signals.
+    """Let a reload that cannot succeed end in one line of the log. Call it in the master, once it handles signals.
 
-    Gunicorn has no hook between SIGHUP and the reading of its configuration, which ends it when something is wrong.
+    Gunicorn has no hook between SIGHUP and the reading of its configuration, and a mistake there ends it.
 
     Args:
         arbiter: Gunicorn's.
-        running: What the application was started with.
+        running: The settings with which the application was started.
     """
     app, read, handle = arbiter.app, arbiter.app.reload, arbiter.handle_hup
 
@@ -70,13 +69,13 @@ def guard(arbiter: Any, running: Settings) -> None:
         try:
             read()
             _refuse_what_cannot_run(app.cfg, before, running)
-            # The workers' own watchdog keeps the INFERENCE_TIMEOUT_S that this belongs to.
+            # This timeout follows INFERENCE_TIMEOUT_S, which the workers' own watchdog keeps.
             app.cfg.set("timeout", before.timeout)
         except (SystemExit, StartError, _UnchangedError) as error:
             app.cfg = before
-            # Gunicorn has undone what its --env set.
+            # Gunicorn has unset the variables of its --env.
             os.environ.update(before.env)
-            # The folder may be gone; then nothing runs from there that was not loaded already.
+            # The folder may be gone. All code that runs has been loaded from it already.
             with contextlib.suppress(OSError):
                 os.chdir(before.chdir)
             raise _UnchangedError(_reason(error)) from error
@@ -116,7 +115,7 @@ def guard_number_of_workers(arbiter: Any, running: Settings) -> None:
 
 
 def _most_workers(running: Settings) -> int:
-    # A worker and the one that replaces it have places of their own for a while.
+    # For a while, a worker and the one that replaces it both have a seat and a slot.
     return running.max_workers // 2
 
 
@@ -126,7 +125,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _refuse_what_cannot_run(cfg: Any, before: Any, running: Settings) -> None:
-    """Refuses what contradicts the part of the settings that a reload does not change."""
+    """Refuse values that contradict settings which a reload does not change."""
     if cfg.worker_class_str != before.worker_class_str:
         raise SettingsError("gunicorn.conf.py is not where it was, and Gunicorn's own defaults would hold; put it back")
     most = _most_workers(running)
@@ -136,7 +135,7 @@ def _refuse_what_cannot_run(cfg: Any, before: Any, running: Settings) -> None:
             f"WORKERS={running.workers} has room; lower it, or restart the service"
         )
     if cfg.reuse_port and cfg.address != before.address:
-        # Gunicorn's master would open the new sockets besides its workers, and never accept what comes to them.
+        # Gunicorn's master would open the new sockets as well as its workers, and never accept from them.
         raise SettingsError("HOST and PORT do not change while it runs with --reuse-port; restart the service")
     if cfg.graceful_timeout != before.graceful_timeout and cfg.graceful_timeout <= running.drain_s:
         raise SettingsError(
@@ -146,10 +145,10 @@ def _refuse_what_cannot_run(cfg: Any, before: Any, running: Settings) -> None:
 
 
 def say_what_waits(running: Settings) -> None:
-    """Warns of settings that have changed and that a reload does not take.
+    """Warn of changed settings that a reload does not apply.
 
     Args:
-        running: What the application was started with.
+        running: The settings with which the application was started.
     """
     names = [field.name for field in dataclasses.fields(Settings) if field.name not in _GUNICORNS]
     if changed := [name.upper() for name in names if getattr(running, name) != getattr(_read, name)]:

@@ -1,4 +1,4 @@
-"""The way of a request: from the connection to a thread or to its refusal, and back with the response."""
+"""The way of a request from its connection to a thread or to a refusal, and of the response back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from embedding_api.server.connection import Connection, State, Work
 from embedding_api.server.connections import Connections
 from embedding_api.server.gate import Gate
 from embedding_api.server.parser import Parser
-from embedding_api.server.pool import N_FIRST_THREADS, Pool
+from embedding_api.server.pool import Pool
 from embedding_api.service import service_of
 from embedding_api.telemetry import metrics
 from embedding_api.web import observe
@@ -23,14 +23,14 @@ _BYTES_PER_TOKEN = 4
 
 
 class Requests:
-    """All requests of a worker. Its methods are called in the loop, but for the one that a thread runs.
+    """All requests of a worker. The loop calls its methods; a thread runs `_answer` alone.
 
     Args:
         worker: Gunicorn's, with its poller, its configuration and its application.
         is_draining: Returns True while the whole server stops and still accepts.
 
     Attributes:
-        connections: Those over which the requests come.
+        connections: The connections of the worker.
     """
 
     def __init__(self, worker: Any, is_draining: Callable[[], bool]) -> None:
@@ -66,11 +66,6 @@ class Requests:
         """Requests that a thread answers now."""
         return self._pool.n_running
 
-    @property
-    def n_first_threads(self) -> int:
-        """Threads that `start` starts."""
-        return N_FIRST_THREADS
-
     def start(self) -> None:
         """Start the first threads.
 
@@ -84,7 +79,7 @@ class Requests:
         self._pool.close()
 
     def say_arriving(self) -> None:
-        """Let all workers know what is to come: a guess at the tokens of waiting requests, and bytes held."""
+        """Publish what this worker holds: bytes, and a guess at the tokens of waiting requests."""
         n_waiting_bytes = sum(connection.work.request.n_bytes for connection in self._pool.waiting if connection.work)
         arriving = (n_waiting_bytes // _BYTES_PER_TOKEN, self.connections.n_held_bytes)
         if arriving != self._arriving:
@@ -92,12 +87,12 @@ class Requests:
             self._engine.runner.seat.publish_arriving(*arriving)
 
     def refusal_of_rest(self, parser: Parser) -> ServiceError | None:
-        """See `connections.Host`."""
+        """See `arrivals.Host`."""
         self.say_arriving()
         return self._gate.refusal_of_rest(parser, is_draining=self._is_draining())
 
     def accept_request(self, connection: Connection, error: ServiceError | ParseException | None) -> None:
-        """See `connections.Host`."""
+        """See `arrivals.Host`."""
         parser = connection.parser
         if isinstance(error, ParseException | RequestTimeoutError):
             connection.must_close = True
@@ -115,7 +110,7 @@ class Requests:
             return
         self._worker.count_request()
         metrics.IN_PROGRESS.inc()
-        # Without a body nothing can be embedded.
+        # A request without a body embeds nothing, and one with an error has no body that is read.
         self._pool.submit(connection, is_urgent=not has_body or error is not None)
 
     def refuse_late(self) -> None:
@@ -123,7 +118,7 @@ class Requests:
         self._refuse_waiting(lambda caller: caller.deadline_error() if caller.remaining_s() == 0 else None)
 
     def refuse_waiting(self) -> None:
-        """Refuse all requests that wait for a thread: the worker ends."""
+        """Refuse all requests that wait for a thread, at the end of the worker."""
         self._refuse_waiting(lambda _: NotReadyError("this worker stopped before the request's turn came; try again"))
 
     def _refuse_waiting(self, error_for: Callable[[Caller], ServiceError | None]) -> None:
@@ -134,7 +129,7 @@ class Requests:
             self._pool.waiting.remove(connection)
             refusal = self._gate.refusal(work.head, error, is_draining=False, has_body=True)
             if refusal is None:
-                # Its route is none, or reads no body: the application has the answer at once.
+                # There is no such route, or it reads no body. The application answers at once.
                 self._pool.submit(connection, is_urgent=True)
             else:
                 metrics.IN_PROGRESS.dec()
@@ -162,7 +157,7 @@ class Requests:
             connection.must_close = connection.must_close or not is_kept
             connection.send()
         except OSError:
-            # The client is gone, which the loop notices when it goes on.
+            # The client is gone. The loop notices that, too, and closes the connection.
             connection.must_close = True
         finally:
             self._worker.method_queue.defer(self._finish, connection)

@@ -1,6 +1,6 @@
-"""The response to a request: the WSGI application is called, or an error is written, with Gunicorn's own head.
+"""The response to a request: what the WSGI application returns, or an error. Both have Gunicorn's own response head.
 
-Gunicorn's `wsgi.create` makes the environment, so what it does with proxies' headers and SCRIPT_NAME stays.
+Gunicorn's `wsgi.create` makes the environment, with its rules for SCRIPT_NAME and for the headers of proxies.
 """
 
 import io
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Input(io.RawIOBase):
-    """The `wsgi.input` of a body that is held as bytes, for whatever does not know the request's record."""
+    """The `wsgi.input` of a body in memory, for an application that does not use the request's record."""
 
     def __init__(self, body: bytes | bytearray) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class Input(io.RawIOBase):
 def write_answer(
     application: Callable[..., Any], connection: Connection, work: Work, config: Config, may_keep: Callable[[], bool]
 ) -> bool:
-    """Put the application's response into the connection's outbox, or the refusal if it cannot give one.
+    """Put the application's response into the connection's outbox, or an error if the application fails.
 
     Args:
-        application: Of WSGI.
+        application: The WSGI application.
         connection: Gets the response.
         work: The request.
         config: Gunicorn's.
@@ -76,7 +76,7 @@ def write_answer(
         if response is None or not response.headers_sent:
             refusals.refuse(refusals.of(error, config), connection.outbox.sendall, error)
         else:
-            logger.exception("the response broke off")
+            logger.exception("the application failed in the middle of a response, which is cut off")
         return False
     return not response.should_close()
 

@@ -1,7 +1,7 @@
-"""Gunicorn's threaded worker, whose threads never wait for clients: one loop does, for all of them.
+"""The loop of a worker process: a subclass of Gunicorn's threaded worker, whose threads never wait for clients.
 
-A thread gets a request that is complete. The worker refuses in the service's own words what Gunicorn refuses, stops as
-a service behind a load balancer should, and ends itself when its engine hangs.
+The loop waits for all clients at once. The worker drains before it stops, as a load balancer needs it, and ends itself
+when its engine hangs.
 """
 
 import errno
@@ -19,6 +19,7 @@ from embedding_api.engine.scheduling.board import Seat
 from embedding_api.errors import StartError
 from embedding_api.server import flags, scarcity
 from embedding_api.server.lifecycle import Lifecycle, Phase
+from embedding_api.server.pool import N_FIRST_THREADS
 from embedding_api.server.requests import Requests
 from embedding_api.service import service_of
 from embedding_api.settings import Settings
@@ -26,8 +27,9 @@ from embedding_api.telemetry.log import refuse
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two heartbeats, and between two looks at the phase of a worker that stops.
 TICK_S, STOPPING_TICK_S = 1.0, 0.1
-# The engine starts so many after the worker.
+# Threads that the engine starts after the application is loaded.
 _ENGINE_THREADS = 2
 
 
@@ -48,14 +50,13 @@ def tell_workers_of_sigterm(arbiter: Any) -> None:
 
 
 class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
-    """See the module. What it overrides is called when and as `ThreadWorker` does."""
+    """A worker process. Gunicorn calls its overridden methods at the same moments as those of `ThreadWorker`."""
 
     wsgi: Any
-    # The master sets both before the fork: the worker's place among those that exchange batches, if workers can; and
-    # its place among those that count.
+    # The master sets these before the fork: the worker's seat on the exchange of batches, if workers can send; its slot
+    # for counting; and a flag that the worker sets when it ends by itself.
     seat: Seat | None
     slot: int
-    # Set once the worker ends by itself.
     has_ended: flags.Flag
 
     @classmethod
@@ -71,10 +72,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         super().init_process()
 
     def get_thread_pool(self) -> None:
-        """Make none: `Requests` has threads of its own."""
+        """Return no pool: `Requests` has its own threads."""
 
     def load_wsgi(self) -> None:
-        """Load the application, and prepare for its requests."""
+        """Load the application and prepare for its requests, or end the worker if it cannot have its threads."""
         super().load_wsgi()
         service = service_of(self.wsgi)
         self._engine: Engine = service.engine
@@ -83,22 +84,24 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self.requests = Requests(self, is_draining=lambda: self._lifecycle.phase is Phase.DRAINING)
         self._connections = self.requests.connections
         try:
-            scarcity.require_threads(self.requests.n_first_threads + _ENGINE_THREADS + (service.tracing is not None))
+            scarcity.require_threads(N_FIRST_THREADS + _ENGINE_THREADS + (service.tracing is not None))
         except StartError as error:
             scarcity.end_worker(error)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """SIGQUIT and SIGINT: end at once."""
-        self.requests.close_threads()
-        # Not by way of ThreadWorker, which would shut down the pool that it does not have here.
+        """End at once, on SIGQUIT and SIGINT."""
+        # The signal may come before the application is loaded.
+        if hasattr(self, "requests"):
+            self.requests.close_threads()
+        # ThreadWorker itself would shut down a pool that it does not have here.
         super(ThreadWorker, self).handle_quit(sig, frame)
 
     def run(self) -> None:
-        """Serve until the worker is told to stop, or must."""
-        self.requests.start()
-        flags.HAS_SERVED.set()
+        """Serve until the last phase of the worker's life."""
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         try:
+            self.requests.start()
+            flags.HAS_SERVED.set()
             while self._advance() is not Phase.ENDED:
                 self.set_accept_enabled(self._may_accept())
                 self.wait_for_and_dispatch_events(self._timeout_s())
@@ -160,7 +163,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         return self._lifecycle.phase.accepts and has_room and time.monotonic() >= self._accepts_from_s
 
     def _stop_listening(self) -> None:
-        """Let the kernel refuse connections. While one worker listens it takes them, and they would be lost."""
+        """Let the kernel refuse connections. It accepts them while any worker listens, and loses them."""
         self.set_accept_enabled(False)
         for listener in self.sockets:
             listener.close()

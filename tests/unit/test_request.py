@@ -1,20 +1,50 @@
-"""A client waits until its earliest deadline, and whoever asked is called once when it leaves."""
+"""A client waits until its earliest deadline, and whoever asked to know is called once when it leaves."""
 
+import io
 import math
 
 import pytest
 
-from embedding_api.request import Caller
+from embedding_api.errors import DeadlineExceededError
+from embedding_api.request import TIMEOUT_HEADERS, Caller, Request, joined
 
 
 @pytest.mark.parametrize("limits", [[(2, "A"), (0.5, "B")], [(0.5, "B"), (2, "A")], [(math.inf, "A"), (0.5, "B")]])
-def test_the_earliest_deadline_holds_and_its_limit_is_told(limits):
+def test_the_earliest_deadline_holds_and_the_message_names_its_limit(limits):
     caller = Caller()
     for timeout_s, limit in limits:
         caller.wait_at_most(timeout_s, limit)
     assert caller.deadline_s == caller.arrived_s + 0.5
-    assert caller.deadline_error().message.startswith("the request was not answered within the 0.5 s of B;")
-    assert caller.deadline_error().message.endswith(" or raise B")
+    message = caller.deadline_error().message
+    assert message.startswith("the request was not answered within the 0.5 s of B;")
+    assert message.endswith(" or raise B")
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({}, 60),
+        ({TIMEOUT_HEADERS[0]: "0.5"}, 0.5),
+        ({TIMEOUT_HEADERS[0]: "600", TIMEOUT_HEADERS[1]: "7"}, 7),
+        ({TIMEOUT_HEADERS[0]: "soon", TIMEOUT_HEADERS[1]: "-1"}, 60),
+        ({TIMEOUT_HEADERS[0]: "nan", TIMEOUT_HEADERS[1]: "0"}, 60),
+    ],
+)
+def test_a_client_waits_no_longer_than_the_server_and_than_it_says(headers, wait_s):
+    caller = Caller()
+    caller.limit_wait(60, headers.get)
+    assert caller.deadline_s == caller.arrived_s + wait_s
+
+
+def test_a_client_has_time_until_its_deadline_and_for_ever_without_one():
+    caller = Caller()
+    caller.require_time()
+    assert caller.remaining_s() is None
+    caller.arrived_s -= 2
+    caller.wait_at_most(1, "A")
+    assert caller.remaining_s() == 0
+    with pytest.raises(DeadlineExceededError, match="within the 1 s of A"):
+        caller.require_time()
 
 
 def test_whoever_asked_before_is_called_when_the_client_leaves():
@@ -31,3 +61,17 @@ def test_whoever_asks_after_the_client_left_is_called_at_once():
     caller.leave()
     caller.when_left(lambda: left.append("a"))
     assert left == ["a"]
+
+
+def test_headers_of_one_name_are_joined_as_wsgi_joins_them():
+    assert joined([("ACCEPT", "a"), ("X-ID", "1"), ("ACCEPT", "b")]) == {"accept": "a,b", "x-id": "1"}
+
+
+def test_only_a_body_in_memory_is_counted_and_a_file_is_closed_with_its_request():
+    file = io.BytesIO(b"12345")
+    in_memory, in_a_file = Request("POST", "/", body=bytearray(b"123")), Request("POST", "/", body=file)
+    assert (in_memory.n_bytes, in_a_file.n_bytes, Request("GET", "/").n_bytes) == (3, 0, 0)
+    for request in (in_memory, in_a_file):
+        request.close()
+        assert request.body is None
+    assert file.closed
