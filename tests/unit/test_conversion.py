@@ -1,14 +1,20 @@
-"""Conversions: what decides that one is made again, and what is told where there is none."""
+"""Conversions: what their cache key depends on, and what happens where a model cannot be converted."""
 
+import ast
 import errno
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import embedding_api
 from embedding_api.engine.backends import UnfitError
 from embedding_api.engine.models import cache, checksums, conversion
 from embedding_api.engine.models.checksums import Checksums
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
+
+PACKAGE = Path(embedding_api.__file__).parent
 
 
 @pytest.fixture
@@ -94,6 +100,33 @@ def test_a_folder_behind_a_link_belongs_to_the_model_and_may_lead_back_to_it(mod
     before = key(model)
     (elsewhere / "config.json").write_text("[]")
     assert key(model) != before
+
+
+# Files that the conversion imports and whose output is not stored: types, process-wide options, errors.
+WITHOUT_EFFECT = {
+    "engine/backends/__init__.py", "engine/backends/openvino_backend.py", "engine/work.py", "errors.py",
+    "machine/__init__.py", "machine/analytics.py", "machine/memory.py", "machine/scratch.py", "telemetry/__init__.py",
+}  # fmt: skip
+
+
+def imported(file: Path) -> Iterator[Path]:
+    """The files of this package that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("embedding_api"):
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                path = PACKAGE.parent / name.replace(".", "/")
+                yield from filter(Path.is_file, (path.with_suffix(".py"), path / "__init__.py"))
+
+
+def test_each_file_that_the_conversion_imports_decides_or_is_known_to_have_no_effect():
+    found, rest = set(), [PACKAGE / "engine/backends/convert.py"]
+    while rest:
+        file = rest.pop()
+        if file not in found:
+            found.add(file)
+            rest += imported(file)
+    names = {str(file.relative_to(PACKAGE)) for file in found} - {"__init__.py"}
+    assert names == {*conversion._OWN, *WITHOUT_EFFECT}
 
 
 @pytest.mark.parametrize("name", [*conversion._OWN, conversion._OWN_CALIBRATION_TEXTS])
