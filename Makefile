@@ -29,7 +29,7 @@ check: environment-dev ## lint, format, types, layers, spelling, the manual
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: environment-dev ## put the code into the one format
 	$(BIN)/ruff check --fix .

@@ -15,7 +15,7 @@ from tests.server.conftest import ROOT
 @pytest.fixture
 def url(tmp_path):
     """The address of the built site."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     handler = functools.partial(Silent, directory=tmp_path / "site")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

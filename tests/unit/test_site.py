@@ -1,6 +1,7 @@
 """The manual in docs/ is a site that loads nothing from another host, and its links lead somewhere."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -50,14 +51,34 @@ def is_outside(url: str) -> bool:
     return re.match(r"(\w+:)?//", url) is not None
 
 
+def build(folder: Path, source: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    # As in the Makefile. With --quiet, MkDocs would count no warnings, and --strict would have no effect.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    return subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """Build the site; links and anchors that lead nowhere fail the build."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = build(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("api.md", "[x](nothing.md)"), ("api.md", "[x](models.md#nothing)"), ("omitted.md", "# A page outside of nav")],
+)
+def test_the_build_fails_on_a_link_that_leads_nowhere_and_on_a_page_that_is_left_out(tmp_path, name, text):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    with (tmp_path / "docs" / name).open("a") as page:
+        page.write(f"\n{text}\n")
+    done = build(tmp_path / "site", tmp_path)
+    assert done.returncode == 1
+    assert "Aborted with 1 warnings in strict mode!" in done.stdout + done.stderr
 
 
 def test_every_page_of_the_manual_is_on_the_site(site):
@@ -117,6 +138,12 @@ def test_the_contents_list_every_page():
     pages = [page for entry in navigation for page in entry.values()]
     names = [page if isinstance(page, str) else page[0] for page in pages]
     assert [f"({name})" in contents for name in names[1:]] == [True] * len(names[1:])
+
+
+def test_the_index_lists_every_decision():
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text()
+    assert [file.name for file in folder.glob("[0-9]*.md") if f"({file.name})" not in index] == []
 
 
 @pytest.mark.parametrize("document", documents.ALL, ids=lambda document: document.name)
