@@ -8,12 +8,12 @@ from tests.server.conftest import ROOT, until
 
 APP = """
 from embedding_api.app import create_app
+from embedding_api.engine.workers.mailbox import Exchange
 from embedding_api.settings import load_settings
-from embedding_api.telemetry import log
 from tests.fakes import fake_engine, fake_model
 
 settings = load_settings()
-app = create_app(settings, fake_engine(fake_model(), n_seats=settings.max_workers))
+app = create_app(settings, fake_engine(fake_model(), exchange=Exchange(settings.max_workers)))
 """
 
 
