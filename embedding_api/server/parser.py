@@ -194,7 +194,7 @@ class Parser:
     def _require_size(self, n_bytes: int) -> None:
         if n_bytes > self._max_body_bytes:
             raise BodyTooLargeError(
-                f"the body is over the {self._max_body_bytes} bytes that are taken; send fewer texts at once"
+                f"the body is larger than {self._max_body_bytes} bytes; send fewer texts in one request"
             )
 
     def _check_trailers(self, lines: bytes) -> None:

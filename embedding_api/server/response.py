@@ -122,7 +122,9 @@ def write_error(
         response.force_close()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **failed.headers}
     response.start_response(
-        f"{failed.status} {HTTPStatus(failed.status).phrase}", [*headers.items(), ("X-Request-ID", request_id)]
+        # Flask writes the phrase in capital letters.
+        f"{failed.status} {HTTPStatus(failed.status).phrase.upper()}",
+        [*headers.items(), ("X-Request-ID", request_id)],
     )
     response.write(body if request.method != "HEAD" else b"")
     connection.must_close = response.should_close()
