@@ -58,13 +58,17 @@ def ask(
         The JSON object, or `{"end": why there is none}`, such as "ended with code 1 (no message)".
     """
     name = arguments[1].rpartition(".")[2] if arguments[0] == "-m" else Path(arguments[0]).name
-    with _start(arguments, environment, folder, keep) as child:
-        try:
-            output, errors = _read(child, name, logging.DEBUG if is_quiet else logging.WARNING)
-        except BaseException:
-            # The program and all that it started.
-            os.killpg(child.pid, signal.SIGKILL)
-            raise
+    child = _start(arguments, environment, folder, keep)
+    # Not `with child`: a signal that arrived between that line and the next would wait for the end of the program.
+    try:
+        output, errors = _read(child, name, logging.DEBUG if is_quiet else logging.WARNING)
+    except BaseException:
+        # The program and all that it started.
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+    finally:
+        with child:
+            pass  # which closes the pipes and waits for the end
     try:
         result = json.loads(output[-1])
     except (IndexError, ValueError):
