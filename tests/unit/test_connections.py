@@ -71,14 +71,14 @@ def assert_nothing_is_held(connections, connection):
     assert connection.work is None
 
 
-def test_an_answer_that_was_sent_is_let_go_of_and_keeps_the_connection(poller, connections, host, arrived):
+def test_a_response_that_was_sent_frees_its_memory_and_keeps_the_connection(poller, connections, host, arrived):
     client, connection = arrived
     connection.outbox.sendall(b"answer")
     connections.finish(connection)
     assert client.recv(10) == b"answer"
     assert connection.state is State.ARRIVING
     assert (connections.n_open, connections.n_held_bytes) == (1, 0)
-    # An idle connection holds neither its last request nor the answer.
+    # An idle connection holds neither its last request nor the response.
     assert connection.work is None
     client.close()
     turn(poller)
@@ -86,7 +86,7 @@ def test_an_answer_that_was_sent_is_let_go_of_and_keeps_the_connection(poller, c
 
 
 @pytest.mark.parametrize("is_noticed", [True, False])
-def test_a_client_that_left_before_its_answer_is_let_go_of(poller, connections, host, arrived, is_noticed):
+def test_a_client_that_left_before_its_response_is_closed(poller, connections, host, arrived, is_noticed):
     client, connection = arrived
     client.close()
     if is_noticed:
@@ -96,7 +96,7 @@ def test_a_client_that_left_before_its_answer_is_let_go_of(poller, connections, 
     assert_nothing_is_held(connections, connection)
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_answer_is_let_go_of(poller, connections, host, arrived):
+def test_a_client_that_leaves_in_the_middle_of_its_response_is_closed(poller, connections, host, arrived):
     client, connection = arrived
     connection.outbox.sendall(b"a" * 10_000_000)
     connections.finish(connection)
@@ -106,8 +106,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_answer_is_let_go_of(poller, c
     assert_nothing_is_held(connections, connection)
 
 
-def test_who_reads_least_long_is_closed_when_too_much_waits_to_be_read(poller, connections, host, monkeypatch):
-    """Given three clients that do not read, when their answers are too much, then the first alone is closed."""
+def test_the_client_that_has_taken_longest_is_closed_when_too_much_is_unread(poller, connections, host, monkeypatch):
+    """Given three clients that do not read, when their responses are too large, then the first alone is closed."""
     monkeypatch.setattr("embedding_api.server.connections.MAX_UNREAD_BYTES", 25_000_000)
     clients = []
     for n in range(3):
@@ -127,8 +127,8 @@ def test_who_reads_least_long_is_closed_when_too_much_waits_to_be_read(poller, c
     assert (connections.n_open, connections.n_unread_bytes) == (0, 0)
 
 
-def test_what_is_sent_ahead_is_read_when_there_is_room_for_it(poller, connections, host, monkeypatch):
-    """Given a client that sends many requests and reads the answers, then no more than some of them are held."""
+def test_requests_that_are_sent_ahead_are_read_when_there_is_room(poller, connections, host, monkeypatch):
+    """Given a client that sends many requests and reads the responses, then only some requests are held."""
     monkeypatch.setattr("embedding_api.server.arrivals.MAX_AHEAD_BYTES", 1000)
     client, here = socket.socketpair()
     client.setblocking(False)
@@ -149,7 +149,7 @@ def test_what_is_sent_ahead_is_read_when_there_is_room_for_it(poller, connection
             n_answered += 1
         with contextlib.suppress(BlockingIOError):
             client.recv(10**6)
-    # What one read may bring, and the bound.
+    # The bytes of one read, and the bound.
     assert most < 70_000
     client.close()
     turn(poller)

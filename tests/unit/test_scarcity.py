@@ -1,0 +1,96 @@
+"""What the system refuses ends a start in one line, and is tried again in a running service."""
+
+import logging
+import threading
+from types import SimpleNamespace
+
+import pytest
+from gunicorn.errors import HaltServer
+
+from embedding_api.errors import StartError
+from embedding_api.server import flags, scarcity
+
+
+@pytest.fixture(autouse=True)
+def _new_server(monkeypatch):
+    """No worker has served, nothing is lacking, and nobody sleeps."""
+    for name in ("HAS_SERVED", "LACKS_THREADS"):
+        monkeypatch.setattr(flags, name, flags.Flag())
+    monkeypatch.setattr(scarcity, "_is_halting", False)
+    monkeypatch.setattr(scarcity.time, "sleep", lambda _: None)
+
+
+@pytest.fixture
+def given_up():
+    return []
+
+
+@pytest.fixture
+def arbiter(given_up):
+    """One whose forks the system refuses."""
+
+    def refuse():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    arbiter = SimpleNamespace(spawn_worker=refuse)
+    scarcity.guard_forks(arbiter, lambda: given_up.append("worker"))
+    return arbiter
+
+
+def test_a_refused_fork_ends_a_start(arbiter, given_up):
+    with pytest.raises(HaltServer) as halt:
+        arbiter.spawn_worker()
+    assert halt.value.exit_status == 1
+    assert "cannot start: the system refuses a process for a worker (Resource temporarily" in halt.value.reason
+    assert given_up == ["worker"]
+
+
+def test_a_refused_fork_costs_a_running_service_one_line(arbiter, given_up, caplog):
+    flags.HAS_SERVED.set()
+    assert arbiter.spawn_worker() is None
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert given_up == ["worker"]
+
+
+def test_a_fork_that_is_not_refused_goes_on():
+    arbiter = SimpleNamespace(spawn_worker=lambda: 7)
+    scarcity.guard_forks(arbiter, lambda: pytest.fail("it was not refused"))
+    assert arbiter.spawn_worker() == 7
+
+
+def test_a_worker_without_threads_ends_a_start_once():
+    scarcity.halt_without_threads()
+    with pytest.raises(SystemExit, match="1"):
+        scarcity.end_worker(StartError("the system refuses thread 1"))
+    with pytest.raises(HaltServer, match="the threads that a worker needs"):
+        scarcity.halt_without_threads()
+    # The master takes note of its other workers' ends while it ends itself.
+    scarcity.halt_without_threads()
+
+
+def test_a_worker_without_threads_is_tried_again_in_a_running_service(caplog):
+    flags.HAS_SERVED.set()
+    with pytest.raises(SystemExit, match="1"):
+        scarcity.end_worker(StartError("the system refuses thread 1"))
+    scarcity.halt_without_threads()
+    assert "is tried again: the system refuses thread 1" in caplog.text
+
+
+def test_threads_that_can_be_had_are_had_at_the_same_time_and_end(no_leaked_threads):
+    n_before = threading.active_count()
+    scarcity.require_threads(5)
+    assert threading.active_count() == n_before
+
+
+def test_threads_that_cannot_be_had_are_told(monkeypatch, no_leaked_threads):
+    start, n_started = threading.Thread.start, []
+
+    def start_two(self):
+        if len(n_started) == 2:
+            raise RuntimeError("can't start new thread")
+        n_started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(StartError, match="thread 3 of the 5 that a worker needs; raise the limit on processes"):
+        scarcity.require_threads(5)
