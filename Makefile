@@ -14,8 +14,7 @@ run: environment ## install what is missing, and serve on HOST:PORT
 	$(BIN)/gunicorn wsgi:app
 
 dev: environment ## serve from one process that restarts when code changes, with Flask's debugger
-	$(BIN)/flask --app wsgi run --debug --port \
-		"$$($(BIN)/python -c 'from embedding_api.settings import load_settings; print(load_settings().port)')"
+	$(BIN)/python -m embedding_api.web.development
 
 test: environment-dev ## run the tests, without the slow ones
 	$(BIN)/pytest -m "not slow" --cov --cov-report=term-missing:skip-covered

@@ -295,8 +295,7 @@ def test_development_mode_serves_tells_errors_and_restarts_when_code_changes(lau
     shutil.copytree(ROOT / "embedding_api", tmp_path / "embedding_api", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "wsgi.py", tmp_path)
     port = str(free_port())
-    arguments = ["--app", "wsgi", "run", "--debug", "--port", port]
-    server = launch(*arguments, module="flask", cwd=tmp_path, PORT=port)
+    server = launch(module="embedding_api.web.development", cwd=tmp_path, PORT=port)
     assert len(server.embed("a")[0]) == 384
     # Nothing marks where a body ends: what refuses one must not wait for more.
     assert server.request("GET", "/nope", timeout=10)[0] == 404
