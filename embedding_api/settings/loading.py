@@ -1,7 +1,11 @@
 """Loads settings from the environment and `.env`. The only module that uses python-decouple."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,12 +61,22 @@ def env_example() -> str:
     Settings are commented out, so that a copy of the file changes nothing: in the container image, for example, HOST
     has another default.
     """
-    blocks = []
+    docs, blocks = _docs(), []
     for field in dataclasses.fields(Settings):
-        doc = "".join(f"# {line}\n" for line in field.metadata["doc"].splitlines())
+        doc = textwrap.indent(docs[field.name], "# ")
         shown = field.metadata["default"] or field.metadata["example"]
-        blocks.append(f'{doc}# {field.name.upper()}="{shown}"\n')
+        blocks.append(f'{doc}\n# {field.name.upper()}="{shown}"\n')
     return "\n".join(blocks)
+
+
+def _docs() -> dict[str, str]:
+    """Return the docstring of each setting, which Python itself does not keep."""
+    docs = {}
+    for statements in itertools.pairwise(ast.walk(ast.parse(inspect.getsource(Settings)))):
+        match statements:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(doc))):
+                docs[name] = inspect.cleandoc(doc)
+    return docs
 
 
 def _text(name: str, in_file: Mapping[str, str]) -> str:
@@ -71,9 +85,11 @@ def _text(name: str, in_file: Mapping[str, str]) -> str:
     return env_file.unquoted(decouple.Config(in_file)(name, default="").strip())
 
 
-def _parsed(field: "dataclasses.Field[Any]", text: str) -> Any:
+def _parsed(field: "dataclasses.Field[Any]", text: str | None) -> Any:
     """Return the field's value, parsed from the text or from its default if the text is empty."""
     text = text or field.metadata["default"]
+    if text is None:
+        return None
     try:
         parsing.require_text(text)
         return field.metadata["parse"](text)

@@ -10,11 +10,8 @@ import re
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from embedding_api.settings import model_spec
-
-T = TypeVar("T")
 
 # The values that `.env.example` shows for secrets. Everybody knows them, so they are refused.
 KEY_PLACEHOLDER, TOKEN_PLACEHOLDER = "your_secret_key_here", "your_huggingface_token_here"
@@ -75,11 +72,6 @@ def boolean(text: str) -> bool:
     if text.lower() not in words:
         raise ValueError(f"must be one of {', '.join(words)}")
     return words[text.lower()]
-
-
-def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
-    """Return the rule extended by None for an empty text."""
-    return lambda text: parse(text) if text else None
 
 
 def words(text: str) -> tuple[str, ...]:
