@@ -17,7 +17,6 @@ from embedding_api.errors import (
     ServiceError,
     UriTooLongError,
 )
-from embedding_api.failure import failure
 from embedding_api.telemetry import access, metrics
 
 logger = logging.getLogger(__name__)
@@ -76,19 +75,18 @@ def refuse(error: ServiceError, send: Callable[[bytes], object], cause: Exceptio
         send: Called once, with the bytes of the response.
         cause: The exception to log if the fault is ours; never the parser's, which quotes the request.
     """
-    failed = failure(error)
-    is_ours, request_id = failed.status >= 500, access.request_id()
+    is_ours, request_id = error.status >= 500, access.request_id()
     logger.log(
         # Anybody can send malformed requests, as many as they like, and no operator can do anything about them.
         logging.ERROR if is_ours else logging.INFO,
         _LOG_MESSAGES.get(type(error), "malformed request refused"),
         exc_info=cause if is_ours else None,
-        extra={"fields": {"request_id": request_id, "status": failed.status, "code": failed.code}},
+        extra={"fields": {"request_id": request_id, "status": error.status, "code": error.code}},
     )
-    metrics.REFUSED.labels(failed.code).inc()
-    metrics.REQUESTS.labels(access.UNKNOWN, access.UNKNOWN, failed.status, "").inc()
-    body = orjson.dumps(failed.body)
+    metrics.REFUSED.labels(error.code).inc()
+    metrics.REQUESTS.labels(access.UNKNOWN, access.UNKNOWN, error.status, "").inc()
+    body = orjson.dumps(error.body)
     headers = {"X-Request-ID": request_id, "Content-Type": "application/json", "Content-Length": len(body)}
-    headers |= {"Connection": "close", **failed.headers}
+    headers |= {"Connection": "close", **error.headers}
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    send(f"HTTP/1.1 {failed.status} {http.HTTPStatus(failed.status).phrase}\r\n{head}\r\n".encode() + body)
+    send(f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n{head}\r\n".encode() + body)

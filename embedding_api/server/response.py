@@ -15,7 +15,6 @@ from gunicorn.config import Config
 from gunicorn.http import wsgi
 
 from embedding_api.errors import ServiceError
-from embedding_api.failure import failure
 from embedding_api.request import REQUEST, Body
 from embedding_api.server import refusals
 from embedding_api.server.connection import Connection, Work
@@ -114,16 +113,16 @@ def write_error(
         route: Its route; None if there is none.
         tracing: Makes its span; None if it has none.
     """
-    request, failed = work.request, failure(error)
+    request = work.request
     request_id = access.request_id(request.headers.get("x-request-id", ""))
-    body = orjson.dumps(failed.body)
+    body = orjson.dumps(error.body)
     response = wsgi.Response(work.head, connection.outbox, config)
     if connection.must_close:
         response.force_close()
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **failed.headers}
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
     response.start_response(
         # Flask writes the phrase in capital letters.
-        f"{failed.status} {HTTPStatus(failed.status).phrase.upper()}",
+        f"{error.status} {HTTPStatus(error.status).phrase.upper()}",
         [*headers.items(), ("X-Request-ID", request_id)],
     )
     response.write(body if request.method != "HEAD" else b"")
@@ -134,9 +133,9 @@ def write_error(
     if tracing is not None:
         span = tracing.begin(request.method, rule, work.head.scheme, traceparent if trace_id else "", arrived_s)
         trace_id = span.trace_id or trace_id
-        span.end(failed.status, request_id, {}, [])
+        span.end(error.status, request_id, {}, [])
     log.begin_request(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
-    access.record(request.method, rule, failed.status, time.monotonic() - arrived_s, code=failed.code)
+    access.record(request.method, rule, error.status, time.monotonic() - arrived_s, code=error.code)
     log.end_request()
 
 

@@ -7,7 +7,6 @@ from flask import Flask, Response, current_app, g
 from werkzeug.exceptions import HTTPException
 
 from embedding_api import errors
-from embedding_api.failure import failure
 from embedding_api.web import json_body
 
 logger = logging.getLogger(__name__)
@@ -23,17 +22,16 @@ def init_app(app: Flask) -> None:
 
 
 def _handle(error: errors.ServiceError) -> Response:
-    if failure(error).status == 500:
+    if error.status == 500:
         _log((type(error), error, error.__traceback__))
     return _respond(error)
 
 
 def _respond(error: errors.ServiceError) -> Response:
-    failed = failure(error)
     # For the counters; see `observe`.
-    g.error_code = failed.code
-    response = json_body.response(failed.body, failed.status)
-    response.headers.update(failed.headers)
+    g.error_code = error.code
+    response = json_body.response(error.body, error.status)
+    response.headers.update(error.headers)
     return response
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the routes with their operations, their schemas and the table of errors."""
+"""The OpenAPI document, made from the routes with their operations, their schemas and the classes of errors."""
 
 from collections import defaultdict
 from typing import Any
@@ -9,7 +9,7 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from embedding_api import __version__
-from embedding_api.errors import TABLE, InvalidKeyError, MethodNotAllowedError, Row, TransportError
+from embedding_api.errors import REPORTED, InvalidKeyError, MethodNotAllowedError, ServiceError, TransportError, type_of
 from embedding_api.service import Service, service_of
 from embedding_api.settings import Settings
 from embedding_api.telemetry.access import REQUEST_ID
@@ -29,9 +29,9 @@ from embedding_api.web.request_schema import StrictField, model_names
 _REQUEST_ID, _KEY = "X-Request-ID", "key"
 
 # Statuses of responses that the server may send before a request reaches Flask; its connection then closes.
-_OF_THE_SERVER = {row.status for error, row in TABLE.items() if issubclass(error, TransportError)} | {500}
+_OF_THE_SERVER = {error.status for error in REPORTED if issubclass(error, TransportError)} | {500}
 # Statuses of the failures of every route.
-_ANYWHERE = _OF_THE_SERVER | {TABLE[MethodNotAllowedError].status}
+_ANYWHERE = _OF_THE_SERVER | {MethodNotAllowedError.status}
 
 _ERROR = object_schema(
     error=object_schema(
@@ -109,23 +109,23 @@ def _add_components(spec: APISpec, operations: list[Operation], settings: Settin
         description = "One of the keys in the server's API_KEY_SECRET."
         spec.components.security_scheme(_KEY, {"type": "http", "scheme": "bearer", "description": description})
     meanings: dict[int, dict[str, str]] = defaultdict(dict)
-    for error, row in TABLE.items():
-        for code in row.codes:
+    for error in REPORTED:
+        for code in error.codes:
             # Several errors may share a code; the first explains it.
-            meanings[row.status].setdefault(code, (error.__doc__ or "").partition("\n")[0])
-    for row in {row.status: row for row in TABLE.values()}.values():
-        spec.components.response(f"Error{row.status}", _failure(row, meanings[row.status]), lazy=True)
+            meanings[error.status].setdefault(code, (error.__doc__ or "").partition("\n")[0])
+    for error in {error.status: error for error in REPORTED}.values():
+        spec.components.response(f"Error{error.status}", _failure(error, meanings[error.status]), lazy=True)
 
 
-def _failure(row: Row, meanings: dict[str, str]) -> dict[str, Any]:
+def _failure(error: type[ServiceError], meanings: dict[str, str]) -> dict[str, Any]:
     """Return the response of all errors of one status; `meanings` has the meaning of each of their codes."""
-    words = {"type": {"enum": [row.type]}, "code": {"enum": list(meanings)}}
+    words = {"type": {"enum": [type_of(error.status)]}, "code": {"enum": list(meanings)}}
     code, meaning = next(iter(meanings.items()))
-    example = {"error": {"message": meaning, "type": row.type, "param": None, "code": code}}
+    example = {"error": {"message": meaning, "type": type_of(error.status), "param": None, "code": code}}
     schema = {"allOf": ["Error", {"properties": {"error": {"properties": words}}}], "examples": [example]}
-    closes = ["Connection"] if row.status in _OF_THE_SERVER else []
+    closes = ["Connection"] if error.status in _OF_THE_SERVER else []
     lines = [f"- `{code}`: {meaning}\n" for code, meaning in meanings.items()]
-    return _response("".join(lines), {JSON: schema}, [_REQUEST_ID, *row.headers, *closes])
+    return _response("".join(lines), {JSON: schema}, [_REQUEST_ID, *error.headers, *closes])
 
 
 def _response(description: str, content: Any, headers: list[str]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _response(description: str, content: Any, headers: list[str]) -> dict[str, A
 
 
 def _describe(rule: Rule, operation: Operation, service: Service) -> dict[str, Any]:
-    statuses = _ANYWHERE | {TABLE[error].status for error in operation.get("failures", ())}
+    statuses = _ANYWHERE | {error.status for error in operation.get("failures", ())}
     values = [*operation["path_values"](service.engine.models)] if rule.arguments else []
     parameters = [{"in": "path", "name": name, "schema": {**STRING, "enum": values}} for name in rule.arguments]
     content = operation.get("content") or {JSON: next(iter(operation["schemas"]))}
@@ -151,7 +151,7 @@ def _describe(rule: Rule, operation: Operation, service: Service) -> dict[str, A
         described["description"] = operation["description"]
     if auth.needs_key(rule.endpoint, service.settings):
         described["security"] = [{_KEY: []}]
-        statuses |= {TABLE[InvalidKeyError].status}
+        statuses |= {InvalidKeyError.status}
     described["responses"] = {
         200: _response("OK", content, [_REQUEST_ID, *operation.get("headers", ())]),
         **{status: f"Error{status}" for status in sorted(statuses)},

@@ -430,7 +430,7 @@ def test_more_than_may_wait_in_all_workers_is_refused_and_one_request_is_taken_w
         for worker in (one, other):
             with pytest.raises(OverloadedError, match="160 tokens wait already, of 100") as told:
                 worker.compute(texts(1, first=50))
-            assert told.value.retry_after_s == 16
+            assert told.value.headers["Retry-After"] == "16"
         for worker in (one, other):
             worker.backend.proceed.set()
         assert_right(texts(20), large.result(10))

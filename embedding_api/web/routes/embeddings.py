@@ -9,7 +9,7 @@ from flask import Response, current_app, request
 
 from embedding_api.engine.backends import Task
 from embedding_api.engine.engine import Embeddings
-from embedding_api.errors import TABLE, InvalidKeyError, NotFoundError
+from embedding_api.errors import REPORTED, InvalidKeyError, NotFoundError
 from embedding_api.request import REQUEST, Caller, Request
 from embedding_api.service import service_of
 from embedding_api.web import json_body, observe
@@ -116,7 +116,7 @@ def _examples(model: str) -> dict[str, Any]:
     examples=_examples,
     schemas=_SCHEMAS,
     headers=_HEADERS,
-    failures=TABLE.keys() - {InvalidKeyError, NotFoundError},
+    failures=set(REPORTED) - {InvalidKeyError, NotFoundError},
 )
 def create() -> Response:
     """Return the vectors of the request's texts."""
