@@ -1,6 +1,7 @@
 """Gunicorn's hooks: what happens when it starts, reloads, forks and loses a worker. `gunicorn.conf.py` names them."""
 
 import contextlib
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 
 from embedding_api.engine.engine import Engine
-from embedding_api.server import flags, listen, reloading, scarcity, worker
+from embedding_api.server import listen, reloading, scarcity, worker
 from embedding_api.server.memory_kills import MemoryKills
 from embedding_api.server.worker import Worker
 from embedding_api.service import Service, service_of
@@ -22,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 def when_ready(server: Arbiter) -> None:
     """Prepare the master for signals and for a lack of processes, and log where the service is and how to try it."""
-    server.memory_kills = MemoryKills()
+    logging.getLogger("gunicorn.error").addFilter(MemoryKills())
     worker.tell_workers_of_sigterm(server)
-    scarcity.guard_forks(server, lambda: _leave_places(server.newest_worker))
+    scarcity.guard_forks(server, lambda: _leave_places(server, server.newest_worker))
     reloading.guard(server, _running(server))
     reloading.guard_number_of_workers(server, _running(server))
     listen.announce(server, _running(server))
@@ -44,12 +45,13 @@ def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
     """Give the worker its seat on the exchange of batches, and its slot for counting."""
     server.newest_worker = worker
-    exchange = _engine(worker).workers.exchange
+    exchange, others = _engine(worker).workers.exchange, server.WORKERS.values()
     worker.seat = None if exchange is None else exchange.board.take_seat()
-    worker.slot, worker.has_ended = counters.take(), flags.Flag()
-    if exchange is not None and worker.seat is None:
-        logger.warning("all seats are taken; worker %d computes alone until another worker has ended", worker.age)
-    metrics.WORKERS.set(counters.n_taken())
+    taken = {other.slot for other in others}
+    worker.slot = next(slot for slot in itertools.count(1) if slot not in taken)
+    if worker.slot > _running(server).max_workers:
+        logger.warning("all seats are taken; worker %d computes alone, and GET /metrics leaves it out", worker.age)
+    metrics.WORKERS.set(len(others) + 1)
 
 
 def post_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
@@ -73,24 +75,22 @@ def post_worker_init(worker: Worker) -> None:
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
     """Give up the seat and the slot of a worker that has ended, so that others compute again what it had of theirs."""
-    _leave_places(worker)
+    _leave_places(server, worker)
     metrics.RESTARTS.inc()
-    server.memory_kills.note_end(worker.pid, was_killed=not worker.has_ended)
     scarcity.halt_without_threads()
 
 
-def _leave_places(worker: Worker) -> None:
+def _leave_places(server: Arbiter, worker: Worker) -> None:
     exchange = _engine(worker).workers.exchange
     if exchange is not None and worker.seat is not None:
         exchange.leave(worker.seat)
     counters.leave(worker.slot)
-    metrics.WORKERS.set(counters.n_taken())
+    metrics.WORKERS.set(len(server.WORKERS))
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
     """End the engine with its worker. Gunicorn's master may call this, too, but its engine is for later workers."""
     if worker.pid == os.getpid():
-        worker.has_ended.set()
         _engine(worker).close()
         if (tracing := _service(worker).tracing) is not None:
             tracing.close()

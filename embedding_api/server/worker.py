@@ -53,11 +53,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     """A worker process. Gunicorn calls its overridden methods at the same moments as those of `ThreadWorker`."""
 
     wsgi: Any
-    # The master sets these before the fork: the worker's seat on the exchange of batches, if workers can send; its slot
-    # for counting; and a flag that the worker sets when it ends by itself.
+    # The master sets both before the fork: the worker's seat on the exchange of batches, if workers can send; and its
+    # slot for counting.
     seat: Seat | None
     slot: int
-    has_ended: flags.Flag
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:

@@ -4,7 +4,6 @@ prometheus_client's own way for several processes is one file for each process i
 gets the lowest free slot, and goes on counting where the worker before it stopped. See docs/decisions/0010.
 """
 
-import itertools
 import json
 import logging
 import mmap
@@ -109,7 +108,6 @@ class Counters:
         self.lock = threading.Lock()
         self._slots = [Slot(_shared_memory(1))]
         self.slot = self._slots[0]
-        self._taken: set[int] = set()
 
     def install(self) -> None:
         """Let all metrics of prometheus_client count here from now on, whatever folder the environment names."""
@@ -131,36 +129,18 @@ class Counters:
             self._slots = [Slot(memory[start : start + SLOT_BYTES]) for start in range(0, len(memory), SLOT_BYTES)]
             self.slot = self._slots[0]
 
-    def take(self) -> int:
-        """Return the lowest free slot, for a worker that the master is about to fork."""
-        number = next(number for number in itertools.count(1) if number not in self._taken)
-        self._taken.add(number)
-        return number
-
     def become(self, number: int) -> None:
-        """Count in this slot from now on. A worker calls this right after the fork."""
-        if number < len(self._slots):
-            # Read anew: the workers that had the slot before have added keys since the master read it.
-            self.slot = Slot(self._slots[number].memory)
-        else:
-            logger.warning(
-                "all %d slots for metrics are taken; GET /metrics leaves out what this worker counts",
-                len(self._slots) - 1,
-            )
-            self.slot = Slot(memoryview(bytearray(SLOT_BYTES)))
+        """Count in this slot from now on, or unseen if there is no such slot. A worker calls this after the fork."""
+        # Read anew: the workers that had the slot before have added keys since the master read it.
+        self.slot = Slot(self._slots[number].memory if number < len(self._slots) else _shared_memory(1))
 
     def leave(self, number: int) -> None:
         """Free the slot of a worker that is gone. Its counts stay; its gauges of work in hand become 0."""
-        self._taken.discard(number)
         if number < len(self._slots):
             slot = self._slots[number]
             for key, index in slot.read():
                 if key.mode.startswith("live"):
                     slot.numbers[index] = 0.0
-
-    def n_taken(self) -> int:
-        """Return the number of workers that there are."""
-        return len(self._taken)
 
     def registry(self) -> CollectorRegistry:
         """Return a registry that shows what all processes have counted."""

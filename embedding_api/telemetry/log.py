@@ -58,15 +58,6 @@ class OfRequest(logging.Filter):
         return True
 
 
-class WithoutGuess(logging.Filter):
-    """Removes Gunicorn's guess that a worker which got SIGKILL ran out of memory. `MemoryKills` logs what is known."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Remove the guess from the record, and keep the record."""
-        record.msg = str(record.msg).removesuffix(" Perhaps out of memory?")
-        return True
-
-
 def configuration(settings: Settings) -> dict[str, Any]:
     """Return the `logging.config` dictionary for these settings. Gunicorn uses the same one."""
     level = getattr(logging, settings.log_level)
@@ -74,7 +65,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": JsonFormatter if settings.log_format == "json" else TextFormatter}},
-        "filters": {"of_request": {"()": OfRequest}, "without_guess": {"()": WithoutGuess}},
+        "filters": {"of_request": {"()": OfRequest}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
@@ -91,7 +82,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
                 "level": max(logging.INFO, level),
                 "propagate": True,
                 "handlers": [],
-                "filters": ["without_guess"],
             },
             "gunicorn.access": {"propagate": False, "handlers": []},
         },

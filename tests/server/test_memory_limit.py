@@ -89,7 +89,7 @@ def test_a_worker_killed_for_lack_of_memory_is_told_and_replaced_and_one_killed_
         server.request("POST", "/v1/embeddings", body)
     until(lambda: "for lack of memory" in server.log, what="word of it")
     (line,) = (line for line in server.log.splitlines() if "memory" in line)
-    pid = int(re.search(r"ERROR .* worker (\d+) was killed for lack of memory, by SIGKILL", line)[1])
+    pid = int(re.search(r"ERROR .* Worker \(pid:(\d+)\) was sent SIGKILL! .* killed for lack of memory", line)[1])
     assert pid in first
     assert f"may use {limit // 2**20} MB" in line
     assert "MAX_BODY_BYTES" in line

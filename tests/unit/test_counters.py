@@ -22,7 +22,7 @@ counters.share(4)
 metrics.WORKERS.set(7)
 metrics.TEXTS.labels("m").inc(0.5)
 for _ in range(2):
-    slot = counters.take()
+    slot = 1
     pid = os.fork()
     if pid == 0:
         counters.become(slot)
@@ -33,10 +33,9 @@ for _ in range(2):
         os._exit(0)
     os.waitpid(pid, 0)
     in_hand = counters.registry().get_sample_value("embeddings_queue_texts")
-    n_taken = counters.n_taken()
     counters.leave(slot)
 value = counters.registry().get_sample_value
-print(n_taken, slot, value("embeddings_texts_total", {"model": "m"}),
+print(value("embeddings_texts_total", {"model": "m"}),
       value("embeddings_texts_total", {"model": "of workers"}),
       value("embeddings_batch_texts_bucket", {"model": "m", "le": "2.0"}),
       value("embeddings_batch_texts_bucket", {"model": "m", "le": "4.0"}),
@@ -48,7 +47,7 @@ print(n_taken, slot, value("embeddings_texts_total", {"model": "m"}),
 def test_processes_count_together_and_go_on_where_an_ended_one_stopped():
     """Given two workers in one slot, one after the other, then their counts add up and their gauges end with them."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "1", "21.0", "20.0", "0.0", "2.0", "6.0", "7.0", "3.0", "0.0"]
+    assert done.stdout.split() == ["21.0", "20.0", "0.0", "2.0", "6.0", "7.0", "3.0", "0.0"]
 
 
 def test_a_single_process_writes_no_file_into_the_folder_of_the_environment(tmp_path):
@@ -74,13 +73,6 @@ def shown(counters, name="n_total"):
     return counters.registry().get_sample_value(name, {"a": "b"})
 
 
-def test_a_worker_gets_the_lowest_free_slot(counters):
-    assert [counters.take() for _ in range(3)] == [1, 2, 3]
-    counters.leave(2)
-    assert counters.n_taken() == 2
-    assert counters.take() == 2
-
-
 def test_numbers_of_all_slots_are_shown_together(counters):
     number, in_hand = value(counters), value(counters, "gauge", "g", "livesum")
     for slot in (1, 2):
@@ -93,13 +85,12 @@ def test_numbers_of_all_slots_are_shown_together(counters):
     assert (shown(counters), shown(counters, "g")) == (4, 5)
 
 
-def test_a_worker_without_a_slot_counts_for_itself_alone_and_says_so(counters, caplog):
+def test_a_worker_without_a_slot_counts_for_itself_alone(counters):
     number = value(counters)
     number.inc(1)
     counters.become(3)
     number.inc(1)
     assert (number.get(), shown(counters)) == (1, 1)
-    assert caplog.messages == ["all 2 slots for metrics are taken; GET /metrics leaves out what this worker counts"]
     counters.leave(3)
     assert shown(counters) == 1
 

@@ -40,12 +40,6 @@ def test_text_lines_hold_message_fields_and_exception():
     assert "done now request_id=r texts=2\nTraceback" in text
 
 
-def test_gunicorns_guess_that_a_killed_worker_lacked_memory_is_not_logged():
-    line = record(msg="Worker (pid:%s) was sent %s! Perhaps out of memory?", args=(7, "SIGKILL"))
-    assert log.WithoutGuess().filter(line)
-    assert line.getMessage() == "Worker (pid:7) was sent SIGKILL!"
-
-
 @pytest.mark.parametrize(("level", "libraries"), [("DEBUG", "WARNING"), ("ERROR", "ERROR")])
 def test_libraries_log_from_warning_on(monkeypatch, level, libraries):
     monkeypatch.setenv("LOG_LEVEL", level)

@@ -1,5 +1,7 @@
 """Which killed workers the log says lacked memory."""
 
+import logging
+
 import pytest
 
 from embedding_api.server import memory_kills
@@ -15,29 +17,31 @@ def kernel(monkeypatch):
     return kernel
 
 
-def test_a_worker_is_said_to_lack_memory_only_if_the_kernel_counted_its_kill(kernel, caplog):
+def logged(kills, message="Worker (pid:%s) was sent %s! Perhaps out of memory?", *args):
+    """Return what the log has of a record of Gunicorn."""
+    record = logging.makeLogRecord({"msg": message, "args": args or (7, "SIGKILL")})
+    assert kills.filter(record)
+    return record.getMessage()
+
+
+def test_a_worker_is_said_to_lack_memory_only_if_the_kernel_counted_its_kill(kernel):
     kills = MemoryKills()
-    kills.note_end(7, was_killed=True)
-    assert caplog.messages == []
+    assert logged(kills) == "Worker (pid:7) was sent SIGKILL!"
     kernel["kills"] = 3
-    kills.note_end(8, was_killed=True)
-    kills.note_end(9, was_killed=True)
-    (message,) = caplog.messages
-    assert "worker 8 was killed for lack of memory, by SIGKILL from the kernel" in message
-    assert "may use 512 MB; give the service more memory" in message
+    message = logged(kills)
+    assert message.startswith("Worker (pid:7) was sent SIGKILL! ")
+    assert "the worker was killed for lack of memory; its control group may use 512 MB; give the service" in message
+    assert logged(kills) == "Worker (pid:7) was sent SIGKILL!"
 
 
-def test_a_worker_that_ended_by_itself_was_not_killed(kernel, caplog):
-    """Given a kill of another process of the group, then no later end of a worker is taken for it."""
+def test_other_lines_stay_as_they_are(kernel):
     kills = MemoryKills()
     kernel["kills"] = 3
-    kills.note_end(7, was_killed=False)
-    kills.note_end(8, was_killed=True)
-    assert caplog.messages == []
+    assert logged(kills, "Worker (pid:%s) exited with code %s.", 7, 1) == "Worker (pid:7) exited with code 1."
+    assert "lack of memory" in logged(kills)
 
 
-def test_without_a_limit_none_is_named(kernel, caplog):
+def test_without_a_limit_none_is_named(kernel):
     kills = MemoryKills()
     kernel.update(kills=3, limit=None)
-    kills.note_end(7, was_killed=True)
-    assert "from the kernel; give the service more memory" in caplog.text
+    assert "for lack of memory; give the service more memory" in logged(kills)
