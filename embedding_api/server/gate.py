@@ -11,7 +11,7 @@ from embedding_api.web import auth
 from embedding_api.web.routing import Route, route_of
 
 # Endpoints that need the engine; and those that tell a load balancer whether to send more.
-_WORK, _READINESS = frozenset({"embeddings.create"}), frozenset({"health.ready"})
+_WORK, _READINESS = frozenset({"embeddings.create_embeddings"}), frozenset({"health.get_ready"})
 # Methods whose routes read no body, so that a faulty one does not matter to them.
 _BODILESS = frozenset({"GET", "HEAD"})
 # Bytes for which there must be room before a body comes whose length is not known.

@@ -139,7 +139,7 @@ class Requests:
     def _refuse(self, connection: Connection, work: Work, error: ServiceError) -> None:
         connection.must_close = connection.must_close or not self._may_keep()
         route = self._gate.route_of(work.head)
-        tracing = self._tracing if route is not None and route.blueprint in observe.TRACED else None
+        tracing = self._tracing if route is not None and route.endpoint.startswith(observe.TRACED) else None
         response.write_error(connection, work, error, self._config, route, tracing)
         self.connections.refuse(connection)
 

@@ -10,8 +10,10 @@ from embedding_api.service import service_of
 from embedding_api.settings import Settings
 
 # Endpoints that need no key. All others do; the metrics do unless METRICS_PUBLIC is set.
-OPEN_ENDPOINTS = frozenset({"health.index", "health.live", "health.ready", "openapi.show", "docs.page", "docs.file"})
-METRICS_ENDPOINT = "metrics.show"
+_HEALTH = {"health.get_service", "health.get_live", "health.get_ready"}
+_DOCUMENTATION = {"openapi.get_openapi", "docs.get_docs", "docs.get_docs_file"}
+OPEN_ENDPOINTS = frozenset(_HEALTH | _DOCUMENTATION)
+METRICS_ENDPOINT = "metrics.get_metrics"
 
 
 def init_app(app: Flask) -> None:

@@ -12,8 +12,8 @@ from embedding_api.service import service_of
 from embedding_api.telemetry import access, log, metrics
 from embedding_api.web import spans
 
-# Blueprints whose requests have spans, refused requests included. Health checks would outnumber all others.
-TRACED = frozenset({"embeddings", "models"})
+# Of endpoints whose requests have spans, refused requests included. Health checks would outnumber all others.
+TRACED = ("embeddings.", "models.")
 # The blueprint whose successful requests are logged at DEBUG: load balancers ask every few seconds.
 _HEALTH = "health"
 
@@ -44,7 +44,7 @@ def _begin() -> None:
     traceparent = request.headers.get("traceparent", "")
     trace_id = access.trace_id(traceparent)
     tracing = service_of(current_app).tracing
-    if tracing is not None and request.blueprint in TRACED and request.url_rule is not None:
+    if tracing is not None and request.url_rule is not None and request.url_rule.endpoint.startswith(TRACED):
         g.span = tracing.begin(
             request.method, request.url_rule.rule, request.scheme, traceparent if trace_id else "", g.arrived_s
         )

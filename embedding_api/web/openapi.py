@@ -147,7 +147,7 @@ def _describe(rule: Rule, operation: Operation, service: Service) -> dict[str, A
         "tags": [rule.endpoint.partition(".")[0]],
         "parameters": [_REQUEST_ID, *parameters],
     }
-    if "description" in operation:
+    if operation["description"]:
         described["description"] = operation["description"]
     if auth.needs_key(rule.endpoint, service.settings):
         described["security"] = [{_KEY: []}]

@@ -1,9 +1,10 @@
 """Routes with their descriptions beside them, of which `openapi.py` makes the OpenAPI document."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Required, TypedDict, TypeVar, Unpack, cast
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.routing import Rule
@@ -28,9 +29,9 @@ class Operation(TypedDict, total=False):
     In `content`, `schemas` and `headers` the name of a component stands for the component.
 
     Attributes:
-        id: The name of the function in generated clients.
-        summary: One line.
-        description: More, in Markdown.
+        id: The name of the function in generated clients: that of the view, or the one that an alias has.
+        summary: The first line of the view's docstring.
+        description: The rest of it, in Markdown.
         schemas: Components of the document. The first is the body of a response with status 200.
         content: That body for each media type, if it is not JSON alone.
         headers: Headers of that response, beside X-Request-ID.
@@ -40,8 +41,8 @@ class Operation(TypedDict, total=False):
         path_values: Returns the values of the path's parameter.
     """
 
-    id: Required[str]
-    summary: Required[str]
+    id: str
+    summary: str
     description: str
     schemas: Mapping[str, Any]
     content: Mapping[str, Any]
@@ -77,15 +78,16 @@ class Routes(Blueprint):
             path: The path, in Flask's notation.
             method: The method; a GET serves HEAD, too.
             aliases: Other paths of the same view, each with its `Operation.id`.
-            operation: What the OpenAPI document says of the path.
+            operation: What the OpenAPI document says of the path, beside what the view's name and docstring say.
         """
-        summary = f"The same as {method} {openapi_path(path)}"
-        operations = {path: operation}
-        operations |= {alias: {**operation, "id": id_, "summary": summary} for alias, id_ in aliases.items()}
-        self.operations |= operations
 
         def add(view: _View) -> _View:
-            for rule in operations:
+            summary, _, operation["description"] = (inspect.getdoc(view) or "").partition("\n\n")
+            self.operations[path] = {**operation, "id": view.__name__, "summary": summary.removesuffix(".")}
+            same = f"The same as {method} {openapi_path(path)}"
+            for alias, id_ in aliases.items():
+                self.operations[alias] = {**operation, "id": id_, "summary": same}
+            for rule in (path, *aliases):
                 self.add_url_rule(rule, view.__name__, view, methods=[method])
             return view
 

@@ -27,11 +27,10 @@ _POLICY = (
 )
 
 
-@bp.serve(
-    "/docs", id="get_docs", summary="This document as a page to read and to try it", content={"text/html": STRING}
-)
-def page() -> Response:
-    """Return the page. Its links are relative, so that a proxy may serve it below a path."""
+@bp.serve("/docs", content={"text/html": STRING})
+def get_docs() -> Response:
+    """Return this document as a page to read and to try it."""
+    # Its links are relative, so that a proxy may serve it below a path.
     html = (_OURS / "docs.html").read_text()
     if request.path.endswith("/"):
         html = html.replace('"docs/', '"')
@@ -40,14 +39,12 @@ def page() -> Response:
 
 @bp.serve(
     "/docs/<file>",
-    id="get_docs_file",
-    summary="A file of that page",
     content={"text/javascript": STRING, "text/css": STRING, "image/png": {}},
     failures=[NotFoundError],
     path_values=lambda _: FILES,
 )
-def file(file: str) -> Response:
-    """Return one of the page's files."""
+def get_docs_file(file: str) -> Response:
+    """Return a file of that page."""
     if file not in FILES:
         abort(404)
     folder, content_type = FILES[file]

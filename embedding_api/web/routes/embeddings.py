@@ -108,18 +108,18 @@ def _examples(model: str) -> dict[str, Any]:
     "/v1/embeddings",
     "POST",
     aliases={"/embeddings": "create_embeddings_alias"},
-    id="create_embeddings",
-    summary="Turn texts into vectors",
-    description="OpenAI's embeddings API. null means absent, unknown fields are ignored, and the body may have any "
-    "Content-Type. `data` is in the order of `input`.",
     request=EmbeddingRequest,
     examples=_examples,
     schemas=_SCHEMAS,
     headers=_HEADERS,
     failures=set(REPORTED) - {InvalidKeyError, NotFoundError},
 )
-def create() -> Response:
-    """Return the vectors of the request's texts."""
+def create_embeddings() -> Response:
+    """Turn texts into vectors.
+
+    OpenAI's embeddings API. null means absent, unknown fields are ignored, and the body may have any Content-Type.
+    `data` is in the order of `input`.
+    """
     service = service_of(current_app)
     fields = load_request()
     embeddings = service.engine.embed(

@@ -18,14 +18,9 @@ _SERVICE = object_schema(
 )
 
 
-@bp.serve(
-    "/",
-    id="get_service",
-    summary="The service, its status, its version and its models",
-    schemas={"Service": _SERVICE},
-)
-def index() -> Response:
-    """Return the service's name, status and version, and the names of its models."""
+@bp.serve("/", schemas={"Service": _SERVICE})
+def get_service() -> Response:
+    """Return the name, status and version of the service, and the names of its models."""
     engine = service_of(current_app).engine
     return json_body.response(
         {
@@ -37,28 +32,23 @@ def index() -> Response:
     )
 
 
-@bp.serve(
-    "/health/live",
-    id="get_live",
-    summary="Liveness: 200 while the process can respond at all",
-    schemas={"Live": object_schema(status={"const": "live"})},
-)
-def live() -> Response:
-    """Return 200."""
+@bp.serve("/health/live", schemas={"Live": object_schema(status={"const": "live"})})
+def get_live() -> Response:
+    """Return 200 while the process can respond at all (liveness)."""
     return json_body.response({"status": "live"})
 
 
 @bp.serve(
     "/health/ready",
     aliases={"/health": "get_health"},
-    id="get_ready",
-    summary="Readiness: 200 while the engine responds or is idle",
-    description="Each worker reports for itself alone. 503 while the server stops.",
     schemas={"Ready": object_schema(status={"const": "ready"})},
     failures=[NotReadyError],
 )
-def ready() -> Response:
-    """Return 200, or raise what keeps this worker from embedding."""
+def get_ready() -> Response:
+    """Return 200 while the engine responds or is idle (readiness).
+
+    Each worker reports for itself alone. 503 while the server stops.
+    """
     problem = service_of(current_app).engine.problem()
     if problem is not None:
         raise NotReadyError(f"this worker is not ready: {problem}; try again after the seconds in Retry-After")

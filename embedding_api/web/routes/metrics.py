@@ -11,15 +11,12 @@ from embedding_api.web.operation import STRING, Routes
 bp = Routes("metrics")
 
 
-@bp.serve(
-    "/metrics",
-    id="get_metrics",
-    summary="The counters of all workers, for Prometheus",
-    description="Prometheus' text format, or OpenMetrics if the request's Accept asks for it.",
-    content={"text/plain": STRING, "application/openmetrics-text": STRING},
-)
-def show() -> Response:
-    """Return the counters in the format that the client accepts."""
+@bp.serve("/metrics", content={"text/plain": STRING, "application/openmetrics-text": STRING})
+def get_metrics() -> Response:
+    """Return the counters of all workers, for Prometheus.
+
+    The format is Prometheus' text format, or OpenMetrics if the request's Accept asks for it.
+    """
     encode, content_type = _encoder(request.headers.get("Accept", ""))
     return Response(encode(counters.registry()), content_type=content_type)
 

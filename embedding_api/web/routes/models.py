@@ -41,12 +41,10 @@ _MODELS = object_schema(object={"const": "list"}, data={"type": "array", "minIte
 @bp.serve(
     "/v1/models",
     aliases={"/models": "list_models_alias"},
-    id="list_models",
-    summary="The models that are served, in the configured order",
     schemas={"Models": _MODELS, "Model": _MODEL, "Proof": _PROOF},
 )
-def index() -> Response:
-    """Return the models in the configured order."""
+def list_models() -> Response:
+    """Return the models that are served, in the configured order."""
     models = service_of(current_app).engine.models.models
     return json_body.response({"object": "list", "data": [_dump(model) for model in models]})
 
@@ -54,13 +52,11 @@ def index() -> Response:
 @bp.serve(
     "/v1/models/<path:model_id>",
     aliases={"/models/<path:model_id>": "get_model_alias"},
-    id="get_model",
-    summary="One model, by its name or alias",
     schemas={"Model": _MODEL, "Proof": _PROOF},
     failures=[NotFoundError],
     path_values=model_names,
 )
-def show(model_id: str) -> Response:
+def get_model(model_id: str) -> Response:
     """Return one model, by its name or alias."""
     model = service_of(current_app).engine.models.find(model_id)
     if model is None:

@@ -7,7 +7,7 @@ from embedding_api.web.operation import JSON, Routes
 bp = Routes("openapi")
 
 
-@bp.serve("/openapi.json", id="get_openapi", summary="This document", content={JSON: {"type": "object"}})
-def show() -> Response:
-    """Return the document that was made when the application was."""
+@bp.serve("/openapi.json", content={JSON: {"type": "object"}})
+def get_openapi() -> Response:
+    """Return this document."""
     return Response(current_app.extensions["openapi"], content_type=JSON)
