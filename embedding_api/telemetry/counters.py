@@ -9,10 +9,9 @@ import logging
 import mmap
 import threading
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Metric, values
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 logger = logging.getLogger(__name__)
@@ -109,10 +108,6 @@ class Counters:
         self._slots = [Slot(_shared_memory(1))]
         self.slot = self._slots[0]
 
-    def install(self) -> None:
-        """Let all metrics of prometheus_client count here from now on, whatever folder the environment names."""
-        values.ValueClass = partial(Value, self)
-
     def share(self, n_workers: int) -> None:
         """Let this process, and those that it forks from now on, count together. A second call changes nothing.
 
@@ -164,7 +159,10 @@ class Counters:
 
 
 class Value:
-    """A number of a metric, in the slot of the process that counts. prometheus_client makes and calls it."""
+    """A number of a metric, in the slot of the process that counts. prometheus_client makes and calls it.
+
+    It has no exemplars: no metric of the service is given one.
+    """
 
     def __init__(
         self,
@@ -208,12 +206,6 @@ class Value:
         """Return what this process has counted, and the processes before it in its slot."""
         with self._counters.lock:
             return self._numbers()[self._index]
-
-    def set_exemplar(self, exemplar: Any) -> None:
-        """Do nothing: there are no exemplars here."""
-
-    def get_exemplar(self) -> None:
-        """Return None: there are no exemplars here."""
 
 
 def _shared_memory(n_slots: int) -> memoryview:

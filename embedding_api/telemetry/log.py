@@ -48,41 +48,28 @@ def for_request(call: Callable[[], None]) -> Callable[[], None]:
     return partial(context.run, call)
 
 
-class OfRequest(logging.Filter):
-    """Puts the ids of the current request before a record's own fields."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Add the ids to the record, and keep it."""
-        if ids := _ids.get():
-            record.fields = {**ids, **getattr(record, "fields", {})}
-        return True
+def add_ids(record: logging.LogRecord) -> bool:
+    """Put the ids of the current request before a record's own fields, and return True to keep the record."""
+    if ids := _ids.get():
+        record.fields = {**ids, **getattr(record, "fields", {})}
+    return True
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """Return the `logging.config` dictionary for these settings. Gunicorn uses the same one."""
     level = getattr(logging, settings.log_level)
+    formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
+    stderr = {"class": "logging.StreamHandler", "stream": streams.stderr(), "formatter": "line", "filters": [add_ids]}
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"()": JsonFormatter if settings.log_format == "json" else TextFormatter}},
-        "filters": {"of_request": {"()": OfRequest}},
-        "handlers": {
-            "stderr": {
-                "class": "logging.StreamHandler",
-                "stream": streams.stderr(),
-                "formatter": "line",
-                "filters": ["of_request"],
-            }
-        },
+        "formatters": {"line": {"()": formatter}},
+        "handlers": {"stderr": stderr},
         "root": {"level": max(logging.WARNING, level), "handlers": ["stderr"]},
         "loggers": {
             "embedding_api": {"level": settings.log_level},
-            "gunicorn.error": {
-                # Below INFO, Gunicorn logs paths and the bytes that it received.
-                "level": max(logging.INFO, level),
-                "propagate": True,
-                "handlers": [],
-            },
+            # Below INFO, Gunicorn logs paths and the bytes that it received.
+            "gunicorn.error": {"level": max(logging.INFO, level), "propagate": True, "handlers": []},
             "gunicorn.access": {"propagate": False, "handlers": []},
         },
     }

@@ -3,16 +3,19 @@
 Buckets are in seconds unless the name says otherwise.
 """
 
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+from functools import partial
 
-from embedding_api.telemetry.counters import Counters
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, values
+
+from embedding_api.telemetry.counters import Counters, Value
 
 # A creation time for each number would double the output; no number is reset while the server lives.
 disable_created_metrics()  # type: ignore[no-untyped-call] # it has no annotation
 
-# Where the processes of this server count. Before the first metric is made: it would count elsewhere, unseen.
+# Where the processes of this server count, whatever folder the environment names. Before the first metric is made: it
+# would count elsewhere, unseen.
 counters = Counters()
-counters.install()
+values.ValueClass = partial(Value, counters)
 
 # From a cached short text to REQUEST_TIMEOUT_S's default.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -92,13 +95,7 @@ WORKERS = _gauge_of_server("workers", "Workers alive.")
 WORKERS_WANTED = _gauge_of_server("workers_wanted", "Workers that should be alive.")
 RESTARTS = _counter("worker_restarts", "Workers that ended while the server went on, for any reason.")
 MODEL_INFO = _gauge_of_server(
-    "model_info",
-    "1 for each model served.",
-    "model",
-    "backend",
-    "precision",
-    "dimensions",
-    "max_input_tokens",
+    "model_info", "1 for each model served.", "model", "backend", "precision", "dimensions", "max_input_tokens"
 )
 BUILD_INFO = _gauge_of_server("build_info", "1 for the running version.", "version")
 

@@ -7,7 +7,7 @@ of the values that clients choose freely it holds ids alone.
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import requests
@@ -90,15 +90,10 @@ class Tracing:
             begun_s: When the request had arrived, in seconds on the monotonic clock.
         """
         attributes = {"http.request.method": method, "http.route": route, "url.scheme": scheme, **self._server}
-        tracer, clock = self._tracer or self.start(), _Clock()
-        span = tracer.start_span(
-            f"{method} {route}",
-            _propagator.extract({"traceparent": traceparent}),
-            SpanKind.SERVER,
-            attributes,
-            start_time=clock.ns(begun_s),
-        )
-        return RequestSpan(tracer, span, clock)
+        tracer, wall_ns = self._tracer or self.start(), _wall_clock()
+        context, begun_ns = _propagator.extract({"traceparent": traceparent}), wall_ns(begun_s)
+        span = tracer.start_span(f"{method} {route}", context, SpanKind.SERVER, attributes, start_time=begun_ns)
+        return RequestSpan(tracer, span, wall_ns)
 
 
 class RequestSpan:
@@ -108,10 +103,10 @@ class RequestSpan:
         trace_id: Id of its trace; empty if OpenTelemetry's variables disable tracing.
     """
 
-    def __init__(self, tracer: Tracer, span: Span, clock: "_Clock") -> None:
+    def __init__(self, tracer: Tracer, span: Span, wall_ns: Callable[[float], int]) -> None:
         self._tracer = tracer
         self._span = span
-        self._clock = clock
+        self._wall_ns = wall_ns
         context = span.get_span_context()
         self.trace_id = format_trace_id(context.trace_id) if context.is_valid else ""
 
@@ -133,26 +128,21 @@ class RequestSpan:
             self._span.set_attribute("error.type", str(status))
             self._span.set_status(StatusCode.ERROR)
         self._add(self._span, parts)
-        self._span.end(self._clock.ns(time.monotonic()))
+        self._span.end(self._wall_ns(time.monotonic()))
 
     def _add(self, parent: Span, parts: Iterable[Part]) -> None:
         context = set_span_in_context(parent)
         for part in parts:
-            begun_ns, ended_ns = self._clock.ns(part.begun_s), self._clock.ns(part.ended_s)
+            begun_ns, ended_ns = self._wall_ns(part.begun_s), self._wall_ns(part.ended_s)
             span = self._tracer.start_span(part.name, context, attributes=part.attributes, start_time=begun_ns)
             self._add(span, part.parts)
             span.end(ended_ns)
 
 
-class _Clock:
-    """Converts the monotonic clock to the wall clock, by one offset for all spans of a request."""
-
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
-
-    def ns(self, moment_s: float) -> int:
-        """Return nanoseconds since 1970."""
-        return self._offset_ns + round(moment_s * 1e9)
+def _wall_clock() -> Callable[[float], int]:
+    """Return a function from seconds on the monotonic clock to nanoseconds since 1970, for all spans of a request."""
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    return lambda moment_s: offset_ns + round(moment_s * 1e9)
 
 
 def _hide_arguments(record: logging.LogRecord) -> bool:
@@ -194,7 +184,7 @@ class _Exporter(OTLPSpanExporter):
         self._fails = False
         super().__init__(f"{endpoint.rstrip('/')}/v1/traces", session=self._http)
         # OpenTelemetry logs several lines for each attempt, which may quote a header, and so a key.
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_drop)
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(lambda _: False)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans."""
@@ -208,7 +198,3 @@ class _Exporter(OTLPSpanExporter):
             logger.info("traces arrive again")
         self._fails = fails
         return result
-
-
-def _drop(_: logging.LogRecord) -> bool:
-    return False

@@ -76,11 +76,10 @@ def app(request, clean_settings, no_leaked_threads, monkeypatch, model):
 @pytest.fixture
 def of_request(caplog):
     """The captured log, each record with the ids of its request."""
-    ids = log.OfRequest()
-    caplog.handler.addFilter(ids)
+    caplog.handler.addFilter(log.add_ids)
     with caplog.at_level("DEBUG"):
         yield caplog
-    caplog.handler.removeFilter(ids)
+    caplog.handler.removeFilter(log.add_ids)
 
 
 @pytest.fixture

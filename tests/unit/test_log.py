@@ -61,7 +61,7 @@ def test_a_json_line_can_hold_anything():
 @pytest.fixture
 def ids():
     """Return a function that gives the ids in a line logged now."""
-    yield lambda: (log.OfRequest().filter(line := record()), getattr(line, "fields", {}))[1]
+    yield lambda: (log.add_ids(line := record()), getattr(line, "fields", {}))[1]
     log.end_request()
 
 
@@ -70,7 +70,7 @@ def test_lines_carry_the_ids_of_the_current_request_until_it_ends(ids):
     log.begin_request(request_id="r", trace_id="t")
     assert ids() == {"request_id": "r", "trace_id": "t"}
     line = record(fields={"request_id": "own", "status": 400})
-    log.OfRequest().filter(line)
+    log.add_ids(line)
     assert line.fields == {"request_id": "own", "trace_id": "t", "status": 400}
     log.end_request()
     assert ids() == {}

@@ -159,7 +159,7 @@ def test_a_refusal_needs_no_thread_and_leaves_what_an_answer_leaves(worker, ask,
     """Its id is the client's own, it is counted, and its access line has the trace, the route and the status."""
     n_requests, n_refusals = counted()
     ids = {"X-Request-ID": "id-1", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
-    caplog.handler.addFilter(log.OfRequest())
+    caplog.handler.addFilter(log.add_ids)
     with caplog.at_level(logging.INFO):
         status, _, headers = ask("POST", "/v1/embeddings", BODY, ids)
     assert (status, headers["X-Request-ID"], headers["Connection"]) == (429, "id-1", "keep-alive")
