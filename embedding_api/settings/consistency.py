@@ -1,6 +1,7 @@
 """Refuses combinations of settings with which the service cannot run. Each message names the cure."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from embedding_api.errors import SettingsError
@@ -20,80 +21,60 @@ def require_consistent(settings: Settings) -> None:
     Raises:
         SettingsError: Two settings contradict each other. The message names both, and the cure.
     """
-    _require_usable_key(settings)
-    _require_time_after_drain(settings)
-    _require_known_code(settings)
-    _require_possible_device(settings)
-    _require_possible_precision(settings)
+    for contradiction in (*_contradictions(settings), *_contradictions_of_arithmetic(settings)):
+        raise SettingsError(contradiction)
 
 
-def _require_usable_key(settings: Settings) -> None:
+def _contradictions(settings: Settings) -> Iterator[str]:
     if settings.require_auth and not settings.api_key_secret:
-        raise SettingsError(
+        yield (
             "REQUIRE_AUTH=true without API_KEY_SECRET: every client would be refused; set API_KEY_SECRET to the key "
             "that clients send, or set REQUIRE_AUTH=false"
         )
-
-
-def _require_time_after_drain(settings: Settings) -> None:
     if settings.drain_s >= settings.graceful_timeout_s:
-        raise SettingsError(
+        yield (
             f"DRAIN_S={settings.drain_s} must be less than GRACEFUL_TIMEOUT_S={settings.graceful_timeout_s}, which "
             "includes it: running requests would have no time left; lower DRAIN_S or raise GRACEFUL_TIMEOUT_S"
         )
-
-
-def _require_known_code(settings: Settings) -> None:
     known = {name for spec in settings.supported_models for name in spec.names}
-    # Repositories of code cannot be checked here: models name them, and are not loaded yet.
-    unknown = [name for name in settings.trust_remote_code if name not in known and not parsing.is_repository(name)]
-    if unknown:
-        raise SettingsError(
-            f"TRUST_REMOTE_CODE={unknown[0]!r} is not in SUPPORTED_MODELS, which holds {', '.join(sorted(known))}; "
-            "write a repository of code with its commit, as organisation/name@<40 hexadecimal digits>"
+    for name in settings.trust_remote_code:
+        # Repositories of code cannot be checked here: models name them, and are not loaded yet.
+        if name not in known and not parsing.is_repository(name):
+            yield (
+                f"TRUST_REMOTE_CODE={name!r} is not in SUPPORTED_MODELS, which holds {', '.join(sorted(known))}; "
+                "write a repository of code with its commit, as organisation/name@<40 hexadecimal digits>"
+            )
+
+
+def _contradictions_of_arithmetic(settings: Settings) -> Iterator[str]:
+    """Yield what is wrong with device, backend and precision."""
+    device = f"DEVICE={settings.device}"
+    if settings.device != "cpu" and settings.workers > _max_workers_on_device() == 1:
+        yield (
+            f"WORKERS={settings.workers} with {device}: one worker owns the device, and others can send to it only on "
+            "Linux; unset WORKERS, or set it to 1"
         )
-
-
-def _require_possible_device(settings: Settings) -> None:
-    if settings.device == "cpu":
-        return
-    if settings.workers > _max_workers_on_device() == 1:
-        raise SettingsError(
-            f"WORKERS={settings.workers} with DEVICE={settings.device}: one worker owns the device, and others "
-            "can send to it only on Linux; unset WORKERS, or set it to 1"
-        )
-    if settings.backend == "openvino":
-        raise SettingsError(
-            f"BACKEND=openvino with DEVICE={settings.device}: OpenVINO computes on the CPU only; "
-            "unset BACKEND, or set DEVICE=cpu"
-        )
-
-
-def _require_possible_precision(settings: Settings) -> None:
-    if settings.precision != "int8":
-        return
-    if settings.backend == "torch" or settings.device != "cpu":
-        other = "BACKEND=torch" if settings.backend == "torch" else f"DEVICE={settings.device}"
-        raise SettingsError(
+    if settings.device != "cpu" and settings.backend == "openvino":
+        yield (f"BACKEND=openvino with {device}: OpenVINO computes on the CPU only; unset BACKEND, or set DEVICE=cpu")
+    if settings.precision == "int8" and (settings.backend == "torch" or settings.device != "cpu"):
+        other = "BACKEND=torch" if settings.backend == "torch" else device
+        yield (
             f"PRECISION=int8 with {other}: only OpenVINO on a CPU computes in int8; "
             f"set PRECISION to float32 or bfloat16, or unset {other.partition('=')[0]}"
         )
-    if settings.calibration_texts is not None:
-        _require_texts(settings.calibration_texts)
+    file = settings.calibration_texts
+    if settings.precision == "int8" and file is not None and (flaw := _flaw(file)):
+        yield f"CALIBRATION_TEXTS={file} {flaw}; name a file of UTF-8 texts, one a line, or unset it"
 
 
-def _require_texts(file: Path) -> None:
-    """Refuse a calibration file without text."""
+def _flaw(file: Path) -> str:
+    """Return what is wrong with a calibration file; empty if it has texts."""
     try:
-        flaw = "" if file.read_text(encoding="utf-8").strip() else "holds no text"
-    except FileNotFoundError:
-        flaw = "does not exist"
+        return "" if file.read_text(encoding="utf-8").strip() else "holds no text"
     except UnicodeDecodeError:
-        flaw = "is not UTF-8"
+        return "is not UTF-8"
     except OSError as error:
-        flaw = f"cannot be read ({error.strerror})"
-    if flaw:
-        raise SettingsError(f"CALIBRATION_TEXTS={file} {flaw}; name a file of UTF-8 texts, one a line, or unset it")
+        return f"cannot be read ({error.strerror})"
 
 
 def _max_workers_on_device() -> int:

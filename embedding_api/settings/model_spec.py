@@ -10,6 +10,8 @@ REPOSITORY, COMMIT = r"[\w.-]+/[\w.-]+", "[0-9a-f]{40}"
 # A Hugging Face name: `organisation/name`, or `name` for a model of sentence-transformers.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ALIAS = re.compile(r"[A-Za-z0-9][\w.:/-]*")
+# Unlike Path.is_dir, it is False for a name that is too long, and below a folder that this user cannot enter.
+_is_folder = os.path.isdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +72,20 @@ def _parse_entry(entry: str) -> ModelSpec:
     return ModelSpec(name=alias or name, source=full_name, revision=revision or None, is_folder=False)
 
 
-def _is_folder(text: str) -> bool:
+def home_expanded(text: str) -> Path:
+    """Return the path; `~` means a home folder.
+
+    Raises:
+        ValueError: The home folder cannot be found.
+    """
     try:
-        return Path(text).is_dir()
-    except OSError:
-        # The name is too long, or lies below a folder that this user cannot enter.
-        return False
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"holds {text!r}, and that home folder cannot be found; write the whole path") from error
 
 
 def _folder_spec(entry: str, alias: str, source: str) -> ModelSpec:
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"holds {entry!r}, and that home folder cannot be found; write the whole path") from error
+    path = home_expanded(source)
     # Unlike Path.resolve, it does not raise for a loop of links; reading the folder will.
     folder = Path(os.path.realpath(path))
     # The link's name, not its target's: it stays when the link is pointed at a new version.

@@ -3,6 +3,7 @@
 Imports the standard library and `model_spec` alone.
 """
 
+import contextlib
 import ipaddress
 import os
 import pwd
@@ -42,10 +43,7 @@ def choice(*words: str) -> Callable[[str], str]:
 
 def file_path(text: str) -> Path:
     """Return the absolute path; `~` means a home folder."""
-    try:
-        return Path(text).expanduser().absolute()
-    except RuntimeError as error:
-        raise ValueError("begins with ~ and a user who has no known home folder; write the whole path") from error
+    return model_spec.home_expanded(text).absolute()
 
 
 def cache_folder(text: str) -> Path:
@@ -68,10 +66,7 @@ def _home() -> Path:
 
 def boolean(text: str) -> bool:
     """Return true or false from one of three spellings each."""
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in words:
-        raise ValueError(f"must be one of {', '.join(words)}")
-    return words[text.lower()]
+    return choice("true", "yes", "1", "false", "no", "0")(text) in ("true", "yes", "1")
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -121,20 +116,15 @@ def host(text: str) -> str:
     return text
 
 
-def _has_host_and_port(address: str) -> bool:
-    try:
-        parts = urllib.parse.urlsplit(address)
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        # urllib raises it for a malformed port or IPv6 address.
-        return False
-
-
 def collector(text: str) -> str:
     """Return an HTTP address, or an empty text."""
-    if text and not (re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", text) and _has_host_and_port(text)):
-        raise ValueError(
-            "must be an address like http://host:port, without user name and password; put those into "
-            "OTEL_EXPORTER_OTLP_HEADERS"
-        )
-    return text
+    # urllib raises ValueError for a malformed port or IPv6 address.
+    with contextlib.suppress(ValueError):
+        parts = urllib.parse.urlsplit(text)
+        is_plain = re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", text) is not None
+        if not text or (is_plain and parts.hostname and parts.port != 0):
+            return text
+    raise ValueError(
+        "must be an address like http://host:port, without user name and password; put those into "
+        "OTEL_EXPORTER_OTLP_HEADERS"
+    )
