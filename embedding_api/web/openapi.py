@@ -24,7 +24,7 @@ from embedding_api.web.operation import (
     openapi_path,
     operation_of,
 )
-from embedding_api.web.request_schema import StrictField, model_names
+from embedding_api.web.request_schema import model_names
 
 _REQUEST_ID, _KEY = "X-Request-ID", "key"
 
@@ -61,20 +61,16 @@ _REQUEST_ID_PARAMETER = header(
 def document(app: Flask) -> dict[str, Any]:
     """Return the OpenAPI document of an application that has all its routes, its service and its request schemas."""
     service = service_of(app)
-    marshmallow = MarshmallowPlugin()
     spec = APISpec(
         "Memementor Embedding Service",
         __version__,
         "3.1.0",
-        plugins=[marshmallow],
+        plugins=[MarshmallowPlugin()],
         info={
             "description": "Sentence embeddings over HTTP, compatible with OpenAI's API. Every failure has one body.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
     )
-    # The plugin makes its converter when the specification is made.
-    converter: Any = marshmallow.converter
-    converter.add_attribute_function(_json_schema)
     operations = [(rule, operation_of(app, rule)) for rule in app.url_map.iter_rules()]
     _add_components(spec, [operation for _, operation in operations], service.settings)
     for rule, operation in operations:
@@ -85,13 +81,6 @@ def document(app: Flask) -> dict[str, Any]:
             described["requestBody"] = {"required": True, "content": {JSON: content}}
         spec.path(openapi_path(rule.rule), operations={method.lower(): described})
     return spec.to_dict()
-
-
-def _json_schema(_: Any, field: StrictField, ret: dict[str, Any]) -> dict[str, Any]:
-    """Return a field's own JSON Schema, which apispec adds to `ret`; null is not a default for the document."""
-    if ret.get("default", ...) is None:
-        del ret["default"]
-    return field.json_schema
 
 
 def _add_components(spec: APISpec, operations: list[Operation], settings: Settings) -> None:

@@ -79,7 +79,7 @@ class StrictField(fields.Field[Any]):
         description: Its description in the OpenAPI document.
         synonyms: Words of other APIs, each with the value of this field that it stands for.
         unsupported: Words of other APIs for what this service cannot do, each with the message that refuses it.
-        required: True if a request must have it. Otherwise `load_default` is its default, or None.
+        kwargs: As of marshmallow's fields. What is neither required nor has a default may be missing when loaded.
     """
 
     default_error_messages = {  # noqa: RUF012 - marshmallow declares it as an instance's
@@ -92,25 +92,22 @@ class StrictField(fields.Field[Any]):
         *,
         synonyms: Mapping[str, Any] = MappingProxyType({}),
         unsupported: Mapping[str, str] = MappingProxyType({}),
-        required: bool = False,
         **kwargs: Any,
     ) -> None:
-        default = {} if required else {"load_default": None}
-        metadata = {"description": description}
-        super().__init__(pre_load=self._translate, required=required, metadata=metadata, **default | kwargs)
+        super().__init__(pre_load=self._translate, metadata={"description": description}, **kwargs)
         self._synonyms = synonyms
         self._unsupported = unsupported
 
-    @property
-    def json_schema(self) -> dict[str, Any]:
-        """The JSON Schema of its values, with synonyms, and with null where null means absent."""
+    def _bind_to_schema(self, field_name: str, parent: Any) -> None:
+        """Add the JSON Schema of the values for apispec, with synonyms, and with null where null means absent."""
+        super()._bind_to_schema(field_name, parent)
         accepted = self._accepted()
         others = dict.fromkeys(self._synonyms, "string") | ({} if self.required else {None: "null"})
         if others:
             accepted["type"] = list(dict.fromkeys([accepted["type"], *others.values()]))
             if "enum" in accepted:
                 accepted["enum"] = [*accepted["enum"], *others]
-        return accepted
+        self.metadata = {**self.metadata, **accepted}
 
     def _translate(self, value: Any) -> Any:
         """Return the value for a word of another API, and any other value unchanged."""

@@ -125,10 +125,10 @@ def create_embeddings() -> Response:
     embeddings = service.engine.embed(
         fields["model"],
         fields["input"],
-        input_type=fields["input_type"],
-        prompt_name=fields["prompt_name"],
-        dimensions=fields["dimensions"],
-        truncate=service.settings.truncate if fields["truncate"] is None else fields["truncate"],
+        input_type=fields.get("input_type"),
+        prompt_name=fields.get("prompt_name"),
+        dimensions=fields.get("dimensions"),
+        truncate=fields.get("truncate", service.settings.truncate),
         caller=_caller(service.settings.request_timeout_s),
         timing=observe.timing(),
     )
