@@ -80,7 +80,11 @@ def read_values(file: Path, settings: Collection[str]) -> dict[str, str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"line {number} of {file}"
-        name, value = _name_and_value(line, where, settings)
+        if (assignment := _ASSIGNMENT.fullmatch(line)) is None:
+            # The message does not quote the line: it may be a part of a secret.
+            meant = next((word for word in re.findall(r"\w+", line.upper()) if word in settings), "NAME")
+            raise SettingsError(f"{where} is not NAME=value; write {meant}=...")
+        name, value = assignment["name"], assignment["value"]
         if name in values:
             raise SettingsError(f"{where} sets {name!r} a second time; keep one of the two")
         if name in settings:
@@ -111,16 +115,6 @@ def _read_text(file: Path) -> str:
         raise ValueError("it is a pipe")
     # Some editors write a byte order mark.
     return file.read_text(encoding="utf-8-sig")
-
-
-def _name_and_value(line: str, where: str, settings: Collection[str]) -> tuple[str, str]:
-    """Split a line. The message for a malformed line does not quote it: it may be a part of a secret."""
-    assignment = _ASSIGNMENT.fullmatch(line)
-    if assignment is None:
-        first = re.match(r"\W*(?:export\s+)?(\w*)", line)
-        setting = first[1].upper() if first else ""
-        raise SettingsError(f"{where} is not NAME=value; write {setting if setting in settings else 'NAME'}=...")
-    return assignment["name"], assignment["value"]
 
 
 def _clean_value(text: str, where: str) -> str:

@@ -1,9 +1,6 @@
 """Loads settings from the environment and `.env`. The only module that uses python-decouple."""
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import re
 import textwrap
 from collections.abc import Mapping
@@ -14,6 +11,7 @@ import decouple
 
 from embedding_api.errors import SettingsError
 from embedding_api.settings import consistency, env_file, parsing
+from embedding_api.settings.docstrings import docstrings_of
 from embedding_api.settings.table import Settings
 
 
@@ -61,22 +59,12 @@ def env_example() -> str:
     Settings are commented out, so that a copy of the file changes nothing: in the container image, for example, HOST
     has another default.
     """
-    docs, blocks = _docs(), []
+    docs, blocks = docstrings_of(Settings), []
     for field in dataclasses.fields(Settings):
         doc = textwrap.indent(docs[field.name], "# ")
         shown = field.metadata["default"] or field.metadata["example"]
         blocks.append(f'{doc}\n# {field.name.upper()}="{shown}"\n')
     return "\n".join(blocks)
-
-
-def _docs() -> dict[str, str]:
-    """Return the docstring of each setting, which Python itself does not keep."""
-    docs = {}
-    for statements in itertools.pairwise(ast.walk(ast.parse(inspect.getsource(Settings)))):
-        match statements:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(doc))):
-                docs[name] = inspect.cleandoc(doc)
-    return docs
 
 
 def _text(name: str, in_file: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ import json
 import logging
 import mmap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Metric
@@ -28,23 +28,25 @@ _END = b"\n"
 
 
 class Key(NamedTuple):
-    """What a number counts, in prometheus_client's terms.
+    """What a number counts, in prometheus_client's terms and order.
 
     Attributes:
         type: counter, gauge or histogram.
-        mode: How the gauges of several processes become one; empty for other types.
         metric: Name of the metric.
         sample: Name of the number, as GET /metrics shows it.
-        labels: Names and values of the labels.
+        label_names: Names of the labels.
+        label_values: Their values.
         help: Help text of the metric.
+        mode: How the gauges of several processes become one; empty for other types.
     """
 
     type: str
-    mode: str
     metric: str
     sample: str
-    labels: dict[str, str]
+    label_names: Sequence[str]
+    label_values: Sequence[str]
     help: str
+    mode: str = ""
 
 
 class Slot:
@@ -149,7 +151,7 @@ class Counters:
         for number, slot in enumerate(self._slots):
             for key, index in slot.read():
                 metric = metrics.setdefault(key.metric, Metric(key.metric, key.help, key.type))
-                labels = tuple(sorted(key.labels.items()))
+                labels = tuple(sorted(zip(key.label_names, key.label_values, strict=True)))
                 if key.type == "gauge":
                     vars(metric)["_multiprocess_mode"] = key.mode
                     labels += (("pid", str(number)),)
@@ -164,22 +166,9 @@ class Value:
     It has no exemplars: no metric of the service is given one.
     """
 
-    def __init__(
-        self,
-        counters: Counters,
-        typ: str,
-        metric_name: str,
-        name: str,
-        labelnames: tuple[str, ...],
-        labelvalues: tuple[str, ...],
-        help_text: str,
-        multiprocess_mode: str = "",
-        **_: Any,
-    ) -> None:
+    def __init__(self, counters: Counters, *key: Any, multiprocess_mode: str = "", **_: Any) -> None:
         self._counters = counters
-        self._key = Key(
-            typ, multiprocess_mode, metric_name, name, dict(zip(labelnames, labelvalues, strict=True)), help_text
-        )
+        self._key = Key(*key)._replace(mode=multiprocess_mode)
         self._slot: Slot | None = None
         self._index = _NO_ROOM
         # A number is shown from its making on.

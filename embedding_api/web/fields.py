@@ -73,8 +73,8 @@ class Name(StrictField):
 class Choice(Name):
     """One of a few words."""
 
-    def __init__(self, words: Sequence[str], description: str, **kwargs: Any) -> None:
-        super().__init__(description, **kwargs)
+    def __init__(self, words: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._words = words
 
     def _accepted(self) -> dict[str, Any]:

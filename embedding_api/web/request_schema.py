@@ -10,6 +10,9 @@ from marshmallow import fields
 from embedding_api.engine.models.registry import Registry
 from embedding_api.errors import InvalidFieldError
 from embedding_api.settings import Settings
+from embedding_api.settings.docstrings import docstrings_of
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def refuse(code: str, rule: str, index: int | None = None) -> NoReturn:
@@ -38,6 +41,7 @@ class RequestSchema(marshmallow.Schema):
     Attributes:
         max_inputs: The most texts in one request.
         accepts_token_ids: True if `input` may hold token ids.
+        docs: The docstring of each field, which is its description in the OpenAPI document.
         known: The names that a field may have, for each field that names something of this server.
     """
 
@@ -50,6 +54,7 @@ class RequestSchema(marshmallow.Schema):
         self.max_inputs = settings.max_inputs
         self.accepts_token_ids = settings.token_ids == "model"  # noqa: S105 - tokens of texts, not a password
         prompts = dict.fromkeys(name for model in models.models for name in model.route.prompts)
+        self.docs = docstrings_of(type(self))
         self.known = {"model": model_names(models), "prompt_name": tuple(prompts)}
         super().__init__()
 
@@ -76,7 +81,6 @@ class StrictField(fields.Field[Any]):
     """A field that converts nothing silently, and describes itself in JSON Schema.
 
     Args:
-        description: Its description in the OpenAPI document.
         synonyms: Words of other APIs, each with the value of this field that it stands for.
         unsupported: Words of other APIs for what this service cannot do, each with the message that refuses it.
         kwargs: As of marshmallow's fields. What is neither required nor has a default may be missing when loaded.
@@ -87,14 +91,9 @@ class StrictField(fields.Field[Any]):
     }
 
     def __init__(
-        self,
-        description: str,
-        *,
-        synonyms: Mapping[str, Any] = MappingProxyType({}),
-        unsupported: Mapping[str, str] = MappingProxyType({}),
-        **kwargs: Any,
+        self, *, synonyms: Mapping[str, Any] = _NONE, unsupported: Mapping[str, str] = _NONE, **kwargs: Any
     ) -> None:
-        super().__init__(pre_load=self._translate, metadata={"description": description}, **kwargs)
+        super().__init__(pre_load=self._translate, **kwargs)
         self._synonyms = synonyms
         self._unsupported = unsupported
 
@@ -107,7 +106,7 @@ class StrictField(fields.Field[Any]):
             accepted["type"] = list(dict.fromkeys([accepted["type"], *others.values()]))
             if "enum" in accepted:
                 accepted["enum"] = [*accepted["enum"], *others]
-        self.metadata = {**self.metadata, **accepted}
+        self.metadata = {"description": self._body.docs[field_name].replace("\n", " "), **accepted}
 
     def _translate(self, value: Any) -> Any:
         """Return the value for a word of another API, and any other value unchanged."""

@@ -66,7 +66,7 @@ def counters():
 
 
 def value(counters, type_="counter", name="n_total", mode=""):
-    return Value(counters, type_, name, name, ("a",), ("b",), "help", mode)
+    return Value(counters, type_, name, name, ("a",), ("b",), "help", multiprocess_mode=mode)
 
 
 def shown(counters, name="n_total"):
@@ -96,7 +96,7 @@ def test_a_worker_without_a_slot_counts_for_itself_alone(counters):
 
 
 def key(sample, help_="help"):
-    return Key("counter", "", "n", sample, {"model": "a\nb"}, help_)
+    return Key("counter", "n", sample, ["model"], ["a\nb"], help_)
 
 
 def test_a_key_that_a_killed_process_had_not_finished_is_replaced():

@@ -23,38 +23,43 @@ bp = Routes("embeddings")
 class EmbeddingRequest(RequestSchema):
     """The body of POST /v1/embeddings."""
 
-    input = Texts("What to embed: one text, or several.", required=True)
-    model = Name("Name or alias of a model that is served.", required=True)
-    encoding_format = Choice(
-        ("float", "base64"),
-        "The form of the vectors: numbers, or base64 of little-endian float32, which is smaller and faster.",
-        load_default="float",
-    )
-    dimensions = Count(
-        "Return only so many leading components, scaled to length 1 again if the model normalizes. The default and the "
-        "maximum are the model's own number."
-    )
-    user = Name("Accepted, and not stored.")
+    input = Texts(required=True)
+    """What to embed: one text, or several."""
+
+    model = Name(required=True)
+    """Name or alias of a model that is served."""
+
+    encoding_format = Choice(("float", "base64"), load_default="float")
+    """The form of the vectors: numbers, or base64 of little-endian float32, which is smaller and faster."""
+
+    dimensions = Count()
+    """Return only so many leading components, scaled to length 1 again if the model normalizes. The default and the
+    maximum are the model's own number."""
+
+    user = Name()
+    """Accepted, and not stored."""
+
     truncate = Flag(
-        "true cuts a text to the model's window and reports it, false refuses it. END is another word for true, NONE "
-        "for false. The default is the server's setting TRUNCATE.",
         # Cohere and NVIDIA send capital letters, Elasticsearch's client for NVIDIA small letters.
         synonyms={"NONE": False, "none": False, "END": True, "end": True},
         unsupported=dict.fromkeys(
             ("START", "start"), "must be END or NONE, not START: the server can cut a text only at its end"
         ),
     )
+    """true cuts a text to the model's window and reports it, false refuses it. END is another word for true, NONE for
+    false. The default is the server's setting TRUNCATE."""
+
     input_type = Choice(
         typing.get_args(Task),
-        "The role of the texts in a search. Selects the model's own prompt or route for that role, if it has one. "
-        "search_query is another word for query, passage and search_document for document.",
         # NVIDIA's word, and Cohere's.
         synonyms={"passage": "document", "search_query": "query", "search_document": "document"},
     )
-    prompt_name = Name(
-        "The model's prompt to put before each text, instead of its default prompt and that of `input_type`. GET "
-        "/v1/models lists the names."
-    )
+    """The role of the texts in a search. Selects the model's own prompt or route for that role, if it has one.
+    search_query is another word for query, passage and search_document for document."""
+
+    prompt_name = Name()
+    """The model's prompt to put before each text, instead of its default prompt and that of `input_type`. GET
+    /v1/models lists the names."""
 
 
 _EXAMPLE = {
