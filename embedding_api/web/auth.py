@@ -13,7 +13,6 @@ from embedding_api.settings import Settings
 _HEALTH = {"health.get_service", "health.get_live", "health.get_ready"}
 _DOCUMENTATION = {"openapi.get_openapi", "docs.get_docs", "docs.get_docs_file"}
 OPEN_ENDPOINTS = frozenset(_HEALTH | _DOCUMENTATION)
-METRICS_ENDPOINT = "metrics.get_metrics"
 
 
 def init_app(app: Flask) -> None:
@@ -23,7 +22,7 @@ def init_app(app: Flask) -> None:
 
 def needs_key(endpoint: str, settings: Settings) -> bool:
     """Return whether a route needs a key under these settings."""
-    is_open = endpoint in OPEN_ENDPOINTS or (endpoint == METRICS_ENDPOINT and settings.metrics_public)
+    is_open = endpoint in OPEN_ENDPOINTS or (endpoint == "metrics.get_metrics" and settings.metrics_public)
     return settings.require_auth and not is_open
 
 

@@ -1,6 +1,5 @@
 """The kinds of fields that requests have. Each refuses a value with a code and a rule. Imports marshmallow."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from embedding_api.web.json_body import type_name
@@ -57,34 +56,26 @@ def _check_each(items: list[Any], wanted: type, rule: str) -> None:
             refuse("invalid_type", f"must be {rule}, not {type_name(item)}", index)
 
 
-class Name(StrictField):
-    """A string. Where the server knows all names, the JSON Schema lists them; the engine checks them."""
+class Word(StrictField):
+    """A string: one of `words`, if there are any.
 
-    def _accepted(self) -> dict[str, Any]:
-        known = self._body.known.get(cast("str", self.name))
-        return {"type": "string"} if known is None else {"type": "string", "enum": list(known)}
+    Otherwise the JSON Schema lists the names that the server knows, if it knows all, and the engine checks them.
+    """
 
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
-        if not isinstance(value, str):
-            refuse("invalid_type", f"must be a string, not {type_name(value)}")
-        return value
-
-
-class Choice(Name):
-    """One of a few words."""
-
-    def __init__(self, words: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, *words: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._words = words
 
     def _accepted(self) -> dict[str, Any]:
-        return {"type": "string", "enum": list(self._words)}
+        known = self._words or self._body.known.get(cast("str", self.name))
+        return {"type": "string", "enum": list(known)} if known is not None else {"type": "string"}
 
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
-        word = super()._deserialize(value, *args, **kwargs)
-        if word not in self._words:
-            refuse("invalid_value", f"must be {' or '.join(self._words)}, not {word[:_SHOWN]!r}")
-        return word
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        if not isinstance(value, str):
+            refuse("invalid_type", f"must be a string, not {type_name(value)}")
+        if self._words and value not in self._words:
+            refuse("invalid_value", f"must be {' or '.join(self._words)}, not {value[:_SHOWN]!r}")
+        return value
 
 
 class Count(StrictField):

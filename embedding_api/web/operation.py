@@ -65,12 +65,7 @@ class Routes(Blueprint):
         self.operations: dict[str, Operation] = {}
 
     def serve(
-        self,
-        path: str,
-        method: str = "GET",
-        *,
-        aliases: Mapping[str, str] = _NONE,
-        **operation: Unpack[Operation],
+        self, path: str, method: str = "GET", *, aliases: Mapping[str, str] = _NONE, **operation: Unpack[Operation]
     ) -> Callable[[_View], _View]:
         """Return a decorator that serves a view at a path.
 

@@ -45,18 +45,14 @@ class RequestSchema(marshmallow.Schema):
         known: The names that a field may have, for each field that names something of this server.
     """
 
-    class Meta:
-        """Clients send many fields of other APIs."""
-
-        unknown = marshmallow.EXCLUDE
-
     def __init__(self, settings: Settings, models: Registry) -> None:
         self.max_inputs = settings.max_inputs
         self.accepts_token_ids = settings.token_ids == "model"  # noqa: S105 - tokens of texts, not a password
         prompts = dict.fromkeys(name for model in models.models for name in model.route.prompts)
         self.docs = docstrings_of(type(self))
         self.known = {"model": model_names(models), "prompt_name": tuple(prompts)}
-        super().__init__()
+        # Clients send many fields of other APIs.
+        super().__init__(unknown=marshmallow.EXCLUDE)
 
     @marshmallow.pre_load
     def _drop_nulls(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from embedding_api.errors import REPORTED, InvalidKeyError, NotFoundError
 from embedding_api.request import REQUEST, Caller, Request
 from embedding_api.service import service_of
 from embedding_api.web import json_body, observe
-from embedding_api.web.fields import Choice, Count, Flag, Name, Texts
+from embedding_api.web.fields import Count, Flag, Texts, Word
 from embedding_api.web.operation import COUNT, STRING, Routes, header, load_request, object_schema
 from embedding_api.web.request_schema import RequestSchema
 
@@ -26,17 +26,17 @@ class EmbeddingRequest(RequestSchema):
     input = Texts(required=True)
     """What to embed: one text, or several."""
 
-    model = Name(required=True)
+    model = Word(required=True)
     """Name or alias of a model that is served."""
 
-    encoding_format = Choice(("float", "base64"), load_default="float")
+    encoding_format = Word("float", "base64", load_default="float")
     """The form of the vectors: numbers, or base64 of little-endian float32, which is smaller and faster."""
 
     dimensions = Count()
     """Return only so many leading components, scaled to length 1 again if the model normalizes. The default and the
     maximum are the model's own number."""
 
-    user = Name()
+    user = Word()
     """Accepted, and not stored."""
 
     truncate = Flag(
@@ -49,15 +49,15 @@ class EmbeddingRequest(RequestSchema):
     """true cuts a text to the model's window and reports it, false refuses it. END is another word for true, NONE for
     false. The default is the server's setting TRUNCATE."""
 
-    input_type = Choice(
-        typing.get_args(Task),
+    input_type = Word(
+        *typing.get_args(Task),
         # NVIDIA's word, and Cohere's.
         synonyms={"passage": "document", "search_query": "query", "search_document": "document"},
     )
     """The role of the texts in a search. Selects the model's own prompt or route for that role, if it has one.
     search_query is another word for query, passage and search_document for document."""
 
-    prompt_name = Name()
+    prompt_name = Word()
     """The model's prompt to put before each text, instead of its default prompt and that of `input_type`. GET
     /v1/models lists the names."""
 

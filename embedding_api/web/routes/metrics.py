@@ -1,9 +1,7 @@
 """GET /metrics: the counters of all workers, for Prometheus."""
 
-from collections.abc import Callable
-
 from flask import Response, request
-from prometheus_client import CollectorRegistry, exposition
+from prometheus_client import exposition
 
 from embedding_api.telemetry.metrics import counters
 from embedding_api.web.operation import STRING, Routes
@@ -17,13 +15,9 @@ def get_metrics() -> Response:
 
     The format is Prometheus' text format, or OpenMetrics if the request's Accept asks for it.
     """
-    encode, content_type = _encoder(request.headers.get("Accept", ""))
-    return Response(encode(counters.registry()), content_type=content_type)
-
-
-def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
     try:
-        return exposition.choose_encoder(accept)
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
     except (TypeError, ValueError):
         # It compares version numbers, and fails for a version such as abc.
-        return exposition.choose_encoder("")
+        encode, content_type = exposition.choose_encoder("")
+    return Response(encode(counters.registry()), content_type=content_type)
