@@ -163,7 +163,7 @@ class Counters:
 class Value:
     """A number of a metric, in the slot of the process that counts. prometheus_client makes and calls it.
 
-    It has no exemplars: no metric of the service is given one.
+    It cannot be read, as `Counters` reads the slots, and has no exemplars, as no metric of the service is given one.
     """
 
     def __init__(self, counters: Counters, *key: Any, multiprocess_mode: str = "", **_: Any) -> None:
@@ -190,11 +190,6 @@ class Value:
         """Set the number."""
         with self._counters.lock:
             self._numbers()[self._index] = value
-
-    def get(self) -> float:
-        """Return what this process has counted, and the processes before it in its slot."""
-        with self._counters.lock:
-            return self._numbers()[self._index]
 
 
 def _shared_memory(n_slots: int) -> memoryview:

@@ -90,8 +90,7 @@ def take_over(settings: Settings) -> None:
 
 def refuse(error: StartError) -> NoReturn:
     """Exit with code 1 after one line that says why the service cannot start: plain, or JSON if LOG_FORMAT=json."""
-    is_json = config.log_format() == "json"
     handler = logging.StreamHandler(streams.stderr())
-    handler.setFormatter(JsonFormatter() if is_json else logging.Formatter())
+    handler.setFormatter(JsonFormatter() if config.log_format() == "json" else logging.Formatter())
     handler.handle(logger.makeRecord(logger.name, logging.CRITICAL, "", 0, error.line, (), None))
     sys.exit(1)

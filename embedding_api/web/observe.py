@@ -14,8 +14,6 @@ from embedding_api.web import spans
 
 # Of endpoints whose requests have spans, refused requests included. Health checks would outnumber all others.
 TRACED = ("embeddings.", "models.")
-# The blueprint whose successful requests are logged at DEBUG: load balancers ask every few seconds.
-_HEALTH = "health"
 
 
 def init_app(app: Flask) -> None:
@@ -69,7 +67,8 @@ def _end(response: Response) -> Response:
         for stage, stage_s in stages_s.items():
             metrics.STAGES.labels(name, stage).observe(stage_s)
         response.headers["Server-Timing"] = ", ".join(f"{stage};dur={s * 1000:.2f}" for stage, s in stages_s.items())
-    is_healthy = request.blueprint == _HEALTH and response.status_code < 400
+    # Load balancers ask every few seconds.
+    is_healthy = request.blueprint == "health" and response.status_code < 400
     access.record(
         request.method,
         request.url_rule.rule if request.url_rule else "",
@@ -80,5 +79,7 @@ def _end(response: Response) -> Response:
         **computed,
     )
     if "span" in g:
-        g.span.end(response.status_code, g.request_id, spans.attributes(embeddings), spans.parts(g.get("timing")))
+        attributes = spans.attributes(embeddings) if embeddings else {}
+        parts = spans.parts(g.timing) if "timing" in g else []
+        g.span.end(response.status_code, g.request_id, attributes, parts)
     return response

@@ -10,10 +10,8 @@ from embedding_api.telemetry.spans import Attributes, Part
 MAX_BATCH_SPANS = 100
 
 
-def attributes(embeddings: Embeddings | None) -> Attributes:
+def attributes(embeddings: Embeddings) -> Attributes:
     """Return the attributes of a request's span; named by OpenTelemetry's conventions for generative AI if possible."""
-    if embeddings is None:
-        return {}
     n_texts, dim = embeddings.vectors.shape
     return {
         "gen_ai.operation.name": "embeddings",
@@ -24,10 +22,8 @@ def attributes(embeddings: Embeddings | None) -> Attributes:
     }
 
 
-def parts(timing: Timing | None) -> list[Part]:
+def parts(timing: Timing) -> list[Part]:
     """Return a span for each stage that a request reached. A stage that has not ended ends now."""
-    if timing is None:
-        return []
     now_s = time.monotonic()
     stages = []
     if timing.read_s is not None:

@@ -45,24 +45,30 @@ def line(caplog):
     return line
 
 
-def count(counter, *labels) -> float:
-    return counter.labels(*labels)._value.get()
+def requests(route, method, status, model) -> float:
+    labels = {"route": route, "method": method, "status": str(status), "model": model}
+    return metrics.counters.registry().get_sample_value("embeddings_http_requests_total", labels) or 0
+
+
+def refused(reason) -> float:
+    sample = "embeddings_requests_refused_total"
+    return metrics.counters.registry().get_sample_value(sample, {"reason": reason}) or 0
 
 
 def test_a_request_that_computed_vectors_is_logged_with_their_numbers(line):
-    before = count(metrics.REQUESTS, "/v1/embeddings", "POST", 200, "m")
+    before = requests("/v1/embeddings", "POST", 200, "m")
     assert line("POST", "/v1/embeddings", 200, 0.01234, model="m", texts=2, tokens=8) == (
         {"method": "POST", "route": "/v1/embeddings", "status": 200, "ms": 12.3, "model": "m", "texts": 2, "tokens": 8},
         "INFO",
     )
-    assert count(metrics.REQUESTS, "/v1/embeddings", "POST", 200, "m") == before + 1
+    assert requests("/v1/embeddings", "POST", 200, "m") == before + 1
 
 
 def test_a_request_without_a_route_is_logged_without_its_method_and_path(line):
-    before = [count(metrics.REQUESTS, "-", "-", 400, ""), count(metrics.REFUSED, "invalid_request")]
+    before = [requests("-", "-", 400, ""), refused("invalid_request")]
     assert line("the-key", "", 400, 0, code="invalid_request", level=logging.DEBUG) == (
         {"method": "-", "route": "-", "status": 400, "ms": 0},
         "DEBUG",
     )
-    after = [count(metrics.REQUESTS, "-", "-", 400, ""), count(metrics.REFUSED, "invalid_request")]
+    after = [requests("-", "-", 400, ""), refused("invalid_request")]
     assert after == [number + 1 for number in before]
