@@ -7,7 +7,7 @@ from flask import Flask
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 
-# A route that exists. `rule` is such as `/v1/models/<path:model_id>`, `endpoint` is its name in Flask, such as `models.get_model`.
+# A route that exists. Its `rule` is such as `/v1/models/<path:model_id>`, its `endpoint` such as `models.get_model`.
 Route = Rule
 
 
