@@ -4,10 +4,10 @@ import ctypes
 import json
 import logging
 import os
-import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,26 +58,33 @@ def ask(
         The JSON object, or `{"end": why there is none}`, such as "ended with code 1 (no message)".
     """
     name = arguments[1].rpartition(".")[2] if arguments[0] == "-m" else Path(arguments[0]).name
-    child = _start(arguments, environment, folder, keep)
-    # Not `with child`: a signal that arrived between that line and the next would wait for the end of the program.
+    with tempfile.TemporaryFile() as output:
+        child = _start(arguments, environment, folder, keep, output)
+        # Not `with child`: a signal that arrived between that line and the next would wait for the end of the program.
+        try:
+            errors = _log_errors(child, name, logging.DEBUG if is_quiet else logging.WARNING)
+        except BaseException:
+            # The program and all that it started.
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+        finally:
+            with child:
+                pass  # which closes the pipe and waits for the end
+        output.seek(0)
+        last = output.read().strip().rpartition(b"\n")[2]
     try:
-        output, errors = _read(child, name, logging.DEBUG if is_quiet else logging.WARNING)
-    except BaseException:
-        # The program and all that it started.
-        os.killpg(child.pid, signal.SIGKILL)
-        raise
-    finally:
-        with child:
-            pass  # which closes the pipes and waits for the end
-    try:
-        result = json.loads(output[-1])
-    except (IndexError, ValueError):
+        result = json.loads(last)
+    except ValueError:
         result = None
     return result if isinstance(result, dict) else {"end": _end(child.returncode, errors)}
 
 
 def _start(
-    arguments: Sequence[str], environment: Mapping[str, str], folder: Path | None, keep: Sequence[int]
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path | None,
+    keep: Sequence[int],
+    output: IO[bytes],
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         # -P: neither the program's folder nor the working folder is on the module path.
@@ -88,7 +95,8 @@ def _start(
         # the terminal.
         process_group=0,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        # A file, unlike a second pipe, need not be read meanwhile.
+        stdout=output,
         stderr=subprocess.PIPE,
         pass_fds=keep,
         # Safe, since a process that loads models has one thread: no lock is held during the fork.
@@ -103,27 +111,15 @@ def end_with_parent(pid: int) -> None:
         os._exit(1)
 
 
-def _read(child: subprocess.Popen[bytes], name: str, level: int) -> tuple[list[str], list[str]]:
-    """Return the lines that a program writes to stdout and to stderr. Log each line of stderr once, when it comes."""
-    pipes: list[IO[bytes]] = [pipe for pipe in (child.stdout, child.stderr) if pipe is not None]
-    lines: list[list[str]] = [[], []]
-    rests = [b"", b""]
-    with selectors.DefaultSelector() as selector:
-        for index, pipe in enumerate(pipes):
-            selector.register(pipe, selectors.EVENT_READ, index)
-        while selector.get_map():
-            for key, _ in selector.select():
-                data = os.read(key.fd, 65_536)
-                *whole, rests[key.data] = (rests[key.data] + (data or b"\n")).split(b"\n")
-                new = [line for one in whole if (line := one.decode(errors="replace").strip())]
-                if pipes[key.data] is child.stderr:
-                    for line in dict.fromkeys(new):
-                        if line not in lines[key.data]:
-                            logger.log(level, "%s: %s", name, line)
-                lines[key.data] += new
-                if not data:
-                    selector.unregister(key.fileobj)
-    return lines[0], lines[1]
+def _log_errors(child: subprocess.Popen[bytes], name: str, level: int) -> list[str]:
+    """Return the lines that a program writes to stderr. Log each of them once, when it comes."""
+    lines: list[str] = []
+    for line in child.stderr or ():
+        if text := line.decode(errors="replace").strip():
+            if text not in lines:
+                logger.log(level, "%s: %s", name, text)
+            lines.append(text)
+    return lines
 
 
 def _end(code: int, errors: Sequence[str]) -> str:

@@ -49,16 +49,11 @@ class Checksums:
         self._known = self._read()
         self._is_changed = False
 
-    def sha256(self, path: Path, *, anew: bool = False) -> str:
-        """Return the SHA-256 of a file's content, in hexadecimal.
-
-        Args:
-            path: The file.
-            anew: True to read the file in any case.
-        """
+    def sha256(self, path: Path) -> str:
+        """Return the SHA-256 of a file's content, in hexadecimal."""
         name, identity, started_ns = os.path.realpath(path), _identity(path), self._clock_ns()
         known = self._known.get(name)
-        if known is not None and known[0] == identity and not anew:
+        if known is not None and known[0] == identity:
             return known[1]
         checksum = sha256(path)
         *_, n_bytes, mtime_ns, ctime_ns = identity
@@ -92,7 +87,7 @@ class Checksums:
             private.claim(self._folder)
             content = json.loads(file.read_bytes())
             return {
-                name: ([int(number) for number in identity], checksum)
+                name: (identity, checksum)
                 for name, (identity, checksum) in content.items()
                 if _CHECKSUM.fullmatch(checksum)
             }

@@ -4,11 +4,11 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from embedding_api.engine.models import snapshots
-from embedding_api.engine.models.checksums import Checksums
+from embedding_api.engine.models.checksums import sha256
 from embedding_api.errors import ModelLoadError
 from embedding_api.machine import programs
 from embedding_api.settings import Settings
@@ -32,18 +32,17 @@ _PACKAGES = {
 }
 
 
-def locate(spec: ModelSpec, settings: Settings, checksums: Checksums) -> Path:
+def locate(spec: ModelSpec, settings: Settings) -> Path:
     """Return the folder with a model's files. Download them if need be.
 
     Args:
         spec: The entry of SUPPORTED_MODELS.
         settings: HF_TOKEN and ALLOW_PICKLE matter.
-        checksums: Checks the weights of a packaged model.
 
     Raises:
         ModelLoadError: The files cannot be found or downloaded, or are not the expected ones.
     """
-    return _local(spec) or _packaged(spec, checksums) or _downloaded(spec, settings)
+    return _local(spec) or _packaged(spec) or _downloaded(spec, settings)
 
 
 def fetch_code(repository: str, commit: str | None, settings: Settings) -> Path:
@@ -57,10 +56,8 @@ def fetch_code(repository: str, commit: str | None, settings: Settings) -> Path:
     Raises:
         ModelLoadError: The files cannot be downloaded.
     """
-    download = _download(settings, repository, commit or "", "code")
-    if "problem" in download:
-        raise ModelLoadError(f"code of a model from the Hugging Face hub ({repository}): {download['problem']}")
-    return Path(download["path"])
+    owner = f"code of a model from the Hugging Face hub ({repository})"
+    return _download(owner, settings, repository, commit or "", "code")
 
 
 def _local(spec: ModelSpec) -> Path | None:
@@ -86,7 +83,7 @@ def _local(spec: ModelSpec) -> Path | None:
     return folder
 
 
-def _packaged(spec: ModelSpec, checksums: Checksums) -> Path | None:
+def _packaged(spec: ModelSpec) -> Path | None:
     package = _PACKAGES.get(spec.source)
     if package is None or spec.revision is not None:
         return None
@@ -95,43 +92,42 @@ def _packaged(spec: ModelSpec, checksums: Checksums) -> Path | None:
         return None
     folder = Path(found.origin).parent / "model"
     try:
-        sha256 = checksums.sha256(folder / "model.safetensors", anew=True)
+        # No remembered checksum: the package is what this service vouches for.
+        checksum = sha256(folder / "model.safetensors")
     except OSError as error:
         raise ModelLoadError(
             f"model {spec.name}: the package {package.name} cannot be read ({error}); install it again"
         ) from error
-    if sha256 != package.sha256:
+    if checksum != package.sha256:
         raise ModelLoadError(
-            f"model {spec.name}: {folder}/model.safetensors has the SHA-256 {sha256}, not {package.sha256}; "
+            f"model {spec.name}: {folder}/model.safetensors has the SHA-256 {checksum}, not {package.sha256}; "
             f"install the package {package.name} again"
         )
     return folder
 
 
 def _downloaded(spec: ModelSpec, settings: Settings) -> Path:
-    download = _download(settings, spec.source, spec.revision or "", "all" if settings.allow_pickle else "safe")
-    if "problem" in download:
-        raise ModelLoadError(f"model {spec.name} from the Hugging Face hub ({spec.source}): {download['problem']}")
-    for line in download["warnings"]:
-        logger.warning("model %s from the Hugging Face hub (%s): %s", spec.name, spec.source, line)
-    return Path(download["path"])
+    owner = f"model {spec.name} from the Hugging Face hub ({spec.source})"
+    return _download(owner, settings, spec.source, spec.revision or "", "all" if settings.allow_pickle else "safe")
 
 
-def _download(settings: Settings, *arguments: str) -> dict[str, Any]:
-    """Run the download program with these arguments. Return its `path` and `warnings`, or its `problem`."""
+def _download(owner: str, settings: Settings, *arguments: str) -> Path:
+    """Run the download program with these arguments. Return the folder; messages name `owner`."""
     try:
         # The hub's library cannot even be imported where this variable holds no address.
         _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
     except ValueError:
         # The message of the error can hold a part of a password.
-        return {"problem": "HF_ENDPOINT is no address; write https:// and the host, or unset it"}
+        raise ModelLoadError(f"{owner}: HF_ENDPOINT is no address; write https:// and the host, or unset it") from None
     # Without Xet, a library of its own that knows neither our time-outs nor a way to report an error.
     more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     # The only program that gets a token. The second name is an older one of the hub's library.
     if token := settings.hf_token or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         more["HF_TOKEN"] = token
-    result = programs.ask(
-        ["-m", "embedding_api.engine.models.hub", *arguments],
-        environment=programs.environment(Settings.secret_names(), **more),
-    )
-    return {"problem": f"the download {result['end']}"} if "end" in result else result
+    environment = programs.environment(Settings.secret_names(), **more)
+    result = programs.ask(["-m", "embedding_api.engine.models.hub", *arguments], environment=environment)
+    if "path" not in result:
+        raise ModelLoadError(f"{owner}: {result.get('problem') or 'the download ' + result['end']}")
+    for line in result["warnings"]:
+        logger.warning("%s: %s", owner, line)
+    return Path(result["path"])

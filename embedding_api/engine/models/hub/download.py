@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import os
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -77,9 +78,14 @@ def _client() -> httpx2.Client:
     try:
         client = default_client_factory()
     except OSError as error:
-        raise explanations.CertificatesError(str(error)) from error
+        name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        raise explanations.ExplainedError(
+            f"{name}={os.environ.get(name, '')} cannot be read as certificates ({error}); correct or unset {name}"
+        ) from error
     except (ValueError, ImportError, httpx2.InvalidURL) as error:
-        raise explanations.ProxyAddressError(str(error)) from error
+        raise explanations.ExplainedError(
+            f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names no proxy ({error}); write http://host:port, or unset it"
+        ) from error
     n_requests = collections.Counter[tuple[str, ...]]()
 
     def set_timeouts(request: httpx2.Request) -> None:
@@ -95,7 +101,10 @@ def _client() -> httpx2.Client:
             piece = (str(request.url), request.headers.get("Range", ""))
             n_requests[piece] += 1
             if n_requests[piece] > _MOST_TRIES:
-                raise explanations.BrokenOffError
+                raise explanations.ExplainedError(
+                    "the download broke off at the same place each time; a proxy or a firewall may limit its size: "
+                    "lift that, or name a local folder"
+                )
 
     hooks = client.event_hooks
     client.event_hooks = {

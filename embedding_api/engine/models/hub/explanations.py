@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -18,17 +17,15 @@ from embedding_api.engine.models.hub.addresses import host, one_line, proxy, tok
 # The system's numbers for a folder that cannot be written to, or is full.
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
-
-class BrokenOffError(Exception):
-    """The same piece of a file broke off each time."""
-
-
-class CertificatesError(Exception):
-    """The file or folder of trusted certificates cannot be read."""
+# What httpx2 and the library raise on an answer that they do not expect.
+_NOT_OF_A_HUB = (
+    httpx2.TooManyRedirects, httpx2.DecodingError, json.JSONDecodeError, errors.FileMetadataError, KeyError, TypeError,
+    AttributeError, AssertionError,
+)  # fmt: skip
 
 
-class ProxyAddressError(Exception):
-    """The address of a proxy is not valid."""
+class ExplainedError(Exception):
+    """A failure whose message already says what went wrong and what to do."""
 
 
 def problem(error: BaseException) -> str:
@@ -47,22 +44,17 @@ def problem(error: BaseException) -> str:
     return one_line(next(filter(None, explained), None) or _unknown(error))
 
 
-def _reached(error: BaseException) -> tuple[str, str]:
-    """Return the server that was to be reached, and what to check."""
+def _unreached(error: BaseException) -> str:
     address = url(error)
+    server = host(address)
     if name := proxy(address):
-        return f"the proxy of {name}", f"correct or unset {name.partition(' ')[0]}"
-    if "HF_ENDPOINT" in os.environ:
-        return host(address), "check HF_ENDPOINT and the network"
-    return host(address), "check the network, or set HTTPS_PROXY if it has a proxy"
-
-
-def _unreached(how: str) -> Callable[[BaseException], str]:
-    def explain(error: BaseException) -> str:
-        server, cure = _reached(error)
-        return f"{server} {how}; {cure}, or name a local folder"
-
-    return explain
+        server, cure = f"the proxy of {name}", f"correct or unset {name.partition(' ')[0]}"
+    elif "HF_ENDPOINT" in os.environ:
+        cure = "check HF_ENDPOINT and the network"
+    else:
+        cure = "check the network, or set HTTPS_PROXY if it has a proxy"
+    reason = str(error) or type(error).__name__
+    return f"the connection to {server} failed ({reason}); {cure}, try again, or name a local folder"
 
 
 def _offline(_: BaseException) -> str:
@@ -78,10 +70,6 @@ def _no_url(_: BaseException) -> str:
     return f"HF_ENDPOINT={endpoint!r} is no address of a hub; write https:// and the host, or unset it"
 
 
-def _token_unsendable(_: BaseException) -> str:
-    return f"{token_name()} holds characters that no token has; copy it again, or unset it if the model is public"
-
-
 def _untrusted(error: BaseException) -> str:
     # httpx2 reads neither REQUESTS_CA_BUNDLE nor CURL_CA_BUNDLE.
     reason = getattr(error, "verify_message", "") or error
@@ -89,19 +77,6 @@ def _untrusted(error: BaseException) -> str:
         f"the certificate of {host(constants.ENDPOINT)} is not trusted ({reason}); if the network's own authority "
         "made it, set SSL_CERT_FILE to a file with that authority's certificate"
     )
-
-
-def _certificates_unreadable(error: BaseException) -> str:
-    name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
-    return f"{name}={os.environ.get(name, '')} cannot be read as certificates ({error}); correct or unset {name}"
-
-
-def _no_tls(error: BaseException) -> str:
-    return f"{host(constants.ENDPOINT)} does not speak TLS as it should ({error}); check HF_ENDPOINT and HTTPS_PROXY"
-
-
-def _no_proxy(error: BaseException) -> str:
-    return f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names no proxy ({error}); write http://host:port, or unset it"
 
 
 def _proxy_refuses(error: BaseException) -> str:
@@ -113,33 +88,12 @@ def _proxy_refuses(error: BaseException) -> str:
     )
 
 
-def _no_connection(error: BaseException) -> str:
-    server, cure = _reached(error)
-    return f"{server} cannot be reached ({error or type(error).__name__}); {cure}, or name a local folder"
-
-
-def _lost(error: BaseException) -> str:
-    server, cure = _reached(error)
-    return f"the connection to {server} broke off ({error}); try again, {cure}, or name a local folder"
-
-
-def _broken_off(_: BaseException) -> str:
-    return (
-        "the download broke off at the same place each time; a proxy or a firewall may limit its size: lift that, or "
-        "name a local folder"
-    )
-
-
 def _no_hub(_: BaseException) -> str:
     cure = "check HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else "log in where the network asks for it"
     return (
         f"{host(constants.ENDPOINT)} answers, but not as a hub does (a log-in page or another server may answer in "
         f"its place); {cure}, or name a local folder"
     )
-
-
-def _no_name(error: BaseException) -> str:
-    return f"the hub can have no such model ({error}); check the name"
 
 
 def _unwritable(error: OSError) -> str | None:
@@ -159,24 +113,22 @@ def _unknown(error: BaseException) -> str:
 
 # The narrow classes before the wide ones: a certificate's error is one of TLS, and most are OSErrors.
 _EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]], ...] = (
+    (ExplainedError, str),
     (errors.OfflineModeIsEnabled, _offline),
-    (errors.HFValidationError, _no_name),
-    (CertificatesError, _certificates_unreadable),
-    (ProxyAddressError, _no_proxy),
+    (errors.HFValidationError, lambda error: f"the hub can have no such model ({error}); check the name"),
     ((httpx2.InvalidURL, httpx2.UnsupportedProtocol), _no_url),
-    ((httpx2.LocalProtocolError, UnicodeEncodeError), _token_unsendable),
-    (BrokenOffError, _broken_off),
+    (
+        (httpx2.LocalProtocolError, UnicodeEncodeError),
+        lambda _: f"{token_name()} holds characters that no token has; copy it again, or unset it for a public model",
+    ),
     (ssl.SSLCertVerificationError, _untrusted),
-    (ssl.SSLError, _no_tls),
-    (socket.gaierror, _unreached("is no name that resolves")),
-    (ConnectionRefusedError, _unreached("refuses connections")),
+    (
+        ssl.SSLError,
+        lambda error: f"{host(constants.ENDPOINT)} fails at TLS ({error}); check HF_ENDPOINT and HTTPS_PROXY",
+    ),
     (httpx2.ProxyError, _proxy_refuses),
-    ((httpx2.TimeoutException, TimeoutError), _unreached("did not answer in time")),
     (errors.HfHubHTTPError, statuses.explain),
-    (httpx2.ConnectError, _no_connection),
-    ((httpx2.TransportError, ConnectionError), _lost),
+    ((httpx2.TransportError, ConnectionError, TimeoutError), _unreached),
     (OSError, _unwritable),
-    ((httpx2.TooManyRedirects, httpx2.DecodingError, json.JSONDecodeError, errors.FileMetadataError), _no_hub),
-    # What the library raises on an answer that it does not expect.
-    ((KeyError, TypeError, AttributeError, AssertionError), _no_hub),
+    (_NOT_OF_A_HUB, _no_hub),
 )

@@ -14,7 +14,7 @@ def explain(error: BaseException) -> str:
     """Return what the status of an HfHubHTTPError means and what to do."""
     response: httpx2.Response = error.response  # type: ignore[attr-defined] # an HfHubHTTPError
     code, status = response.headers.get("X-Error-Code"), response.status_code
-    if meaning := _BY_CODE.get(code) or _BY_STATUS.get(status):
+    if meaning := _MEANINGS.get(code) or _MEANINGS.get(status):
         return meaning(response)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return f"the hub is down or overloaded ({_quote(response)}); try again later, or name a local folder"
@@ -77,17 +77,14 @@ def _proxy_wants_password(response: httpx2.Response) -> str:
     return f"the proxy wants a user and a password ({_quote(response)}); write them into {variable}"
 
 
-_BY_CODE: dict[str | None, Callable[[httpx2.Response], str]] = {
+# By the hub's own code for an error, and by status.
+_MEANINGS: dict[str | int | None, Callable[[httpx2.Response], str]] = {
     "RevisionNotFound": _unknown_revision,
     "GatedRepo": lambda _: "it is gated; ask for access on its page, then set HF_TOKEN to a token of that account",
     "RepoNotFound": _unknown_model,
-}
-_BY_STATUS: dict[int, Callable[[httpx2.Response], str]] = {
-    HTTPStatus.UNAUTHORIZED: _unauthorized,
-    HTTPStatus.FORBIDDEN: _forbidden,
-    HTTPStatus.NOT_FOUND: lambda response: (
-        f"the hub has no such model ({_quote(response)}); check the name and HF_ENDPOINT"
-    ),
-    HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: _proxy_wants_password,
-    HTTPStatus.TOO_MANY_REQUESTS: _too_many,
+    401: _unauthorized,
+    403: _forbidden,
+    404: lambda response: f"the hub has no such model ({_quote(response)}); check the name and HF_ENDPOINT",
+    407: _proxy_wants_password,
+    429: _too_many,
 }
