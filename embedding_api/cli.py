@@ -61,10 +61,9 @@ def check() -> None:
     """Check the settings, load every model and print what the service would serve."""
     loaded = _load_settings()
     for model in load_engine(loaded).models.models:
-        facts = model.describe()
         click.echo(
-            f"{facts.name}: {facts.dimensions} dimensions, window {facts.window or 'without limit'} tokens, "
-            f"{facts.backend} {facts.precision}, against sentence-transformers {facts.proof}"
+            f"{model.name}: {model.dimensions} dimensions, window {model.window or 'without limit'} tokens, "
+            f"{model.backend} {model.precision}, against sentence-transformers {model.proof}"
         )
     keys = "keys" if loaded.require_auth else "open"
     click.echo(f"{loaded.bind}: {loaded.workers} workers, {loaded.threads} threads each, {keys}")

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
 from functools import partial
 
 from embedding_api.engine.backends import devices
@@ -14,7 +13,6 @@ from embedding_api.engine.models.inspection import Inspected, inspected, require
 from embedding_api.engine.models.registry import Model, Registry
 from embedding_api.engine.scheduling import cost
 from embedding_api.engine.scheduling.admission import Limits
-from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.workers.mailbox import WORKERS_CAN_SEND, Exchange
 from embedding_api.engine.workers.workers import Workers
 from embedding_api.machine import cores, memory
@@ -81,10 +79,10 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     costs = [speed.measure(each, windows[each]) if on_cpu else cost.UNMEASURED for each in models.backends]
     memory.freeze()
     n_computing = min(settings.workers, cores.count()) if on_cpu else 1
-    rate = n_computing * _core_tokens_per_s(models, costs) if on_cpu else _DEVICE_TOKENS_PER_S
-    limits = _limits(settings, rate)
-    _log_topology(settings, n_computing)
-    _log_limits(settings, limits)
+    # The rate of the slowest backend, so that no full queue takes longer than _QUEUE_S.
+    slowest = min(map(cost.tokens_per_s, costs, [backend.max_batch_tokens for backend in models.backends]))
+    limits = _limits(settings, n_computing * slowest if on_cpu else _DEVICE_TOKENS_PER_S)
+    _log(settings, limits, n_computing)
     _publish(models, limits)
     workers = Workers(
         names=list(models.backends.values()),
@@ -102,29 +100,21 @@ def _load(model: Inspected, settings: Settings, checksums: Checksums) -> Model:
     """Load and prove one model, and log what serves it."""
     started = time.monotonic()
     loaded = choice.load(model, settings, checksums)
-    facts = loaded.describe()
     revision = snapshots.revision(model.spec, model.source)
     fields = {
-        "model": facts.name,
+        "model": loaded.name,
         "source": model.spec.source,
         **({} if revision is None else {"revision": revision}),
         "folder": str(model.source),
-        "backend": facts.backend,
-        "precision": facts.precision,
-        "dimensions": facts.dimensions,
-        "window": facts.window,
-        "against_sentence_transformers": str(facts.proof),
+        "backend": loaded.backend,
+        "precision": loaded.precision,
+        "dimensions": loaded.dimensions,
+        "window": loaded.window,
+        "against_sentence_transformers": str(loaded.proof),
         "load_s": round(time.monotonic() - started, 1),
     }
     logger.info("model loaded", extra={"fields": fields})
     return loaded
-
-
-def _core_tokens_per_s(models: Registry, costs: Sequence[Cost]) -> float:
-    """Return the rate of the slowest backend on one core, so that no full queue takes longer than _QUEUE_S."""
-    return min(
-        cost.tokens_per_s(each, backend.max_batch_tokens) for each, backend in zip(costs, models.backends, strict=True)
-    )
 
 
 def _limits(settings: Settings, rate: float) -> Limits:
@@ -144,16 +134,15 @@ def _publish(models: Registry, limits: Limits) -> None:
     """Set the metrics that are known at the start, and begin those of each model at 0."""
     metrics.QUEUE_LIMIT.set(limits.n_tokens)
     for model in models.models:
-        facts = model.describe()
-        metrics.MODEL_INFO.labels(facts.name, facts.backend, facts.precision, facts.dimensions, facts.window or "").set(
-            1
-        )
+        info = metrics.MODEL_INFO
+        info.labels(model.name, model.backend, model.precision, model.dimensions, model.window or "").set(1)
         for metric in metrics.OF_A_MODEL:
-            metric.labels(facts.name)
+            metric.labels(model.name)
 
 
-def _log_topology(settings: Settings, n_computing: int) -> None:
-    fields = {
+def _log(settings: Settings, limits: Limits, n_computing: int) -> None:
+    """Log who computes; and how much may wait, how many tokens per second are computed, and the time-outs."""
+    topology = {
         "device": settings.device,
         "cores": cores.count(),
         "workers": settings.workers,
@@ -162,11 +151,7 @@ def _log_topology(settings: Settings, n_computing: int) -> None:
         "exchange": WORKERS_CAN_SEND and settings.workers > 1,
         "requests_per_worker": settings.threads,
     }
-    logger.info("topology", extra={"fields": fields})
-
-
-def _log_limits(settings: Settings, limits: Limits) -> None:
-    """Log how much may wait, how many tokens per second are computed, and the time-outs."""
+    logger.info("topology", extra={"fields": topology})
     fields = {
         "queued_tokens": limits.n_tokens,
         "tokens_per_s": round(limits.tokens_per_s),

@@ -50,9 +50,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
-def conversion_of(source, target, **changes) -> convert.Conversion:
+def converted(source, target, **changes) -> dict:
     configured = {"quantise": False, "calibration_texts": "", "trust_remote_code": False, "allow_pickle": False}
-    return convert.Conversion(source=str(source), target=str(target), **{**configured, **changes})
+    return convert.main(source=str(source), target=str(target), **{**configured, **changes})
 
 
 def embed(routes: Routes, texts, task=None):
@@ -66,7 +66,7 @@ def embed(routes: Routes, texts, task=None):
 )
 def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tmp_path):
     source = models.save(make, folder)
-    assert convert.main(conversion_of(source, tmp_path)) == convert.Outcome()
+    assert converted(source, tmp_path) == {"warnings": []}
     layout = json.loads((tmp_path / "description.json").read_bytes())["layout"]["name"]
     assert layout == ("Padding" if make.__name__ in PADDED else "Packing")
     reference = SentenceTransformer(str(source), device="cpu").encode(TEXTS, show_progress_bar=False)
@@ -83,7 +83,7 @@ def test_converted_models_equal_encode_alone_and_in_any_company(make, folder, tm
 @pytest.mark.parametrize("make", [models.bert_prompts, models.bert_passage_prompt], ids=lambda m: m.__name__)
 def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
     source = models.save(make, folder)
-    assert convert.main(conversion_of(source, tmp_path)) == convert.Outcome()
+    assert converted(source, tmp_path) == {"warnings": []}
     wanted = torch_model.load(
         source, device="cpu", precision="float32", n_threads=1, trust_remote_code=False, allow_pickle=False
     ).routes
@@ -97,14 +97,14 @@ def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_models_that_cannot_be_converted_or_gain_nothing_are_refused(name, folder, tmp_path):
-    outcome = convert.main(conversion_of(models.save(getattr(models, name), folder), tmp_path))
-    assert REFUSED[name] in outcome.refusal
+    outcome = converted(models.save(getattr(models, name), folder), tmp_path)
+    assert REFUSED[name] in outcome["refusal"]
 
 
 def test_a_model_that_cannot_be_loaded_is_a_problem_and_no_lasting_refusal(tmp_path):
-    outcome = convert.main(conversion_of(tmp_path, tmp_path))
-    assert not outcome.refusal
-    assert outcome.problem.startswith("it cannot be loaded")
+    outcome = converted(tmp_path, tmp_path)
+    assert "refusal" not in outcome
+    assert outcome["problem"].startswith("it cannot be loaded")
 
 
 def settings(monkeypatch, tmp_path, source, **configured):
@@ -134,7 +134,8 @@ def test_two_starts_at_once_convert_once_and_a_damaged_entry_is_made_again(folde
     configured = settings(monkeypatch, tmp_path, source)
     with ThreadPoolExecutor(2) as starts:
         first, second = starts.map(
-            lambda _: conversion.converted(source, configured, Checksums(), trust_remote_code=False, name="m"), range(2)
+            lambda _: conversion.converted(source, configured, Checksums(), trust_remote_code=False, model="m"),
+            range(2),
         )
     assert first == second
     assert caplog.text.count("converting model") == 1
@@ -142,7 +143,7 @@ def test_two_starts_at_once_convert_once_and_a_damaged_entry_is_made_again(folde
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    assert conversion.converted(source, configured, Checksums(), trust_remote_code=False, name="m") == first
+    assert conversion.converted(source, configured, Checksums(), trust_remote_code=False, model="m") == first
     assert "is damaged (model.bin is not what was written); making it again" in caplog.text
     assert caplog.text.count("converting model") == 2
 
@@ -153,7 +154,7 @@ def test_int8_multiplies_in_8_bits(folder, tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     source = models.save(models.bert_mean, folder)
-    assert convert.main(conversion_of(source, target, quantise=True, calibration_texts=str(texts))) == convert.Outcome()
+    assert converted(source, target, quantise=True, calibration_texts=str(texts)) == {"warnings": []}
     assert "FakeQuantize" in (target / "model.xml").read_text()
     assert embed(openvino_backend.load(target, precision="int8").routes, TEXTS).shape == (len(TEXTS), 32)
 
@@ -244,7 +245,7 @@ def test_a_conversion_to_int8_opens_no_connection(folder, tmp_path, monkeypatch)
     record.unlink()
     configured = settings(monkeypatch, tmp_path, models.save(models.bert_mean, folder), PRECISION="int8")
     conversion.converted(
-        Path(configured.supported_models[0].source), configured, Checksums(), trust_remote_code=False, name="m"
+        Path(configured.supported_models[0].source), configured, Checksums(), trust_remote_code=False, model="m"
     )
     assert not record.exists(), record.read_text()
 
@@ -298,7 +299,7 @@ def test_a_conversion_ends_with_who_started_it(folder, tmp_path):
 
 def test_signals_reach_a_process_after_one_of_its_models_is_gone(folder, tmp_path):
     """Each of OpenVINO's cores gives its thread a stack for signals; see `openvino._core`."""
-    assert convert.main(conversion_of(models.save(models.bert_mean, folder), tmp_path)) == convert.Outcome()
+    assert converted(models.save(models.bert_mean, folder), tmp_path) == {"warnings": []}
     program = (
         "import signal\n"
         "from pathlib import Path\n"

@@ -41,7 +41,7 @@ def key(monkeypatch):
         with monkeypatch.context() as context:
             for name, value in variables.items():
                 context.setenv(name, str(value))
-            conversion.converted(source, load_settings(), Checksums(), trust_remote_code=trust_remote_code, name="m")
+            conversion.converted(source, load_settings(), Checksums(), trust_remote_code=trust_remote_code, model="m")
         return asked.pop()
 
     return key
@@ -154,7 +154,7 @@ def test_an_unusable_cache_ends_the_start_and_is_no_fault_of_the_model(model, mo
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(ModelLoadError, match=r"CACHE_DIR=.*; set CACHE_DIR to .*, or BACKEND=torch"):
-        conversion.converted(model, load_settings(), Checksums(), trust_remote_code=False, name="m")
+        conversion.converted(model, load_settings(), Checksums(), trust_remote_code=False, model="m")
 
 
 @pytest.mark.parametrize(("precision", "part"), [("float32", 2), ("int8", 8)])
@@ -165,5 +165,5 @@ def test_a_conversion_that_cannot_fit_on_the_disk_is_not_begun(model, monkeypatc
         cache, "obtain", lambda folder, key, make, checksums, *, n_bytes: asked.append(n_bytes) or folder
     )
     monkeypatch.setenv("PRECISION", precision)
-    conversion.converted(model, load_settings(), Checksums(), trust_remote_code=False, name="m")
+    conversion.converted(model, load_settings(), Checksums(), trust_remote_code=False, model="m")
     assert asked == [8000 // part]

@@ -84,7 +84,7 @@ def without_modules(folder: Path) -> Path:
 
 def test_a_whole_model_is_loaded_from_its_own_folder(model, monkeypatch):
     found, _ = inspect(model, monkeypatch)
-    assert (found.folder, found.may_run_code) == (model, False)
+    assert (found.folder, found.code) == (model, [])
     assert [module.name for module in found.modules] == ["Transformer", "Pooling"]
     assert assumed(model) == []
 
@@ -426,11 +426,11 @@ class TestCode:
         assert "own.Own" in (message := refusal(model, monkeypatch))
         assert message.endswith("read that, then name it in TRUST_REMOTE_CODE=m")
         found, _ = inspect(model, monkeypatch, TRUST_REMOTE_CODE="m")
-        assert (found.folder, found.may_run_code) == (model, True)
+        assert (found.folder, bool(found.code)) == (model, True)
 
     def test_code_that_loading_does_not_use_is_ignored(self, model, monkeypatch):
         self.maps(model, "own.OwnForCausalLM", key="AutoModelForCausalLM")
-        assert not inspect(model, monkeypatch)[0].may_run_code
+        assert not inspect(model, monkeypatch)[0].code
 
     def test_an_activation_of_its_own_is_code(self, model, monkeypatch):
         modules = json.loads((model / "modules.json").read_text())
@@ -511,7 +511,7 @@ class TestCode:
         write(model / "config.json", {"model_type": "nomic_bert"})
         self.maps(model, "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel")
         found, _ = inspect(model, monkeypatch)
-        assert not found.may_run_code
+        assert not found.code
         assert "modeling_hf_nomic_bert.NomicBertModel, is not used" in found.findings[0].message
         self.maps(model, "org/code--own.Fork")
         assert "(own.Fork)" in refusal(model, monkeypatch, lambda *_: Path(COMMIT))

@@ -74,9 +74,11 @@ def compute_buffers(found: Sequence[Report]) -> list[Finding]:
         found: The report about each model, whose buffers change.
     """
     findings = []
-    for model in (report.model for report in found if not type(report.model).__module__.startswith("transformers.")):
-        computed = dict(type(model)(model.config).named_non_persistent_buffers()) if _has_buffers(model) else {}
-        changed = [name for name, buffer in computed.items() if not _is_same(model, name, buffer)]
+    for model in (report.model for report in found):
+        if type(model).__module__.startswith("transformers.") or not any(model.named_non_persistent_buffers()):
+            continue
+        computed = dict(type(model)(model.config).named_non_persistent_buffers())
+        changed = [name for name, buffer in computed.items() if not _is_same(model.get_buffer(name), buffer)]
         for name in changed:
             parent, _, own_name = name.rpartition(".")
             model.get_submodule(parent).register_buffer(own_name, computed[name], persistent=False)
@@ -178,35 +180,27 @@ def _with_effect(model: PreTrainedModel, names: Iterable[str], encode: Encode, v
     return [name for part in parts.values() if _has_effect(model, part, encode, vectors) for name in part]
 
 
+@torch.no_grad()
 def _has_effect(model: PreTrainedModel, names: Sequence[str], encode: Encode, vectors: Sequence[Vectors]) -> bool:
     """Return True if vectors change when these weights become NaN, or another number where they are integers."""
     tensors = [model.get_parameter_or_buffer(name) for name in names]
-    before = [tensor.detach().clone() for tensor in tensors]
+    before = [tensor.clone() for tensor in tensors]
     try:
-        with torch.no_grad():
-            for tensor in tensors:
-                if tensor.is_floating_point():
-                    tensor.fill_(float("nan"))
-                else:
-                    tensor.copy_(tensor == 0)
-        try:
-            now = encode()
-        except (IndexError, RuntimeError):
-            return True
-        return any((one != other).any() for one, other in zip(now, vectors, strict=True))
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+            else:
+                tensor.copy_(tensor == 0)
+        return any((one != other).any() for one, other in zip(encode(), vectors, strict=True))
+    except (IndexError, RuntimeError):
+        return True
     finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
 
 
-def _has_buffers(model: PreTrainedModel) -> bool:
-    return any(True for _ in model.named_non_persistent_buffers())
-
-
-def _is_same(model: PreTrainedModel, name: str, buffer: torch.Tensor) -> bool:
-    now = model.get_buffer(name)
-    return now.shape == buffer.shape and now.dtype == buffer.dtype and torch.equal(now, buffer)
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _broken(model: SentenceTransformer, vectors: Sequence[Vectors]) -> list[Finding]:

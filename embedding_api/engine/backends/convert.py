@@ -1,113 +1,88 @@
 """Convert a sentence-transformers model for the OpenVINO backend. Run as a program, in a process of its own.
 
-Its argument is a `Conversion` as JSON; the last line of its output is an `Outcome` as JSON. The libraries that it needs
-start threads, which a master that forks must not have. It needs no network, no key and no token.
+Its argument holds those of `main` as JSON; the last line of its output is what `main` returns, as JSON. The libraries
+that it needs start threads, which a master that forks must not have. It needs no network, no key and no token.
 """
 
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from embedding_api.engine.backends import Loaded, UnfitError
-from embedding_api.engine.backends.layout import Packing, Padding
+from embedding_api.engine.backends import Loaded, Route, UnfitError
+from embedding_api.engine.backends.layout import Layout, Packing, Padding
 from embedding_api.engine.findings import UnservableError, in_a_line
+from embedding_api.engine.work import Ids
 from embedding_api.machine import analytics
 from embedding_api.telemetry import library_warnings
-
-if TYPE_CHECKING:
-    import openvino
 
 # The texts of the calibration where CALIBRATION_TEXTS names no file.
 _CALIBRATION_TEXTS = Path(__file__).with_name("calibration.txt")
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What to convert.
+def main(
+    source: str, target: str, *, quantise: bool, calibration_texts: str, trust_remote_code: bool, allow_pickle: bool
+) -> dict[str, Any]:
+    """Convert a model.
 
-    Attributes:
+    Args:
         source: The folder of the model.
         target: An empty folder for the result.
         quantise: True to make an int8 model, which needs nncf.
         calibration_texts: A file with one text a line; empty for the file of this package.
         trust_remote_code: True if Python files that come with the model may run.
         allow_pickle: True if weights may come from pickle files.
+
+    Returns:
+        `warnings`, the warnings of libraries, one line each. After a failure also `unservable`, why no backend can
+        serve the model, or `refusal`, why the model cannot be converted, or `problem`, any other failure, of which a
+        conversion has the system's number in `errno`. After the first two another conversion would end the same way.
     """
-
-    source: str
-    target: str
-    quantise: bool
-    calibration_texts: str
-    trust_remote_code: bool
-    allow_pickle: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of a conversion. It succeeded if the first three texts are empty.
-
-    Attributes:
-        unservable: Why no backend can serve the model. Another conversion would end the same way.
-        refusal: Why the model cannot be converted. Another conversion would end the same way.
-        problem: Any other failure.
-        errno: The system's number of that failure, or 0.
-        warnings: The warnings of libraries, one line each.
-    """
-
-    unservable: str = ""
-    refusal: str = ""
-    problem: str = ""
-    errno: int = 0
-    warnings: tuple[str, ...] = ()
-
-
-def main(conversion: Conversion) -> Outcome:
-    """Convert a model."""
     analytics.block()
     # Imported here: after analytics are blocked, and before warnings are collected.
-    from embedding_api.engine.backends import export, torch_model
+    from embedding_api.engine.backends import export, openvino_backend, torch_model
 
     loaded = None
+    failure: dict[str, Any] = {}
     with library_warnings.collected() as warnings:
         try:
             loaded = torch_model.load(
-                Path(conversion.source),
+                Path(source),
                 device="cpu",
                 precision="float32",
                 n_threads=1,
-                trust_remote_code=conversion.trust_remote_code,
-                allow_pickle=conversion.allow_pickle,
+                trust_remote_code=trust_remote_code,
+                allow_pickle=allow_pickle,
             )
-            _write(loaded, *export.exported(loaded.routes), conversion)
-            outcome = Outcome()
+            model, layout = export.exported(loaded.routes)
+            if quantise:
+                model = export.quantised(model, _calibration(loaded.routes[None], layout, calibration_texts))
+            export.save(model, Path(target, openvino_backend.MODEL))
+            _describe(loaded, layout, Path(target))
         except UnservableError as error:
-            outcome = Outcome(unservable=str(error))
+            failure = {"unservable": str(error)}
         except UnfitError as error:
-            outcome = Outcome(refusal=str(error))
+            failure = {"refusal": str(error)}
         except Exception as error:  # noqa: BLE001 - the operator gets any failure of the program in one line
-            if loaded is None:
-                outcome = Outcome(problem=f"it cannot be loaded ({in_a_line(error)})")
-            else:
-                number = getattr(error, "errno", None) or 0
-                outcome = Outcome(problem=f"its conversion failed ({in_a_line(error)})", errno=number)
-    return replace(outcome, warnings=tuple(warnings))
+            stage = "it cannot be loaded" if loaded is None else "its conversion failed"
+            failure = {"problem": f"{stage} ({in_a_line(error)})", "errno": loaded and getattr(error, "errno", None)}
+    return {"warnings": warnings, **failure}
 
 
-def _write(loaded: Loaded, model: "openvino.Model", layout: Packing | Padding, conversion: Conversion) -> None:
-    """Quantise an exported model if asked to, and write all that the OpenVINO backend reads."""
-    from embedding_api.engine.backends import export, openvino_backend
+def _calibration(route: Route, layout: Layout, file: str) -> list[list[Ids]]:
+    """Return the layout's arrays for each text of the calibration."""
+    lines = Path(file or _CALIBRATION_TEXTS).read_text(encoding="utf-8").splitlines()
+    readings = route.reader.read([line for line in lines if line.strip()], route.prompt).tokens
+    return [list(layout([tokens.ids])) for tokens in readings]
 
-    route, target = loaded.routes[None], Path(conversion.target)
-    if conversion.quantise:
-        file = Path(conversion.calibration_texts) if conversion.calibration_texts else _CALIBRATION_TEXTS
-        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        readings = route.reader.read(texts, route.prompt).tokens
-        model = export.quantised(model, [list(layout([tokens.ids])) for tokens in readings])
-    export.save(model, target / openvino_backend.MODEL)
+
+def _describe(loaded: Loaded, layout: Packing | Padding, target: Path) -> None:
+    """Write all that the OpenVINO backend reads beside the model itself."""
+    from embedding_api.engine.backends import openvino_backend
+
+    route = loaded.routes[None]
     route.reader.save(target)
     np.save(target / openvino_backend.REFERENCE, np.stack([each.reference for each in loaded.routes.values()]))
     description = {
@@ -121,4 +96,4 @@ def _write(loaded: Loaded, model: "openvino.Model", layout: Packing | Padding, c
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(main(Conversion(**json.loads(sys.argv[1]))))))  # noqa: T201 - the output of the program
+    print(json.dumps(main(**json.loads(sys.argv[1]))))  # noqa: T201 - the output of the program

@@ -3,7 +3,7 @@
 import errno
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ _LONG_TEXT = " ".join(map(str, range(400)))
 
 # The length of padded rows is a multiple of this number: see docs/decisions/0004.
 _STEP = 16
+
+# A function that returns the features that the last of a model's modules gives, from the modules and a layout's arrays.
+_Features = Callable[..., dict[str, Any]]
 
 
 def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
@@ -44,27 +47,25 @@ def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
     if any(prompt.n_tokens for each in routes.values() for prompt in (each.prompt, *each.prompts.values())):
         raise UnfitError("its pooling leaves the prompt out, and needs the length of the prompt with each batch")
     pad_id, window, transformer = backend.layout.pad_id, route.reader.window, backend.model[0]
+    attempts: list[tuple[Packing | Padding, Packing | Padding, _Features]] = []
     if isinstance(transformer, Transformer) and _attends_to_all(transformer):
         packing = Packing(pad_id, modules.first_position(transformer))
-        try:
-            model = openvino.convert_model(_export(_PackedModules(backend), packing, window))
-            if _gives_same_vectors(model, packing, route, backend):
-                return model, packing
-        except Exception as error:  # noqa: BLE001 - packing can break a model in any way; padding follows
-            _raise_passing(error)
-            traceback.print_exc()
+        attempts.append((packing, packing, _packed_features))
     # Padding on the right, on whichever side the model had it in training: in a row that begins with padding, OpenVINO
     # computes NaN for positions that attend to nothing. The comparison finds models that need the other side.
     padding = Padding(pad_id, step=_STEP, window=window)
-    try:
-        model = openvino.convert_model(_export(_PaddedModules(backend), padding._replace(step=1), window))
-        is_same = _gives_same_vectors(model, padding, route, backend)
-    except Exception as error:
-        _raise_passing(error)
-        raise UnfitError(f"it cannot be exported ({in_a_line(error)})") from error
-    if not is_same:
-        raise UnfitError("the exported model does not give the same vectors")
-    return model, padding
+    attempts.append((padding, padding._replace(step=1), _padded_features))
+    for layout, layout_of_example, features in attempts:
+        try:
+            model = openvino.convert_model(_export(_Modules(backend, features), layout_of_example, window))
+            if _gives_same_vectors(model, layout, route, backend):
+                return model, layout
+            failure = "the exported model does not give the same vectors"
+        except Exception as error:  # noqa: BLE001 - an export can break a model in any way
+            _raise_passing(error)
+            traceback.print_exc()
+            failure = f"it cannot be exported ({in_a_line(error)})"
+    raise UnfitError(failure)
 
 
 def quantised(model: openvino.Model, batches: Sequence[Sequence[Ids]]) -> openvino.Model:
@@ -136,50 +137,47 @@ def _raise_passing(error: Exception) -> None:
 
 
 class _Modules(torch.nn.Module):
-    """The modules of a model as a function from a layout's arrays to vectors, float32, (n_texts, dim)."""
+    """The modules of a model as a function from a layout's arrays to vectors, float32, (n_texts, dim).
 
-    def __init__(self, backend: TorchBackend) -> None:
+    Args:
+        backend: Has the modules.
+        features: Returns the features that the last module gives, from all modules and the arrays.
+    """
+
+    def __init__(self, backend: TorchBackend, features: _Features) -> None:
         super().__init__()
         self.model = backend.model
         self.dim = backend.dim
+        self.features = features
 
     def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
-        vectors: torch.Tensor = self.features(*arrays)["sentence_embedding"]
+        vectors: torch.Tensor = self.features(self.model, *arrays)["sentence_embedding"]
         return vectors[:, : self.dim]
 
-    def features(self, *arrays: torch.Tensor) -> dict[str, Any]:
-        """Return the features that the last module gives."""
-        raise NotImplementedError
+
+def _padded_features(model: torch.nn.Sequential, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+    """Return the features of `PaddedRows`."""
+    features: dict[str, Any] = model({"input_ids": ids, "attention_mask": mask, "modality": "text"})
+    return features
 
 
-class _PaddedModules(_Modules):
-    """The modules as a function of `PaddedRows`."""
-
-    def features(self, *arrays: torch.Tensor) -> dict[str, Any]:
-        ids, mask = arrays
-        features: dict[str, Any] = self.model({"input_ids": ids, "attention_mask": mask, "modality": "text"})
-        return features
-
-
-class _PackedModules(_Modules):
-    """The modules as a function of a `PackedRow`: the Transformer reads one row, the others read one row a text."""
-
-    def features(self, *arrays: torch.Tensor) -> dict[str, Any]:
-        ids, positions, segments, cells, mask = arrays
-        transformer, *rest = self.model
-        is_same_text = segments[:, None, :, None] == segments[:, None, None, :]
-        features: dict[str, Any] = {
-            "input_ids": ids,
-            "position_ids": positions,
-            # Added to the attention scores of two tokens: -1e9 leaves nothing of them.
-            "attention_mask": torch.where(is_same_text, 0.0, -1e9),
-            "modality": "text",
-        }
-        tokens = transformer(features)["token_embeddings"]
-        features = {"input_ids": ids[0][cells], "token_embeddings": tokens[0][cells], "attention_mask": mask}
-        for module in rest:
-            features = module(features)
-        return features
+def _packed_features(model: torch.nn.Sequential, *row: torch.Tensor) -> dict[str, Any]:
+    """Return the features of a `PackedRow`: the Transformer reads one row, the others read one row a text."""
+    ids, positions, segments, cells, mask = row
+    transformer, *rest = model
+    is_same_text = segments[:, None, :, None] == segments[:, None, None, :]
+    features: dict[str, Any] = {
+        "input_ids": ids,
+        "position_ids": positions,
+        # Added to the attention scores of two tokens: -1e9 leaves nothing of them.
+        "attention_mask": torch.where(is_same_text, 0.0, -1e9),
+        "modality": "text",
+    }
+    tokens = transformer(features)["token_embeddings"]
+    features = {"input_ids": ids[0][cells], "token_embeddings": tokens[0][cells], "attention_mask": mask}
+    for module in rest:
+        features = module(features)
+    return features
 
 
 def _export(chain: _Modules, layout: Layout, window: int | None) -> torch.export.ExportedProgram:

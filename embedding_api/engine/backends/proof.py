@@ -66,46 +66,17 @@ def prove(reference: Vectors, vectors: Vectors, precision: str) -> Proof:
 
     Args:
         reference: float32, (n_texts, dim).
-        vectors: float32. Another shape than that of the reference does not hold.
+        vectors: float32, the same shape. Another shape, NaN and infinity do not hold.
         precision: The arithmetic of the backend: float32, bfloat16 or int8.
     """
     measure, bound = _BOUNDS[precision]
-    of = largest_difference if measure == LARGEST_DIFFERENCE else smallest_cosine
-    return Proof(measure, of(reference, vectors), bound)
-
-
-def largest_difference(reference: Vectors, vectors: Vectors) -> float:
-    """Return the largest difference of any component, divided by the length of its reference vector.
-
-    Args:
-        reference: float32, (n_texts, dim).
-        vectors: The same shape.
-
-    Returns:
-        A share without a unit; infinity if an array holds NaN or infinity, or if the shapes differ.
-    """
-    if not _comparable(reference, vectors):
-        return float("inf")
-    return float((np.abs(reference - vectors) / _lengths(reference)).max())
-
-
-def smallest_cosine(reference: Vectors, vectors: Vectors) -> float:
-    """Return the smallest cosine between a vector and its reference.
-
-    Args:
-        reference: float32, (n_texts, dim).
-        vectors: The same shape.
-
-    Returns:
-        From -1 to 1; -1 if an array holds NaN or infinity, or if the shapes differ.
-    """
-    if not _comparable(reference, vectors):
-        return -1.0
-    return float((reference / _lengths(reference) * (vectors / _lengths(vectors))).sum(axis=1).min())
-
-
-def _comparable(reference: Vectors, vectors: Vectors) -> bool:
-    return reference.shape == vectors.shape and bool(np.isfinite(reference).all() and np.isfinite(vectors).all())
+    if reference.shape != vectors.shape or not np.isfinite([reference, vectors]).all():
+        return Proof(measure, float("inf") if measure == LARGEST_DIFFERENCE else -1.0, bound)
+    if measure == LARGEST_DIFFERENCE:
+        value = (np.abs(reference - vectors) / _lengths(reference)).max()
+    else:
+        value = (reference / _lengths(reference) * (vectors / _lengths(vectors))).sum(axis=1).min()
+    return Proof(measure, float(value), bound)
 
 
 def _lengths(vectors: Vectors) -> npt.NDArray[np.float32]:

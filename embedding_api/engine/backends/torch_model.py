@@ -1,10 +1,9 @@
 """Load a sentence-transformers model with torch: check it, find its routes, and compute its reference vectors."""
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from embedding_api.engine.backends import Loaded, Route, Routes, Task, completeness, torch_backend
+from embedding_api.engine.backends import Loaded, Route, Task, completeness, torch_backend
 from embedding_api.engine.backends.layout import Joining, Padding
 from embedding_api.engine.backends.modules import Entrance, entrances, limit, named_prompts, own_prompt
 from embedding_api.engine.backends.proof import PROBE_TEXTS
@@ -28,16 +27,9 @@ from embedding_api.telemetry import library_warnings
 _LEAST_SHARE = 0.9
 
 
-class _Way(NamedTuple):
-    """How the texts of a task go through a model.
-
-    Attributes:
-        entrance: The module that reads them.
-        encode_prompt: The prompt that `encode` gets; None lets `encode` choose the model's default prompt.
-    """
-
-    entrance: Entrance
-    encode_prompt: str | None
+# How the texts of a task go through a model: the module that reads them, and the prompt that `encode` gets. None lets
+# `encode` choose the model's default prompt.
+_Way = tuple[Entrance, str | None]
 
 
 def load(
@@ -68,15 +60,35 @@ def load(
         ways = _ways(model, found)
         references = _encode(model, ways.values())
         findings += completeness.require_whole(model, reports, lambda: _encode(model, ways.values()), references)
-    make = partial(TorchBackend, model, device=device, n_threads=n_threads)
-    dims = {way.entrance: reference.shape[1] for way, reference in zip(ways.values(), references, strict=True)}
-    backends = {entrance: _backend(make, entrance, precision, dim) for entrance, dim in dims.items()}
+    backends = {
+        entrance: TorchBackend(
+            model,
+            _layout(entrance.first),
+            options=entrance.options,
+            # Without a Transformer, less precision gains nothing.
+            precision=precision if isinstance(entrance.first, Transformer) else "float32",
+            dim=reference.shape[1],
+            device=device,
+            n_threads=n_threads,
+        )
+        for (entrance, _), reference in zip(ways.values(), references, strict=True)
+    }
     if precision == "bfloat16":
         for encoder in _encoders(found):
             torch_backend.halve(encoder)
+    routes = {
+        task: Route(
+            readers[entrance],
+            backends[entrance],
+            prompt=entrance.prompt(own_prompt(model, task)),
+            prompts={name: entrance.prompt(text) for name, text in prompts.items()},
+            reference=reference,
+        )
+        for (task, (entrance, _)), reference in zip(ways.items(), references, strict=True)
+    }
     # A conversion keeps these warnings in the cache, whose key does not depend on where the model lies.
     warned = [warning(text.replace(str(folder), "its folder")) for text in warnings]
-    return Loaded(_routes(model, ways, references, readers, backends, prompts), [*warned, *findings])
+    return Loaded(routes, [*warned, *findings])
 
 
 def _read(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> SentenceTransformer:
@@ -151,12 +163,12 @@ def _rowless(entrance: Entrance, reader: Reader, prompts: Iterable[str]) -> Iter
 
 def _ways(model: SentenceTransformer, found: Mapping[Task | None, Entrance]) -> dict[Task | None, _Way]:
     """Return the way of texts without a task, and of each task whose way is different."""
-    ways: dict[Task | None, _Way] = {None: _Way(found[None], None)}
+    ways: dict[Task | None, _Way] = {None: (found[None], None)}
     default_prompt = own_prompt(model, None)
     for task, entrance in found.items():
         prompt = own_prompt(model, task)
         if task is not None and (entrance, prompt) != (found[None], default_prompt):
-            ways[task] = _Way(entrance, prompt)
+            ways[task] = entrance, prompt
     return ways
 
 
@@ -179,34 +191,11 @@ def _encode(model: SentenceTransformer, ways: Iterable[_Way]) -> list[Vectors]:
     return encoded
 
 
-def _backend(make: Callable[..., TorchBackend], entrance: Entrance, precision: str, dim: int) -> TorchBackend:
-    first = entrance.first
+def _layout(first: Transformer | StaticEmbedding) -> Padding | Joining:
     if isinstance(first, StaticEmbedding):
-        # Without a Transformer, less precision gains nothing.
-        return make(Joining(), options=entrance.options, precision="float32", dim=dim)
+        return Joining()
     tokenizer: Any = first.tokenizer
-    padding = Padding(_pad_id(first), is_left=tokenizer.padding_side == "left")
-    return make(padding, options=entrance.options, precision=precision, dim=dim)
-
-
-def _routes(
-    model: SentenceTransformer,
-    ways: Mapping[Task | None, _Way],
-    references: Sequence[Vectors],
-    readers: Mapping[Entrance, Reader],
-    backends: Mapping[Entrance, TorchBackend],
-    prompts: Mapping[str, str],
-) -> Routes:
-    return {
-        task: Route(
-            readers[entrance],
-            backends[entrance],
-            prompt=entrance.prompt(own_prompt(model, task)),
-            prompts={name: entrance.prompt(text) for name, text in prompts.items()},
-            reference=reference,
-        )
-        for (task, (entrance, _)), reference in zip(ways.items(), references, strict=True)
-    }
+    return Padding(_pad_id(first), is_left=tokenizer.padding_side == "left")
 
 
 def _pad_id(first: Transformer) -> int:

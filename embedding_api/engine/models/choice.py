@@ -156,7 +156,7 @@ def _openvino(model: Inspected, settings: Settings, checksums: Checksums) -> Loa
     if importlib.util.find_spec("openvino") is None:
         raise UnfitError("openvino is not installed; pip install openvino")
     converted = conversion.converted(
-        model.folder, settings, checksums, trust_remote_code=model.may_run_code, name=model.spec.name
+        model.folder, settings, checksums, trust_remote_code=bool(model.code), model=model.spec.name
     )
     # Imported here because the import takes a quarter of a second, and not every service needs it.
     from embedding_api.engine.backends import openvino_backend
@@ -173,6 +173,6 @@ def _torch(model: Inspected, settings: Settings) -> Loaded:
         device=settings.device,
         precision=settings.precision,
         n_threads=max(1, cores.count() // settings.workers),
-        trust_remote_code=model.may_run_code,
+        trust_remote_code=bool(model.code),
         allow_pickle=settings.allow_pickle,
     )

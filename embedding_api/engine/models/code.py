@@ -84,7 +84,7 @@ def references(modules: Sequence[Module], folder: Path) -> list[Reference]:
     Raises:
         UnservableError: A file cannot be read.
     """
-    found = [_reference(module.type) for module in modules if not module.is_of_library]
+    found = [_reference(module.type) for module in modules if not module.library_class]
     for each in _folders(modules, folder):
         prefix = _TAKEN_OVER.get(str(files.read(each / "config.json").get("model_type")))
         for file in _MAPS:
@@ -98,7 +98,7 @@ def references(modules: Sequence[Module], folder: Path) -> list[Reference]:
 
 @contextlib.contextmanager
 def assembled(
-    folder: Path, modules: Sequence[Module], found: Sequence[Reference], trusted: Trust, own_name: str | None,
+    folder: Path, modules: Sequence[Module], found: Sequence[Reference], trusted: Trust, source: str,
     fetch: Fetch,
 ) -> Iterator[Path]:  # fmt: skip
     """Return a folder with the model and all of its code. It exists until the context ends.
@@ -111,7 +111,7 @@ def assembled(
         modules: The modules that its files describe.
         found: The classes that come with it.
         trusted: The code that may run.
-        own_name: The model's own repository, if it comes from the hub.
+        source: Where the model comes from: its own repository, or a folder.
         fetch: See `Fetch`.
 
     Raises:
@@ -119,7 +119,7 @@ def assembled(
         ModelLoadError: The code cannot be downloaded.
         OSError: The folder cannot be made.
     """
-    others = sorted({each.repository for each in found if each.repository is not None} - {own_name})
+    others = sorted({each.repository for each in found if each.repository is not None} - {source})
     _require_trust(found, others, trusted, fetch)
     if not any(each.repository for each in found):
         yield folder

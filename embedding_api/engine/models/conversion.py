@@ -38,12 +38,12 @@ NNCF_VERSION = "3.4.0"
 # Suffixes of files in a model's folder that have no effect on its vectors.
 _IRRELEVANT = (*formats.OTHER_WEIGHTS, *formats.NOT_OF_MODEL)
 
-# An entry has one of these files instead of a model where there is none: why OpenVINO cannot serve the model, or why no
-# backend can.
-_REFUSAL, _UNSERVABLE = "refusal.json", "unservable.json"
+# An entry has a JSON file with one of these names instead of a model where there is none: why OpenVINO cannot serve the
+# model, or why no backend can.
+_REFUSALS = {"refusal": UnfitError, "unservable": UnservableError}
 
 
-def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_remote_code: bool, name: str) -> Path:
+def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_remote_code: bool, model: str) -> Path:
     """Return the folder of a converted model.
 
     Args:
@@ -51,7 +51,7 @@ def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_r
         settings: PRECISION, CACHE_DIR, CALIBRATION_TEXTS and ALLOW_PICKLE matter.
         checksums: Computes the checksums of the model's files.
         trust_remote_code: True if Python files that come with the model may run.
-        name: The name of the model in the log.
+        model: The name of the model in the log.
 
     Raises:
         UnfitError: The model cannot be converted.
@@ -70,16 +70,16 @@ def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_r
     def make(target: Path, lock: int) -> None:
         if is_int8:
             _require_nncf()
-        _run(source, target, options, lock, name)
+        _run(source, target, options, lock, model)
 
     n_bytes = _least_size(source, is_int8=is_int8)
     try:
         entry = cache.obtain(settings.cache_dir / "openvino", key, make, checksums, n_bytes=n_bytes)
     except cache.CacheError as error:
         raise ModelLoadError(f"{error}, or BACKEND=torch, which is slower and needs none") from error
-    for file, refused in ((_REFUSAL, UnfitError), (_UNSERVABLE, UnservableError)):
-        if (entry / file).exists():
-            raise refused(json.loads((entry / file).read_bytes()))
+    for name, refused in _REFUSALS.items():
+        if (file := entry / f"{name}.json").exists():
+            raise refused(json.loads(file.read_bytes()))
     return entry
 
 
@@ -152,13 +152,12 @@ def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int, 
     )
     if "end" in outcome:
         raise UnfitError(f"its conversion {outcome['end']}")
-    if outcome["errno"] in cache.NO_ROOM:
-        raise OSError(outcome["errno"], os.strerror(outcome["errno"]))
-    if outcome["problem"]:
+    if (number := outcome.get("errno")) in cache.NO_ROOM:
+        raise OSError(number, os.strerror(number))
+    if "problem" in outcome:
         raise UnfitError(outcome["problem"])
-    for file, reason in ((_REFUSAL, outcome["refusal"]), (_UNSERVABLE, outcome["unservable"])):
-        if reason:
-            (target / file).write_text(json.dumps(reason))
+    for file in _REFUSALS.keys() & outcome.keys():
+        (target / f"{file}.json").write_text(json.dumps(outcome[file]))
     for line in outcome["warnings"]:
         logger.warning("model %s, while it was converted: %s", name, line)
     logger.info("converted model %s in %.1f s", name, time.monotonic() - started)

@@ -17,15 +17,8 @@ LFS_POINTER = b"version https://git-lfs"
 TRANSFORMER = f"{_LIBRARY}base.modules.transformer.Transformer"
 
 # Names of the file with sentence-transformers' settings of a Transformer, newest first. The first that exists counts.
-_TRANSFORMER_SETTINGS = (
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-)
+_ARCHITECTURES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_TRANSFORMER_SETTINGS = [f"sentence_{name}_config.json" for name in _ARCHITECTURES]
 
 
 class Module(NamedTuple):
@@ -45,19 +38,9 @@ class Module(NamedTuple):
         return self.type.rpartition(".")[2]
 
     @property
-    def is_of_library(self) -> bool:
-        """True for a class of sentence-transformers."""
-        return self.type.startswith(_LIBRARY)
-
-    @property
-    def is_transformer(self) -> bool:
-        """True if transformers loads the module."""
-        return self.is_of_library and self.name == "Transformer"
-
-    @property
-    def is_pooling(self) -> bool:
-        """True if the module makes one vector from the vectors of a text's tokens."""
-        return self.is_of_library and self.name == "Pooling"
+    def library_class(self) -> str:
+        """The name of the class if it is one of sentence-transformers, and otherwise empty."""
+        return self.name if self.type.startswith(_LIBRARY) else ""
 
     def config(self) -> dict[str, Any]:
         """Return the module's config.json; empty if there is none. Raises what `read` raises."""
@@ -139,18 +122,16 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_module(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or not isinstance(entry.get("path"), str):
-        return False
-    return _is_inside(entry["path"])
+    return isinstance(entry, dict) and isinstance(entry.get("type"), str) and _is_inside(entry.get("path"))
 
 
-def _is_inside(path: str) -> bool:
-    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+def _is_inside(path: Any) -> bool:
+    return isinstance(path, str) and not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
 
 
 def _routes(module: Module) -> Iterator[Module]:
     """Yield the modules that a Router leads to."""
-    if module.is_of_library and module.name in ("Router", "Asym"):
+    if module.library_class in ("Router", "Asym"):
         config = read(module.folder / "router_config.json") or module.config()
         types = config.get("types")
         for path, type_ in types.items() if isinstance(types, dict) else ():

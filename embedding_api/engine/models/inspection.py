@@ -34,11 +34,6 @@ class Inspected(NamedTuple):
     code: Sequence[Reference] = ()
     findings: Sequence[Finding] = ()
 
-    @property
-    def may_run_code(self) -> bool:
-        """True if Python code comes with the model and may run."""
-        return bool(self.code)
-
 
 @contextlib.contextmanager
 def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -> Iterator[Inspected]:
@@ -53,7 +48,6 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
     Raises:
         ModelLoadError: The model cannot be served.
     """
-    own_name = None if spec.is_folder else spec.source
     is_downloaded = not spec.is_folder
     with contextlib.ExitStack() as stack:
         try:
@@ -66,7 +60,7 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
             may_run = [each for each in found if trusted.is_given or not each.is_taken_over]
             weights.require_weights(source, modules, allow_pickle=settings.allow_pickle, is_downloaded=is_downloaded)
             tokenizer.require_tokenizer(modules)
-            folder = stack.enter_context(code.assembled(source, modules, may_run, trusted, own_name, fetch))
+            folder = stack.enter_context(code.assembled(source, modules, may_run, trusted, spec.source, fetch))
         except UnservableError as error:
             raise unservable(spec, source, error) from error
         except OSError as error:

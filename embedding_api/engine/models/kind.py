@@ -11,33 +11,27 @@ from embedding_api.engine.models.files import Module
 _SPARSE, _RERANKER, _COLBERT = "a sparse encoder", "a reranker or a classifier", "a multi-vector model, such as ColBERT"
 _MEDIA = "a model that reads pictures or sound"
 
-# The kind by the class in config_sentence_transformers.json that saved the model. PyLate 3 wrote ColBERT.
-_BY_MODEL_TYPE = {
-    "SparseEncoder": _SPARSE,
-    "CrossEncoder": _RERANKER,
-    "MultiVectorEncoder": _COLBERT,
-    "ColBERT": _COLBERT,
-}
-# The kind by the package of a module that no embedding model has.
-_BY_PACKAGE = {
-    "sentence_transformers.sparse_encoder.": _SPARSE,
-    "sentence_transformers.cross_encoder.": _RERANKER,
-    "sentence_transformers.multi_vector_encoder.": _COLBERT,
-    "pylate.": _COLBERT,
-}
+# The kind by a class: that of a module, or the one in config_sentence_transformers.json that saved the model. PyLate 3
+# wrote ColBERT there.
+_BY_CLASS = (
+    (r"^sentence_transformers\.sparse_encoder\.|^SparseEncoder$", _SPARSE),
+    (r"^sentence_transformers\.cross_encoder\.|^CrossEncoder$", _RERANKER),
+    (r"^sentence_transformers\.multi_vector_encoder\.|^pylate\.|^(MultiVectorEncoder|ColBERT)$", _COLBERT),
+    (r"^sentence_transformers\..*\bCLIPModel$", _MEDIA),
+)
 # The kind by the transformer_task in sentence_bert_config.json, where that is not to give vectors of tokens.
 _BY_TASK = {"sequence-classification": _RERANKER, "fill-mask": _SPARSE, "retrieval": _COLBERT}
 # The kind by the name of an architecture of transformers. It counts only where there is no modules.json:
 # jina-embeddings-v2 is a ...ForMaskedLM, Qwen3-Embedding a ...ForCausalLM, and both are embedding models.
 _BY_ARCHITECTURE = (
-    (re.compile("ColBERT|ForRetrieval", re.IGNORECASE), _COLBERT),
-    (re.compile("Splade", re.IGNORECASE), _SPARSE),
-    (re.compile("ForSequenceClassification"), _RERANKER),
-    (re.compile("ForMaskedLM"), "a masked language model, as SPLADE and untrained base models are"),
-    (re.compile("ForCausalLM|LMHead"), "a language model"),
-    (re.compile("^CLIP|^Siglip|Vision"), _MEDIA),
+    ("(?i)ColBERT|ForRetrieval", _COLBERT),
+    ("(?i)Splade", _SPARSE),
+    ("ForSequenceClassification", _RERANKER),
+    ("ForMaskedLM", "a masked language model, as SPLADE and untrained base models are"),
+    ("ForCausalLM|LMHead", "a language model"),
+    ("^CLIP|^Siglip|Vision", _MEDIA),
     # All other names with a task, but not those whose task is to embed.
-    (re.compile(r"For(?!\w*(Embed|Encod|FeatureExtraction))[A-Z]"), "a model for another task"),
+    (r"For(?!\w*(Embed|Encod|FeatureExtraction))[A-Z]", "a model for another task"),
 )
 
 # Parts of config.json that only models of pictures and sound have.
@@ -61,17 +55,14 @@ def require_embedding_model(folder: Path, modules: Sequence[Module]) -> None:
     """
     type_ = str(files.read(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer"))
     if type_ != "SentenceTransformer":
-        kind = _BY_MODEL_TYPE.get(type_, "another kind of model")
+        kind = _named(type_, _BY_CLASS) or "another kind of model"
         raise _other(f"config_sentence_transformers.json says that it is a {type_}", kind)
     for module in modules:
-        for package, kind in _BY_PACKAGE.items():
-            if module.type.startswith(package):
-                raise _other(f"modules.json has a {module.name}", kind)
-        if module.is_of_library and module.name == "CLIPModel":
-            raise _other("modules.json has a CLIPModel", _MEDIA)
-        if module.is_transformer:
+        if kind := _named(module.type, _BY_CLASS):
+            raise _other(f"modules.json has a {module.name}", kind)
+        if module.library_class == "Transformer":
             _require_reading_text(module)
-        if module.is_of_library and module.name in ("Pooling", "Dense") and not module.config():
+        if module.library_class in ("Pooling", "Dense") and not module.config():
             raise UnservableError(f"its {module.folder.name} has no config.json; get all files of the model")
     if not files.is_declared(folder):
         _require_base_model(folder)
@@ -97,14 +88,14 @@ def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> 
         )
         return
     for module in modules:
-        if module.is_pooling and not _names_pooling(module):
+        if module.library_class == "Pooling" and not _names_pooling(module):
             yield warning(
                 f"its {module.folder.name}/config.json names no way of pooling; the mean of the tokens' vectors is "
                 "assumed"
             )
-        if module.is_of_library and module.name == "Dense" and "activation_function" not in module.config():
+        if module.library_class == "Dense" and "activation_function" not in module.config():
             yield warning(f"its {module.folder.name}/config.json names no activation function; Tanh is assumed")
-        if module.is_transformer and not _names_window(module):
+        if module.library_class == "Transformer" and not _names_window(module):
             yield warning(
                 "it declares no window, neither max_seq_length in sentence_bert_config.json nor model_max_length in "
                 f"tokenizer_config.json; {limit} is assumed, from what it has positions for"
@@ -138,9 +129,13 @@ def _require_base_model(folder: Path) -> None:
         )
     architectures = files.read(folder / "config.json").get("architectures") or []
     for architecture in architectures if isinstance(architectures, list) else [architectures]:
-        for pattern, kind in _BY_ARCHITECTURE:
-            if pattern.search(str(architecture)):
-                raise _other(f"it has no modules.json, and config.json says that it is a {architecture}", kind, _SAVE)
+        if kind := _named(str(architecture), _BY_ARCHITECTURE):
+            raise _other(f"it has no modules.json, and config.json says that it is a {architecture}", kind, _SAVE)
+
+
+def _named(name: str, table: Sequence[tuple[str, str]]) -> str:
+    """Return the kind of the first pattern that the name has; empty if there is none."""
+    return next((kind for pattern, kind in table if re.search(pattern, name)), "")
 
 
 def _other(cause: str, kind: str, cure: str = "name an embedding model in SUPPORTED_MODELS") -> UnservableError:

@@ -1,4 +1,4 @@
-"""The models that are served, found by name, and the description of each."""
+"""The models that are served, found by name, and the facts about each."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,35 +9,8 @@ from embedding_api.errors import ModelNotFoundError
 
 
 @dataclass(frozen=True)
-class Description:
-    """The facts about a model that logs, metrics and clients get.
-
-    Attributes:
-        name: The public name.
-        owner: The organisation on the hub, or `local`.
-        loaded_at: When the model was loaded, in seconds since 1970.
-        dimensions: Components of a vector.
-        window: The most tokens that the model reads of a text; None for no limit.
-        backend: The name of the backend, such as `openvino`.
-        precision: The arithmetic of the backend, such as `float32`.
-        proof: The comparison with sentence-transformers.
-        prompts: The prompts that a request may name, by name.
-    """
-
-    name: str
-    owner: str
-    loaded_at: int
-    dimensions: int
-    window: int | None
-    backend: str
-    precision: str
-    proof: Proof
-    prompts: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class Model:
-    """A loaded model.
+    """A loaded model, and the facts that logs, metrics and clients get; those of its default route where routes differ.
 
     Attributes:
         name: The public name.
@@ -60,20 +33,30 @@ class Model:
         """The route of texts without an input type, and of input types without a route of their own."""
         return self.routes[None]
 
-    def describe(self) -> Description:
-        """Return the facts about the model; those of its default route where routes differ."""
-        route = self.route
-        return Description(
-            name=self.name,
-            owner=self.owner,
-            loaded_at=self.loaded_at,
-            dimensions=route.backend.dim,
-            window=route.reader.window,
-            backend=route.backend.name,
-            precision=route.backend.precision,
-            proof=self.proof,
-            prompts={name: prompt.text for name, prompt in route.prompts.items()},
-        )
+    @property
+    def dimensions(self) -> int:
+        """Components of a vector."""
+        return self.route.backend.dim
+
+    @property
+    def window(self) -> int | None:
+        """The most tokens that the model reads of a text; None for no limit."""
+        return self.route.reader.window
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend, such as `openvino`."""
+        return self.route.backend.name
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic of the backend, such as `float32`."""
+        return self.route.backend.precision
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts that a request may name, by name."""
+        return {name: prompt.text for name, prompt in self.route.prompts.items()}
 
 
 class Registry:

@@ -54,8 +54,7 @@ def require_all(folder: Path, folders: Iterable[Path], *, is_downloaded: bool) -
     Raises:
         UnservableError: A file is missing.
     """
-    listed_files = repository(folder) if is_snapshot(folder) else None
-    known = {folder / name for name in listed_files or () if name.endswith(_READ)}
+    known = {folder / name for name in repository(folder) or () if name.endswith(_READ)}
     if missing := [str(path.relative_to(folder)) for path in known if path.parent in folders and not path.is_file()]:
         raise broken_off(f"it lacks {listed(missing)}", is_downloaded=is_downloaded)
 
@@ -80,10 +79,14 @@ def revision(spec: ModelSpec, folder: Path) -> str | None:
     return folder.name if is_snapshot(folder) else spec.revision
 
 
-def repository(snapshot: Path) -> set[str] | None:
-    """Return the names of all files in a snapshot's repository; None if the cache of an older library has no list."""
-    listing = snapshot.parents[1] / "trees" / f"{snapshot.name}.json"
+def repository(folder: Path) -> set[str] | None:
+    """Return the names of all files in a snapshot's repository.
+
+    None if the folder is no snapshot, or if an older library, which wrote no list, filled the cache.
+    """
+    if not is_snapshot(folder):
+        return None
     try:
-        return set(json.loads(listing.read_bytes())["files"])
+        return set(json.loads((folder.parents[1] / "trees" / f"{folder.name}.json").read_bytes())["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -23,7 +23,7 @@ def require_tokenizer(modules: Sequence[Module]) -> None:
         OSError: A file cannot be read.
     """
     for module in modules:
-        if not module.is_transformer and not (module.is_of_library and module.name == "StaticEmbedding"):
+        if module.library_class not in ("Transformer", "StaticEmbedding"):
             continue
         vocabularies = [file for name in _VOCABULARIES for file in module.folder.glob(name)]
         if not vocabularies:

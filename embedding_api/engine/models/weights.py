@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
-from typing import Any
 
 import safetensors
 
@@ -10,8 +9,8 @@ from embedding_api.engine.findings import UnservableError, listed
 from embedding_api.engine.models import files, formats, snapshots
 from embedding_api.engine.models.files import Module
 
-# Classes of sentence-transformers, beside Transformer, that have weights.
-_WEIGHTED = frozenset({"Dense", "StaticEmbedding", "LayerNorm", "LSTM", "CNN", "WeightedLayerPooling"})
+# Classes of sentence-transformers that have weights.
+_WEIGHTED = frozenset({"Transformer", "Dense", "StaticEmbedding", "LayerNorm", "LSTM", "CNN", "WeightedLayerPooling"})
 
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
 _INDEX = ".index.json"
@@ -39,10 +38,12 @@ def require_weights(
         OSError: A folder cannot be read.
     """
     for module in modules:
-        if module.is_transformer:
+        if module.library_class == "Transformer":
             _refuse_adapter(module)
-            _refuse_quantisation(module.config())
-        needs_weights = module.is_transformer or (module.is_of_library and module.name in _WEIGHTED)
+            if isinstance(quantised := module.config().get("quantization_config"), dict):
+                method = quantised.get("quant_method", "of some kind")
+                raise _quantised(f"config.json has a quantization_config, {method}")
+        needs_weights = module.library_class in _WEIGHTED
         if needs_weights:
             found = _files(folder, module, allow_pickle=allow_pickle)
         else:
@@ -57,7 +58,7 @@ def require_weights(
 def _files(folder: Path, module: Module, *, allow_pickle: bool) -> list[Path]:
     """Return the files that hold the weights of a module."""
     # config.json may name another file.
-    named = module.config().get("transformers_weights") if module.is_transformer else None
+    named = module.config().get("transformers_weights") if module.library_class == "Transformer" else None
     for name in (str(named),) if named else (_SAFETENSORS, _PICKLE):
         for file in (module.folder / name, module.folder / f"{name}{_INDEX}"):
             if not files.is_there(file):
@@ -92,32 +93,22 @@ def _refuse_adapter(module: Module) -> None:
         )
 
 
-def _refuse_quantisation(config: dict[str, Any]) -> None:
-    if isinstance(settings := config.get("quantization_config"), dict):
-        raise _quantised(f"config.json has a quantization_config, {settings.get('quant_method', 'of some kind')}")
-
-
 def _require_whole(file: Path) -> None:
-    """Refuse a file that is cut off, that is a pointer of git lfs, or that this user cannot read."""
-    try:
-        with file.open("rb") as opened:
-            is_pointer = opened.read(len(files.LFS_POINTER)) == files.LFS_POINTER
-        if is_pointer:
+    """Refuse a file that is cut off, that is a pointer of git lfs, or that holds quantised weights."""
+    with file.open("rb") as opened:
+        if opened.read(len(files.LFS_POINTER)) == files.LFS_POINTER:
             raise files.lfs_pointer(file)
-        if file.suffix == ".safetensors":
-            _require_numbers(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        cure = "let this user read it" if isinstance(error, PermissionError) else "get the model's files again"
-        raise UnservableError(f"{file.name}: {type(error).__name__}: {error}; {cure}") from error
-
-
-def _require_numbers(file: Path) -> None:
-    with safetensors.safe_open(file, framework="numpy") as weights:
-        quantised = [
-            name
-            for name in weights.keys()  # noqa: SIM118 - it is no dictionary
-            if name.endswith(_WEIGHTS) and weights.get_slice(name).get_dtype() in _QUANTISED
-        ]
+    if file.suffix != ".safetensors":
+        return
+    try:
+        with safetensors.safe_open(file, framework="numpy") as weights:
+            quantised = [
+                name
+                for name in weights.keys()  # noqa: SIM118 - it is no dictionary
+                if name.endswith(_WEIGHTS) and weights.get_slice(name).get_dtype() in _QUANTISED
+            ]
+    except safetensors.SafetensorError as error:
+        raise UnservableError(f"{file.name}: SafetensorError: {error}; get the model's files again") from error
     if quantised:
         raise _quantised(f"{file.name} holds whole numbers in {listed(quantised, most=2)}")
 
@@ -140,14 +131,12 @@ def _without_weights(folder: Path, module: Module, *, allow_pickle: bool, is_dow
     """Return the error for a module without weights: which files it has instead, or why the weights are missing."""
     path = module.folder.relative_to(folder)
     where = "" if path == PurePath() else f" in {path}"
-    repository = snapshots.repository(folder) if snapshots.is_snapshot(folder) else None
+    repository = snapshots.repository(folder)
     broken_off = snapshots.broken_off(f"it has no weights{where}", is_downloaded=is_downloaded)
-    if repository is not None:
-        wanted, pickles = ([name, f"{name}{_INDEX}"] for name in (_SAFETENSORS, _PICKLE))
-        if any(str(path / name) in repository for name in wanted):
-            return broken_off
-        if pickle := [name for name in pickles if str(path / name) in repository]:
-            return broken_off if allow_pickle else _pickled(str(path / pickle[0]))
+    for name in (_SAFETENSORS, f"{_SAFETENSORS}{_INDEX}", _PICKLE, f"{_PICKLE}{_INDEX}"):
+        if str(path / name) in (repository or ()):
+            is_refused = name.startswith(_PICKLE) and not allow_pickle
+            return _pickled(str(path / name)) if is_refused else broken_off
     names = repository or {str(file.relative_to(folder)) for file in folder.rglob("*") if files.is_there(file)}
     if others := _other_formats(name for name in names if PurePath(name).is_relative_to(path)):
         return UnservableError(

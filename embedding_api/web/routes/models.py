@@ -68,16 +68,15 @@ def get_model(model_id: str) -> Response:
 
 
 def _dump(model: Model) -> dict[str, Any]:
-    known = model.describe()
     return {
-        "id": known.name,
+        "id": model.name,
         "object": "model",
-        "created": known.loaded_at,
-        "owned_by": known.owner,
-        "dimensions": known.dimensions,
-        "max_input_tokens": known.window,
-        "prompts": known.prompts,
-        "backend": known.backend,
-        "precision": known.precision,
-        "proof": dataclasses.asdict(known.proof),
+        "created": model.loaded_at,
+        "owned_by": model.owner,
+        "dimensions": model.dimensions,
+        "max_input_tokens": model.window,
+        "prompts": model.prompts,
+        "backend": model.backend,
+        "precision": model.precision,
+        "proof": dataclasses.asdict(model.proof),
     }
