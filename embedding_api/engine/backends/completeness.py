@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -30,15 +30,12 @@ _BUFFERS = frozenset({"position_ids", "token_type_ids", "inv_freq", "masked_bias
 Encode = Callable[[], Sequence[Vectors]]
 
 
-class Report(NamedTuple):
-    """The report of transformers about the weights that it loaded into a model."""
-
-    model: PreTrainedModel
-    info: LoadStateDictInfo
+# The report of transformers about the weights that it loaded into each model.
+Reports = dict[PreTrainedModel, LoadStateDictInfo]
 
 
 @contextlib.contextmanager
-def reports() -> Iterator[list[Report]]:
+def reports() -> Iterator[Reports]:
     """Collect the report about each model that is loaded in the block.
 
     Only `from_pretrained` returns the report, and sentence-transformers calls that. transformers also logs the report,
@@ -47,13 +44,13 @@ def reports() -> Iterator[list[Report]]:
     Raises:
         UnservableError: Weights of a model have another shape than its architecture needs.
     """
-    found: list[Report] = []
+    found: Reports = {}
     silent = logging.Logger("silent", logging.CRITICAL)
     log_report = modeling_utils.log_state_dict_report
 
     def record(model: PreTrainedModel, *args: Any, loading_info: LoadStateDictInfo, **kwargs: Any) -> None:
         _refuse_mismatched(model, loading_info)
-        found.append(Report(model, loading_info))
+        found[model] = loading_info
         # It also raises an error for other failures.
         log_report(model, *args, loading_info=loading_info, **kwargs | {"logger": silent})
 
@@ -64,17 +61,17 @@ def reports() -> Iterator[list[Report]]:
         modeling_utils.log_state_dict_report = log_report
 
 
-def compute_buffers(found: Sequence[Report]) -> list[Finding]:
+def compute_buffers(models: Iterable[PreTrainedModel]) -> list[Finding]:
     """Compute the buffers that a model's own code computes in its constructor, and that transformers leaves empty.
 
     transformers constructs a model without memory for weights. A buffer that is not saved, such as a table of rotary
     positions, then holds whatever was in memory. The architectures of transformers itself fill theirs.
 
     Args:
-        found: The report about each model, whose buffers change.
+        models: The models that transformers loaded, whose buffers change.
     """
     findings = []
-    for model in (report.model for report in found):
+    for model in models:
         if type(model).__module__.startswith("transformers.") or not any(model.named_non_persistent_buffers()):
             continue
         computed = dict(type(model)(model.config).named_non_persistent_buffers())
@@ -93,13 +90,13 @@ def compute_buffers(found: Sequence[Report]) -> list[Finding]:
 
 
 def require_whole(
-    model: SentenceTransformer, found: Sequence[Report], encode: Encode, vectors: Sequence[Vectors]
+    model: SentenceTransformer, found: Reports, encode: Encode, vectors: Sequence[Vectors]
 ) -> list[Finding]:
     """Refuse a model whose vectors depend on weights that its files do not hold.
 
     Args:
         model: The loaded model.
-        found: The report about each part of it that transformers loaded.
+        found: The reports about the parts of it that transformers loaded.
         encode: Returns the vectors of the probe texts.
         vectors: What `encode` returns for the model as it is.
 
@@ -110,14 +107,13 @@ def require_whole(
         UnservableError: Weights are missing, or are NaN or infinity.
     """
     findings = _broken(model, vectors)
-    findings += [finding for report in found for finding in _unused(report)]
-    reported = {id(report.model) for report in found}
-    if any(isinstance(each, Transformer) and id(each.model) not in reported for each in model.modules()):
+    findings += [finding for part, info in found.items() for finding in _unused(part, info)]
+    if any(isinstance(each, Transformer) and each.model not in found for each in model.modules()):
         findings.append(warning("its own code loads its weights; nobody can check that its files hold all of them"))
-    for report in found:
-        missing = report.info.missing_keys
-        if missing and (needed := _with_effect(report.model, missing, encode, vectors)):
-            raise _missing(report, needed)
+    for part, info in found.items():
+        missing = info.missing_keys
+        if missing and (needed := _with_effect(part, missing, encode, vectors)):
+            raise _missing(part, info, needed)
         if heads := {name for name in missing if _is_head(name)}:
             findings.append(Finding(logging.INFO, f"weights that no vector depends on are missing: {listed(heads)}"))
         if others := set(missing) - heads:
@@ -140,17 +136,17 @@ def _refuse_mismatched(model: PreTrainedModel, info: LoadStateDictInfo) -> None:
         )
 
 
-def _unused(report: Report) -> Iterator[Finding]:
+def _unused(model: PreTrainedModel, info: LoadStateDictInfo) -> Iterator[Finding]:
     """Yield findings about weights in the files that the architecture does not use."""
     # A part of the architecture itself is no head, whatever its name.
-    parts = {name for name, _ in report.model.named_children()}
-    unused = report.info.unexpected_keys
+    parts = {name for name, _ in model.named_children()}
+    unused = info.unexpected_keys
     heads = {name for name in unused if _is_head(name) and name.partition(".")[0] not in parts - {"pooler"}}
     if heads:
         yield Finding(logging.INFO, f"weights of a head are left out: {listed(heads)}")
     if others := set(unused) - heads:
         yield warning(
-            f"its files hold weights that {type(report.model).__name__} has no place for, which are left out: "
+            f"its files hold weights that {type(model).__name__} has no place for, which are left out: "
             f"{listed(others)}; check that config.json belongs to these weights"
         )
 
@@ -160,15 +156,13 @@ def _is_head(name: str) -> bool:
     return parts[-1] in _BUFFERS or not _HEADS.isdisjoint(parts[:2])
 
 
-def _missing(report: Report, needed: Iterable[str]) -> UnservableError:
-    name = type(report.model).__name__
-    unused = report.info.unexpected_keys
+def _missing(model: PreTrainedModel, info: LoadStateDictInfo, needed: Iterable[str]) -> UnservableError:
+    unused, n_weights = info.unexpected_keys, len(model.state_dict())
     beside = f", but others that it has no place for ({listed(unused, most=2)})" if unused else ""
     return UnservableError(
-        f"its files lack weights of {name} that vectors depend on, which would be random numbers: {listed(needed)}; "
-        f"they hold {len(report.model.state_dict()) - len(report.info.missing_keys)} of "
-        f"{len(report.model.state_dict())}{beside}; get the model's files again, or with the code that they were "
-        "made for"
+        f"its files lack weights of {type(model).__name__} that vectors depend on, which would be random numbers: "
+        f"{listed(needed)}; they hold {n_weights - len(info.missing_keys)} of {n_weights}{beside}; get the model's "
+        "files again, or with the code that they were made for"
     )
 
 

@@ -58,24 +58,21 @@ def obtain(
                 return entry
             if entry.exists():
                 logger.warning("the cache's entry %s is damaged (%s); making it again", entry, flaw)
-            _sweep(folder, key)
+            _sweep(folder)
             _require_room(folder, n_bytes)
             return _make(entry, make, lock)
-    except (private.NotPrivateError, OSError) as error:
-        raise CacheError(_explanation(folder, error)) from error
-
-
-def _explanation(folder: Path, error: private.NotPrivateError | OSError) -> str:
-    """Return why the cache cannot be used, and what to do."""
-    if isinstance(error, private.NotPrivateError):
-        return (
+    except private.NotPrivateError as error:
+        raise CacheError(
             f"CACHE_DIR={folder.parent}: others can write to it or to {folder.name} in it, and so decide what this "
             "service answers; set CACHE_DIR to a folder of this user"
-        )
-    is_full = error.errno in NO_ROOM
-    cure = f"set CACHE_DIR to a folder {'that has room' if is_full else 'that this user can write to'}"
-    reason = error.strerror or str(error)
-    return f"CACHE_DIR={folder.parent} cannot be used ({reason}); {'free some, or ' * is_full}{cure}"
+        ) from error
+    except OSError as error:
+        is_full = error.errno in NO_ROOM
+        cure = f"set CACHE_DIR to a folder {'that has room' if is_full else 'that this user can write to'}"
+        reason = error.strerror or error
+        raise CacheError(
+            f"CACHE_DIR={folder.parent} cannot be used ({reason}); {'free some, or ' * is_full}{cure}"
+        ) from error
 
 
 def _flaw(entry: Path, checksums: Checksums) -> str | None:
@@ -102,6 +99,7 @@ def _require_room(folder: Path, n_bytes: int) -> None:
 
 def _make(entry: Path, make: Callable[[Path, int], None], lock: int) -> Path:
     unfinished = entry.with_name(entry.name + _UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
     try:
         make(unfinished, lock)
@@ -132,16 +130,12 @@ def _seal(folder: Path) -> None:
     _sync(folder)
 
 
-def _sweep(folder: Path, key: str) -> None:
-    """Remove what killed processes left unfinished. Call it with the lock of `key`; a living process holds its own."""
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left unfinished. A living process, such as this one, holds the lock of its own."""
     for unfinished in folder.glob(f"*{_UNFINISHED}"):
-        other = unfinished.name.removesuffix(_UNFINISHED)
-        if other == key:
-            shutil.rmtree(unfinished)
-        else:
-            with contextlib.suppress(BlockingIOError), _locked(folder / f"{other}{_LOCK}", wait=False):
-                # The process that held the lock until now may have finished and renamed the folder.
-                shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(BlockingIOError), _locked(unfinished.with_suffix(_LOCK), wait=False):
+            # The process that held the lock until now may have finished and renamed the folder.
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -95,14 +95,17 @@ def _first_success(model: Inspected, settings: Settings, loaders: Mapping[str, L
         if any(last.backend == attempt.backend and not isinstance(why, _ImpreciseError) for last, why in failures):
             continue
         try:
-            wanted = dataclasses.replace(settings, precision=attempt.precision)
-            success = _load_and_prove(loaders[attempt.backend], model, wanted)
-        except UnfitError as error:
-            failures.append((attempt, error))
+            loaded = loaders[attempt.backend](model, dataclasses.replace(settings, precision=attempt.precision))
+            worst = max((_prove(route) for route in loaded.routes.values()), key=lambda result: result.share)
+        except (UnservableError, StartError):
+            raise
+        except Exception as error:  # another backend may serve a model that breaks a library
+            logger.debug("model %s cannot be served by %s", model.spec.name, attempt.backend, exc_info=True)
+            failures.append((attempt, error if isinstance(error, UnfitError) else UnfitError(in_a_line(error))))
             continue
         if failures:
             _warn_of_fallback(model.spec.name, attempt, *failures[-1])
-        return success
+        return loaded, worst
     last, cause = failures[-1]
     cure = "; set BACKEND=auto" if last.backend == "openvino" else ""
     if isinstance(cause, _ImpreciseError):
@@ -110,18 +113,6 @@ def _first_success(model: Inspected, settings: Settings, loaders: Mapping[str, L
     raise ModelLoadError(
         f"model {model.spec.name} from {model.source} cannot be served by {last.backend}: {cause}{cure}"
     ) from cause
-
-
-def _load_and_prove(loader: Loader, model: Inspected, settings: Settings) -> tuple[Loaded, Proof]:
-    """Return a loaded model and the proof of its worst route. Any failure in a library becomes an UnfitError."""
-    try:
-        loaded = loader(model, settings)
-        return loaded, max((_prove(route) for route in loaded.routes.values()), key=lambda result: result.share)
-    except (UnfitError, UnservableError, StartError):
-        raise
-    except Exception as error:
-        logger.debug("model %s cannot be served", model.spec.name, exc_info=True)
-        raise UnfitError(in_a_line(error)) from error
 
 
 def _prove(route: Route) -> Proof:
@@ -140,16 +131,12 @@ def _prove(route: Route) -> Proof:
 
 
 def _warn_of_fallback(name: str, success: Attempt, failure: Attempt, error: UnfitError) -> None:
-    is_same = success.backend == failure.backend
-    logger.warning(
-        "model %s is served by %s in %s (slower) because %s%s. Set %s to silence this warning.",
-        name,
-        success.backend,
-        success.precision,
-        "" if is_same else "OpenVINO cannot serve it: ",
-        error,
-        f"PRECISION={success.precision}" if is_same else f"BACKEND={success.backend}",
-    )
+    if success.backend == failure.backend:
+        cause, setting = str(error), f"PRECISION={success.precision}"
+    else:
+        cause, setting = f"OpenVINO cannot serve it: {error}", f"BACKEND={success.backend}"
+    message = "model %s is served by %s in %s (slower) because %s. Set %s to silence this warning."
+    logger.warning(message, name, *success, cause, setting)
 
 
 def _openvino(model: Inspected, settings: Settings, checksums: Checksums) -> Loaded:
