@@ -391,7 +391,11 @@ class TestWhyTheHubGivesNothing:
             ("ftp://me:pw@127.0.0.1", {}, "HF_ENDPOINT='ftp://127.0.0.1' is no address of a hub"),
             ("https://127.0.0.1:HUB", {}, "127.0.0.1:HUB fails at TLS"),
             ("http://127.0.0.1:HUB", {"HTTP_PROXY": "http://me:pw@127.0.0.1:FREE"}, "of HTTP_PROXY (127.0.0.1:FREE)"),
-            ("https://hub.invalid", {"HTTPS_PROXY": "http://me:pw@127.0.0.1:HUB"}, "refuses to connect to hub.invalid"),
+            (
+                "https://hub.invalid",
+                {"HTTPS_PROXY": "http://me:pw@127.0.0.1:HUB"},
+                "to hub.invalid through the proxy of HTTPS_PROXY (127.0.0.1:HUB) failed (403",
+            ),
             (
                 "https://hub.invalid",
                 {"HTTPS_PROXY": "http://p.invalid"},

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, InitVar, asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -76,6 +77,7 @@ class Reading(NamedTuple):
     n_prompt_tokens: int
 
 
+@dataclass(eq=False)
 class Reader:
     """Reads texts for one model. Safe for several threads: the tokenizer's state never changes after the start.
 
@@ -87,34 +89,25 @@ class Reader:
         truncation_side: The end that a text over the window loses, `right` or `left`.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        window: int | None,
-        n_rows: int | None = None,
-        add_special_tokens: bool = True,
-        truncation_side: str = "right",
-    ) -> None:
-        self._parameters = {
-            "window": window,
-            "n_rows": n_rows,
-            "add_special_tokens": add_special_tokens,
-            "truncation_side": truncation_side,
-        }
+    tokenizer: InitVar[Tokenizer]
+    _: KW_ONLY
+    window: int | None
+    n_rows: int | None = None
+    add_special_tokens: bool = True
+    truncation_side: str = "right"
+
+    def __post_init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        if window is not None:
-            self._tokenizer.enable_truncation(window, direction=truncation_side)
-        self._n_special = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
-        self._add_special_tokens = add_special_tokens
-        self._cuts_left = truncation_side == "left"
-        self.window = window
-        self._near = _FAR * (window + _MARGIN) if window is not None and truncation_side == "right" else sys.maxsize
+        self._near = sys.maxsize
+        if self.window is not None:
+            self._tokenizer.enable_truncation(self.window, direction=self.truncation_side)
+            if self.truncation_side == "right":
+                self._near = _FAR * (self.window + _MARGIN)
+        self._n_special = self._tokenizer.num_special_tokens_to_add(is_pair=False) if self.add_special_tokens else 0
         self._one_at_a_time = threading.Lock()
         self.n_vocabulary = self._tokenizer.get_vocab_size()
-        self.n_rows = n_rows
         # Most tokenizers give no id without a row. Their texts need no check.
         self._may_lack_rows = bool(self.tokens_without_row())
 
@@ -127,7 +120,7 @@ class Reader:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and reader.json, from which `load` makes the same reader."""
         self._tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / "reader.json").write_text(json.dumps(self._parameters))
+        (folder / "reader.json").write_text(json.dumps(asdict(self)))
 
     def tokens_without_row(self) -> dict[int, str]:
         """Return the tokens that have no row in the embedding matrix, by id."""
@@ -195,7 +188,7 @@ class Reader:
         return Tokens(tokens.ids, max(tokens.n_source_tokens, len(tokens.ids) + 1))
 
     def _encode(self, texts: list[str]) -> list[Tokens]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._add_special_tokens)
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=self.add_special_tokens)
         return [
             Tokens(
                 np.array(encoding.ids, dtype=np.int64),
@@ -214,6 +207,10 @@ class Reader:
                         f"{self.n_vocabulary - 1}",
                         param=f"input[{index}]",
                     )
-            kept = ids[-self.window :] if self.window is not None and self._cuts_left else ids[: self.window]
+            kept = (
+                ids[-self.window :]
+                if self.window is not None and self.truncation_side == "left"
+                else ids[: self.window]
+            )
             tokens.append(Tokens(np.array(kept, dtype=np.int64), len(ids)))
         return tokens

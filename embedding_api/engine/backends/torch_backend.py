@@ -5,6 +5,7 @@ pictures, and changes the tokenizer.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def prepare_process() -> None:
     tqdm.tqdm.monitor_interval = 0
 
 
+@dataclass(eq=False)
 class TorchBackend:
     """Runs the modules of a sentence-transformers model; see `Backend` for the other parts.
 
@@ -50,28 +52,18 @@ class TorchBackend:
         n_threads: Threads of one inference on a CPU.
     """
 
+    model: SentenceTransformer
+    layout: Padding | Joining
+    options: Mapping[str, Any]
+    precision: str
+    dim: int
+    device: str
+    n_threads: int
     name = "torch"
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        layout: Padding | Joining,
-        *,
-        options: Mapping[str, Any],
-        precision: str,
-        dim: int,
-        device: str,
-        n_threads: int,
-    ) -> None:
-        self.model = model
-        self.layout = layout
-        self.n_computed = layout.n_computed
-        self.precision = precision
-        self.dim = dim
-        self.max_batch_tokens = _CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS
-        self._options = options
-        self._device = device
-        self._n_threads = n_threads
+    def __post_init__(self) -> None:
+        self.n_computed = self.layout.n_computed
+        self.max_batch_tokens = _CPU_BATCH_TOKENS if self.device == "cpu" else _GPU_BATCH_TOKENS
         self._trim = memory.RegularTrim()
 
     def warm_up(self, window: int | None) -> None:
@@ -79,8 +71,8 @@ class TorchBackend:
 
     def prepare(self) -> None:
         """Set the threads of the calling thread's OpenMP, and move the model to its device."""
-        torch.set_num_threads(self._n_threads)
-        self.model.to(self._device)
+        torch.set_num_threads(self.n_threads)
+        self.model.to(self.device)
 
     def compute(self, inputs: Sequence[Ids], n_prompt_tokens: int) -> Result:
         """See `Backend.compute`."""
@@ -92,7 +84,7 @@ class TorchBackend:
         if n_prompt_tokens:
             features["prompt_length"] = n_prompt_tokens
         with torch.inference_mode():
-            vectors = self.model(features, **self._options)["sentence_embedding"]
+            vectors = self.model(features, **self.options)["sentence_embedding"]
         self._trim.after_batch()
         return Result(vectors[:, : self.dim].float().cpu().numpy())
 

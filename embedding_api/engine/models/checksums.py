@@ -47,7 +47,6 @@ class Checksums:
         self._folder = folder
         self._clock_ns = clock_ns
         self._known = self._read()
-        self._is_changed = False
 
     def sha256(self, path: Path) -> str:
         """Return the SHA-256 of a file's content, in hexadecimal."""
@@ -60,21 +59,20 @@ class Checksums:
         is_settled = max(mtime_ns, ctime_ns) < started_ns - _TICK_NS and _identity(path) == identity
         if n_bytes >= _LEAST_BYTES and is_settled:
             self._known[name] = (identity, checksum)
-            self._is_changed = True
         return checksum
 
     def save(self) -> None:
         """Write the record, if it has changed. Without it the next start reads the files again."""
-        if self._folder is None or not self._is_changed:
+        # Another process may have written meanwhile.
+        stored = self._read()
+        known = {name: each for name, each in (stored | self._known).items() if Path(name).exists()}
+        if self._folder is None or known == stored:
             return
         with contextlib.suppress(OSError, private.NotPrivateError):
             private.claim(self._folder)
-            # Another process may have written meanwhile.
-            known = {name: each for name, each in (self._read() | self._known).items() if Path(name).exists()}
             with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False) as file:
                 json.dump(known, file)
             Path(file.name).replace(self._folder / "checksums.json")
-            self._is_changed = False
 
     def _read(self) -> dict[str, _Known]:
         """Return the record of earlier starts; nothing if it is damaged, or if others can write to it."""

@@ -48,7 +48,8 @@ def _unreached(error: BaseException) -> str:
     address = url(error)
     server = host(address)
     if name := proxy(address):
-        server, cure = f"the proxy of {name}", f"correct or unset {name.partition(' ')[0]}"
+        server += f" through the proxy of {name}"
+        cure = f"let the proxy allow it, or correct {name.partition(' ')[0]} (a user and password belong into it)"
     elif "HF_ENDPOINT" in os.environ:
         cure = "check HF_ENDPOINT and the network"
     else:
@@ -76,15 +77,6 @@ def _untrusted(error: BaseException) -> str:
     return (
         f"the certificate of {host(constants.ENDPOINT)} is not trusted ({reason}); if the network's own authority "
         "made it, set SSL_CERT_FILE to a file with that authority's certificate"
-    )
-
-
-def _proxy_refuses(error: BaseException) -> str:
-    name = proxy(url(error)) or "HTTPS_PROXY"
-    variable = name.partition(" ")[0]
-    return (
-        f"the proxy of {name} refuses to connect to {host(url(error))} ({error}); let the proxy allow it, correct "
-        f"{variable} (a user and password belong into it), or name a local folder"
     )
 
 
@@ -126,7 +118,6 @@ _EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]]
         ssl.SSLError,
         lambda error: f"{host(constants.ENDPOINT)} fails at TLS ({error}); check HF_ENDPOINT and HTTPS_PROXY",
     ),
-    (httpx2.ProxyError, _proxy_refuses),
     (errors.HfHubHTTPError, statuses.explain),
     ((httpx2.TransportError, ConnectionError, TimeoutError), _unreached),
     (OSError, _unwritable),
