@@ -6,7 +6,7 @@ other workers. The body is cut off by its length or decoded from its chunks. See
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from gunicorn.config import Config
@@ -17,7 +17,7 @@ from gunicorn.http.unreader import IterUnreader
 
 from embedding_api.errors import BodyTooLargeError, InvalidBodyError, NotReadyError
 from embedding_api.request import MAX_HEAD_BYTES
-from embedding_api.server.chunks import ChunkDecoder
+from embedding_api.server import chunks
 
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 
@@ -55,7 +55,7 @@ class Parser:
         self._file_bodies = file_bodies
         self._n_searched_bytes = 0
         self._length: int | None = 0
-        self._chunks: ChunkDecoder | None = None
+        self._chunks: Iterator[bool] | None = None
         self.buffer = buffer
         self.head: Any = None
         self.n_head_bytes = 0
@@ -102,7 +102,7 @@ class Parser:
         """
         if self.head is None and not self._find_head(has_ended=has_ended):
             return False
-        is_complete = self._cut_off_body() if self._chunks is None else self._chunks.feed(self.buffer)
+        is_complete = self._cut_off_body() if self._chunks is None else next(self._chunks, True)
         if has_ended and not is_complete:
             raise InvalidBodyError("the body breaks off before its end; send it again")
         return is_complete
@@ -154,7 +154,7 @@ class Parser:
             self.body = tempfile.TemporaryFile()  # noqa: SIM115 - it is open until the response is sent
         if isinstance(head.body.reader, ChunkedReader):
             self._length = None
-            self._chunks = ChunkDecoder(self._write, self._check_trailers)
+            self._chunks = chunks.decode(self.buffer, self._write, self._check_trailers)
         else:
             self._length = head.body.reader.length
             self._require_size(self._length)
