@@ -68,9 +68,11 @@ def post_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunico
 
 def post_worker_init(worker: Worker) -> None:
     """Start the engine and the sending of traces, after the fork. A worker that cannot do so stops the service."""
-    _engine(worker).start(worker.seat)
-    if (tracing := _service(worker).tracing) is not None:
-        tracing.start()
+    service = _service(worker)
+    with scarcity.ending_worker():
+        service.engine.start(worker.seat)
+        if service.tracing is not None:
+            service.tracing.start()
 
 
 def child_exit(server: Arbiter, worker: Worker) -> None:

@@ -1,11 +1,11 @@
 """Processes and threads that the system refuses. A start without them ends in one line; a running service waits."""
 
+import contextlib
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from gunicorn.errors import HaltServer
 
@@ -26,35 +26,18 @@ def lack_of(what: str) -> StartError:
     return StartError(f"the system refuses {what}; {_CURE}")
 
 
-def require_threads(n_threads: int) -> None:
-    """Check that this process can have so many threads more, by starting and ending them.
-
-    Raises:
-        StartError: The system refuses one.
-    """
-    may_end = threading.Event()
-    threads = [threading.Thread(target=may_end.wait) for _ in range(n_threads)]
-    started = []
-    try:
-        for thread in threads:
-            thread.start()
-            started.append(thread)
-    except RuntimeError:
-        raise lack_of(f"thread {len(started) + 1} of the {n_threads} that a worker needs") from None
-    finally:
-        may_end.set()
-        for thread in started:
-            thread.join()
-
-
-def end_worker(error: StartError) -> NoReturn:
+@contextlib.contextmanager
+def ending_worker() -> Iterator[None]:
     """End a worker that cannot start. The master ends a start for it, and tries again later in a running service."""
-    if flags.HAS_SERVED:
-        logger.error("a worker cannot start, and is tried again: %s", error.message)
-        time.sleep(_RETRY_S)
-    else:
-        flags.LACKS_THREADS.set()
-    raise SystemExit(1)
+    try:
+        yield
+    except StartError as error:
+        if flags.HAS_SERVED:
+            logger.error("a worker cannot start, and is tried again: %s", error.message)  # noqa: TRY400 - in one line
+            time.sleep(_RETRY_S)
+        else:
+            flags.LACKS_THREADS.set()
+        raise SystemExit(1) from error
 
 
 def halt_without_threads() -> None:

@@ -19,7 +19,6 @@ from embedding_api.engine.scheduling.board import Seat
 from embedding_api.errors import StartError
 from embedding_api.server import flags, scarcity
 from embedding_api.server.lifecycle import Lifecycle, Phase
-from embedding_api.server.pool import N_FIRST_THREADS
 from embedding_api.server.requests import Requests
 from embedding_api.service import service_of
 from embedding_api.settings import Settings
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two heartbeats, and between two looks at the phase of a worker that stops.
 TICK_S, STOPPING_TICK_S = 1.0, 0.1
-# Threads that the engine starts after the application is loaded.
-_ENGINE_THREADS = 2
 
 
 def tell_workers_of_sigterm(arbiter: Any) -> None:
@@ -74,7 +71,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         """Return no pool: `Requests` has its own threads."""
 
     def load_wsgi(self) -> None:
-        """Load the application and prepare for its requests, or end the worker if it cannot have its threads."""
+        """Load the application and prepare for its requests."""
         super().load_wsgi()
         service = service_of(self.wsgi)
         self._engine: Engine = service.engine
@@ -82,10 +79,6 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self._lifecycle = Lifecycle(self._settings.drain_s, self.cfg.graceful_timeout)
         self.requests = Requests(self, is_draining=lambda: self._lifecycle.phase is Phase.DRAINING)
         self._connections = self.requests.connections
-        try:
-            scarcity.require_threads(N_FIRST_THREADS + _ENGINE_THREADS + (service.tracing is not None))
-        except StartError as error:
-            scarcity.end_worker(error)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """End at once, on SIGQUIT and SIGINT."""
@@ -99,7 +92,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         """Serve until the last phase of the worker's life."""
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         try:
-            self.requests.start()
+            with scarcity.ending_worker():
+                self.requests.start()
             flags.HAS_SERVED.set()
             while self._advance() is not Phase.ENDED:
                 self.set_accept_enabled(self._may_accept())

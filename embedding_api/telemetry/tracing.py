@@ -20,6 +20,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from embedding_api import __version__
+from embedding_api.errors import StartError
 from embedding_api.settings import Settings
 from embedding_api.telemetry.spans import Attributes, Part
 
@@ -64,10 +65,17 @@ class Tracing:
         self._tracer: Tracer | None = None
 
     def start(self) -> Tracer:
-        """Start the thread that sends spans. A worker calls this after the fork."""
+        """Start the thread that sends spans. A worker calls this after the fork.
+
+        Raises:
+            StartError: The thread cannot be started.
+        """
         with self._lock:
             if self._tracer is None:
-                self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+                try:
+                    self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+                except RuntimeError as error:
+                    raise StartError(f"no thread can be started for traces ({error}); allow more threads") from error
                 self._tracer = self._provider.get_tracer("embedding_api", __version__)
             return self._tracer
 

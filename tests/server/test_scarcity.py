@@ -59,7 +59,9 @@ def test_requests_wait_for_the_threads_that_there_are(limited, observed):
 
 
 @pytest.mark.fault("no threads")
-@pytest.mark.parametrize("n_threads", [2, 4], ids=["no process for a worker", "no threads for a worker"])
+@pytest.mark.parametrize(
+    "n_threads", [2, 4, 6], ids=["no process for a worker", "no threads for an engine", "no threads for requests"]
+)
 def test_a_start_without_threads_or_processes_is_refused_with_the_cure(limited, n_threads, observed):
     server = limited(n_threads, wait=False)
     assert server.process.wait(60) == 1

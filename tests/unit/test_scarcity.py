@@ -1,7 +1,6 @@
 """What the system refuses ends a start in one line, and is tried again in a running service."""
 
 import logging
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -60,8 +59,8 @@ def test_a_fork_that_is_not_refused_goes_on():
 
 def test_a_worker_without_threads_ends_a_start_once():
     scarcity.halt_without_threads()
-    with pytest.raises(SystemExit, match="1"):
-        scarcity.end_worker(StartError("the system refuses thread 1"))
+    with pytest.raises(SystemExit, match="1"), scarcity.ending_worker():
+        raise StartError("the system refuses thread 1")
     with pytest.raises(HaltServer, match="the threads that a worker needs"):
         scarcity.halt_without_threads()
     # The master takes note of its other workers' ends while it ends itself.
@@ -70,27 +69,7 @@ def test_a_worker_without_threads_ends_a_start_once():
 
 def test_a_worker_without_threads_is_tried_again_in_a_running_service(caplog):
     flags.HAS_SERVED.set()
-    with pytest.raises(SystemExit, match="1"):
-        scarcity.end_worker(StartError("the system refuses thread 1"))
+    with pytest.raises(SystemExit, match="1"), scarcity.ending_worker():
+        raise StartError("the system refuses thread 1")
     scarcity.halt_without_threads()
     assert "is tried again: the system refuses thread 1" in caplog.text
-
-
-def test_threads_that_can_be_had_are_had_at_the_same_time_and_end(no_leaked_threads):
-    n_before = threading.active_count()
-    scarcity.require_threads(5)
-    assert threading.active_count() == n_before
-
-
-def test_threads_that_cannot_be_had_are_told(monkeypatch, no_leaked_threads):
-    start, n_started = threading.Thread.start, []
-
-    def start_two(self):
-        if len(n_started) == 2:
-            raise RuntimeError("can't start new thread")
-        n_started.append(self)
-        start(self)
-
-    monkeypatch.setattr(threading.Thread, "start", start_two)
-    with pytest.raises(StartError, match="thread 3 of the 5 that a worker needs; raise the limit on processes"):
-        scarcity.require_threads(5)
