@@ -6,10 +6,6 @@ from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.work import Address, Result, Undone, Work
 
 
-class WakeCore(NamedTuple):
-    """There is work for this worker's idle core: let its thread report that it is idle."""
-
-
 class Compute(NamedTuple):
     """Compute this batch here, and report how it ended."""
 
@@ -49,4 +45,4 @@ class Answer(NamedTuple):
     job: Job
 
 
-Action = WakeCore | Compute | Send | SendResult | SendBack | Wake | Answer
+Action = Compute | Send | SendResult | SendBack | Wake | Answer

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake, WakeCore
+from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.batch import Batch, State
 from embedding_api.engine.scheduling.board import Seat
@@ -32,8 +32,7 @@ class Scheduler:
     def __init__(self, backlog: Backlog, seat: Seat, n_computing: int, max_sent_ids: int) -> None:
         self.phase = Phase.SERVING
         self._backlog = backlog
-        self._seat = seat
-        self._n_computing = n_computing
+        self._seat, self._n_computing = seat, n_computing
         self._max_sent_ids = max_sent_ids
         # For this core, whoever else may compute: batches of other workers, and own ones that cannot be sent.
         self._due: deque[Work] = deque()
@@ -62,7 +61,7 @@ class Scheduler:
         return [*self._backlog.abandon(job, error, now_s), *self._match(now_s)]
 
     def idle(self, now_s: float) -> Sequence[Action]:
-        """This worker's core is idle, and its thread waits for a `Compute`."""
+        """This worker's core is idle: report this after each other event, too, until a `Compute` follows."""
         if self.phase is Phase.CLOSED:
             return []
         self._running = work = self._next_work()
@@ -160,17 +159,14 @@ class Scheduler:
     def _match(self, now_s: float) -> Sequence[Action]:
         """Match waiting texts to free cores. To be called after either changes.
 
-        The number of waiting tokens is published before the others' numbers are read, and so is `accepts`: of two
-        workers at least one then sees the other, or looks again soon.
+        A worker publishes its own numbers before it reads the others': of two workers one sees the other, or looks soon.
         """
         seat = self._seat
         seat.publish_waiting(self._backlog.n_waiting_tokens)
         may_compute, is_idle = self.may_compute(), self._running is None
         actions: list[Action] = []
-        # An idle core gets its batch when its thread runs: texts that come until then join it.
-        if is_idle and (self._due or (may_compute and self._backlog.n_waiting_tokens)):
-            actions.append(WakeCore())
-        elif self._backlog.n_waiting_tokens:
+        # An idle core gets its batch when its thread reports `idle`: texts that come until then join it.
+        if self._backlog.n_waiting_tokens and not (is_idle and (self._due or may_compute)):
             actions += self._send_waiting(now_s)
         # Where not every worker may compute, one that may takes a batch of another in advance, by turns with its own.
         is_free = is_idle and not self._backlog.n_waiting_tokens
@@ -193,7 +189,6 @@ class Scheduler:
                     actions += self._backlog.give_up(batch, NotReadyError("this worker stops; try again"), now_s)
                 else:
                     self._keep(batch)
-                    actions.append(WakeCore())
             if batch is None:
                 break
             seat.claim(worker)

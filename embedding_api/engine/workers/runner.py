@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake, WakeCore
+from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake
 from embedding_api.engine.scheduling.admission import Admission
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.board import Seat
@@ -150,7 +150,6 @@ class Runner:
         """Finish the batch on the core, refuse what waits, end the threads, and give the seat up."""
         with self._changed:
             self._report(self._scheduler.close)
-            self._changed.notify_all()
         self._mailbox.wake(self.seat.address)
         for thread in self._threads:
             # One that hangs in a backend ends with the process.
@@ -178,6 +177,8 @@ class Runner:
         """Tell the scheduler of an event, and carry out what it decides; with the lock held."""
         for action in event(*arguments, time.monotonic()):
             self._carry_out(action)
+        # The thread of the core, if that is idle.
+        self._changed.notify_all()
         metrics.QUEUE_TEXTS.set(self._backlog.n_waiting_texts)
         metrics.QUEUE_TOKENS.set(self._backlog.n_waiting_tokens)
 
@@ -187,8 +188,6 @@ class Runner:
                 self._next_work = work
             case Answer(job):
                 self._done.pop(job).set()
-            case WakeCore():
-                self._changed.notify_all()
             case Send(work, to):
                 if not self._mailbox.send(work, to):
                     self._report(self._scheduler.unsent, work)
