@@ -159,7 +159,7 @@ class Scheduler:
     def _match(self, now_s: float) -> Sequence[Action]:
         """Match waiting texts to free cores. To be called after either changes.
 
-        A worker publishes its own numbers before it reads the others': of two workers one sees the other, or looks soon.
+        A worker publishes its numbers before it reads the others': of two, one sees the other, or looks again soon.
         """
         seat = self._seat
         seat.publish_waiting(self._backlog.n_waiting_tokens)
