@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import os
 
 from embedding_api.machine import scratch
@@ -28,6 +29,7 @@ _malloc_trim = getattr(_libc, "malloc_trim", lambda *_: None)
 
 # Batches between two trims: a few seconds of work, so that a trim, about a millisecond, costs next to nothing.
 _TRIM_EVERY = 64
+_batches = itertools.count(1)
 
 
 def prepare() -> None:
@@ -58,14 +60,7 @@ def trim() -> None:
     _malloc_trim(0)
 
 
-class RegularTrim:
-    """Trims the memory of a worker after every _TRIM_EVERY batches."""
-
-    def __init__(self) -> None:
-        self._n_batches = 0
-
-    def after_batch(self) -> None:
-        """Count a batch, and trim if it is time."""
-        self._n_batches += 1
-        if self._n_batches % _TRIM_EVERY == 0:
-            trim()
+def trim_regularly() -> None:
+    """Trim the memory of a worker after every _TRIM_EVERY calls. Call it after each batch."""
+    if next(_batches) % _TRIM_EVERY == 0:
+        trim()

@@ -61,8 +61,10 @@ def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
             if _gives_same_vectors(model, layout, route, backend):
                 return model, layout
             failure = "the exported model does not give the same vectors"
-        except Exception as error:  # noqa: BLE001 - an export can break a model in any way
-            _raise_passing(error)
+        except Exception as error:  # an export can break a model in any way
+            # The cache must not keep what another conversion may not have. torch has a RuntimeError for want of memory.
+            if isinstance(error, MemoryError | OSError) or "allocate" in str(error):
+                raise
             traceback.print_exc()
             failure = f"it cannot be exported ({in_a_line(error)})"
     raise UnfitError(failure)
@@ -127,13 +129,6 @@ def _gives_same_vectors(model: openvino.Model, layout: Layout, route: Route, bac
             (pair, np.concatenate([backend.compute([ids], 0).values for ids in pair])),
         ]
     )
-
-
-def _raise_passing(error: Exception) -> None:
-    """Raise an error that another conversion may not have, so that the cache does not keep it as a refusal."""
-    # torch reports a lack of memory as a RuntimeError.
-    if isinstance(error, MemoryError | OSError) or "allocate" in str(error):
-        raise error
 
 
 class _Modules(torch.nn.Module):

@@ -1,5 +1,6 @@
 """Find where texts enter a sentence-transformers model: which module reads them, its window, and its prompts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 
 from embedding_api.engine.backends import Task
 from embedding_api.engine.backends.text import Prompt, Reader
+from embedding_api.engine.findings import UnservableError
 
 # Names that a model may give to the prompt of a task.
 _PROMPT_NAMES: Mapping[Task, Sequence[str]] = {"query": ["query"], "document": ["document", "passage", "corpus"]}
@@ -60,8 +62,10 @@ class Entrance(NamedTuple):
 def entrances(model: SentenceTransformer) -> dict[Task | None, Entrance]:
     """Return the entrance of texts without a task, and of each task. They are equal where a task makes no difference.
 
+    From then on, `encode` has the same windows.
+
     Raises:
-        ValueError: This service cannot feed the model; the message says why.
+        UnservableError: This service cannot feed the model.
     """
     default = _entrance(model, None)
     found: dict[Task | None, Entrance] = {None: default}
@@ -71,10 +75,13 @@ def entrances(model: SentenceTransformer) -> dict[Task | None, Entrance]:
             own = _entrance(model, task)
             if "task" in model.get_model_kwargs() or own.window != default.window:
                 found[task] = own
+    for entrance in found.values():
+        if isinstance(entrance.first, Transformer):
+            _limit(entrance.first)
     return found
 
 
-def limit(first: Transformer) -> None:
+def _limit(first: Transformer) -> None:
     """Limit `encode` to the model's positions. It fails where the tokenizer declares a larger window than that."""
     windows = {task: _window(first, task) for task in (None, *_PROMPT_NAMES)}
     if windows[None] is not None:
@@ -87,13 +94,15 @@ def named_prompts(model: SentenceTransformer) -> dict[str, str]:
     """Return the model's prompts by name; an empty dictionary if all of them are empty.
 
     Raises:
-        TypeError: A prompt is no text.
-        UnicodeEncodeError: A prompt or its name holds half a surrogate pair, which JSON cannot hold.
+        UnservableError: A prompt is no text, or it or its name holds half a surrogate pair, which JSON cannot hold.
     """
     for name, text in model.prompts.items():
         if not isinstance(text, str):
-            raise TypeError(f"its prompt {name!r} is no text: {text!r}")
-        f"{name}{text}".encode()
+            raise UnservableError(
+                f"its prompt {name!r} is no text: {text!r}; correct config_sentence_transformers.json"
+            )
+        if re.search("[\ud800-\udfff]", name + text):
+            raise UnservableError(f"its prompt {name!r} holds surrogates: {text!r}; write whole characters")
     # The library gives each model a `query` and a `document`, which are empty by default.
     return model.prompts if any(model.prompts.values()) else {}
 
@@ -136,7 +145,7 @@ def _first(model: SentenceTransformer, task: Task | None) -> Transformer | Stati
             # No public function returns the route.
             route = first._resolve_route(task, "text")  # noqa: SLF001
         except ValueError as error:
-            raise ValueError(
+            raise UnservableError(
                 "it has routes and no default one, so it cannot embed a text without being told which"
             ) from error
         first = first.sub_modules[route][0]
@@ -144,14 +153,14 @@ def _first(model: SentenceTransformer, task: Task | None) -> Transformer | Stati
         return first
     tokenizer: Any = getattr(first, "tokenizer", None)
     if not isinstance(first, Transformer) or not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
+        raise UnservableError(
             f"its first module is a {type(first).__name__} with a {type(tokenizer).__name__}; served are Transformer "
             "modules with a fast tokenizer and StaticEmbedding"
         )
     if "message" in first.modality_config or "text" not in first.modality_config:
-        raise ValueError("it reads chat messages or other media; served are models that read plain text")
+        raise UnservableError("it reads chat messages or other media; served are models that read plain text")
     if first.query_expansion is not None:
-        raise ValueError("it fills queries up with tokens of their own (query_expansion), which is not served")
+        raise UnservableError("it fills queries up with tokens of their own (query_expansion), which is not served")
     return first
 
 

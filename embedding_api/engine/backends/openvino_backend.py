@@ -127,7 +127,6 @@ class OpenVinoBackend:
         self.n_computed = layout.n_computed
         self.precision = precision
         self.dim = dim
-        self._trim = memory.RegularTrim()
 
     def warm_up(self, window: int | None) -> None:
         """Compute one batch of each shape, the fullest first, until _WARM_UP_S is over."""
@@ -148,7 +147,7 @@ class OpenVinoBackend:
             raise ValueError(f"n_prompt_tokens={n_prompt_tokens} for a model that pools all tokens; this is a bug")
         # OpenVINO reads the inputs where they are. The next batch overwrites the memory of the output: copy it.
         vectors = self._request.infer(list(self._layout(inputs)), share_inputs=True, share_outputs=True)[0].copy()
-        self._trim.after_batch()
+        memory.trim_regularly()
         return Result(np.asarray(vectors, dtype=np.float32))
 
 

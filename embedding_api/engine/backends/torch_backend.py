@@ -64,7 +64,6 @@ class TorchBackend:
     def __post_init__(self) -> None:
         self.n_computed = self.layout.n_computed
         self.max_batch_tokens = _CPU_BATCH_TOKENS if self.device == "cpu" else _GPU_BATCH_TOKENS
-        self._trim = memory.RegularTrim()
 
     def warm_up(self, window: int | None) -> None:
         """Do nothing: torch compiles nothing for a shape."""
@@ -85,7 +84,7 @@ class TorchBackend:
             features["prompt_length"] = n_prompt_tokens
         with torch.inference_mode():
             vectors = self.model(features, **self.options)["sentence_embedding"]
-        self._trim.after_batch()
+        memory.trim_regularly()
         return Result(vectors[:, : self.dim].float().cpu().numpy())
 
 

@@ -1,11 +1,11 @@
 """Load a sentence-transformers model with torch: check it, find its routes, and compute its reference vectors."""
 
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from embedding_api.engine.backends import Loaded, Route, Task, completeness, torch_backend
 from embedding_api.engine.backends.layout import Joining, Padding
-from embedding_api.engine.backends.modules import Entrance, entrances, limit, named_prompts, own_prompt
+from embedding_api.engine.backends.modules import Entrance, entrances, named_prompts, own_prompt
 from embedding_api.engine.backends.proof import PROBE_TEXTS
 from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.backends.torch_backend import TorchBackend
@@ -27,9 +27,18 @@ from embedding_api.telemetry import library_warnings
 _LEAST_SHARE = 0.9
 
 
-# How the texts of a task go through a model: the module that reads them, and the prompt that `encode` gets. None lets
-# `encode` choose the model's default prompt.
-_Way = tuple[Entrance, str | None]
+class _Way(NamedTuple):
+    """How texts go through a model.
+
+    Attributes:
+        task: Their task; None for texts without a task, and for tasks without a way of their own.
+        entrance: The module that reads them.
+        encode_prompt: The prompt that `encode` gets; None lets `encode` choose the model's default prompt.
+    """
+
+    task: Task | None
+    entrance: Entrance
+    encode_prompt: str | None
 
 
 def load(
@@ -52,39 +61,21 @@ def load(
     torch_backend.prepare_process()
     with library_warnings.collected() as warnings, completeness.reports() as reports:
         model = _read(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-        found, prompts = _entrances(model)
-        readers = {entrance: entrance.reader() for entrance in found.values()}
-        texts = {own_prompt(model, task) for task in found}
+        ways = _ways(model)
+        readers = {way.entrance: way.entrance.reader() for way in ways}
+        prompts = {own_prompt(model, way.task) for way in ways}
         findings = completeness.compute_buffers(reports)
-        findings += [finding for each, reader in readers.items() for finding in _rowless(each, reader, texts)]
-        ways = _ways(model, found)
-        references = _encode(model, ways.values())
-        findings += completeness.require_whole(model, reports, lambda: _encode(model, ways.values()), references)
-    backends = {
-        entrance: TorchBackend(
-            model,
-            _layout(entrance.first),
-            options=entrance.options,
-            # Without a Transformer, less precision gains nothing.
-            precision=precision if isinstance(entrance.first, Transformer) else "float32",
-            dim=reference.shape[1],
-            device=device,
-            n_threads=n_threads,
-        )
-        for (entrance, _), reference in zip(ways.values(), references, strict=True)
-    }
+        findings += [finding for each, reader in readers.items() for finding in _rowless(each, reader, prompts)]
+        references = _encode(model, ways)
+        findings += completeness.require_whole(model, reports, lambda: _encode(model, ways), references)
+    make = partial(_backend, model, precision=precision, device=device, n_threads=n_threads)
+    backends = {way.entrance: make(way.entrance, reference) for way, reference in zip(ways, references, strict=True)}
     if precision == "bfloat16":
-        for encoder in _encoders(found):
+        for encoder in {way.entrance.first for way in ways if isinstance(way.entrance.first, Transformer)}:
             torch_backend.halve(encoder)
     routes = {
-        task: Route(
-            readers[entrance],
-            backends[entrance],
-            prompt=entrance.prompt(own_prompt(model, task)),
-            prompts={name: entrance.prompt(text) for name, text in prompts.items()},
-            reference=reference,
-        )
-        for (task, (entrance, _)), reference in zip(ways.items(), references, strict=True)
+        way.task: _route(model, way, readers[way.entrance], backends[way.entrance], reference)
+        for way, reference in zip(ways, references, strict=True)
     }
     # A conversion keeps these warnings in the cache, whose key does not depend on where the model lies.
     warned = [warning(text.replace(str(folder), "its folder")) for text in warnings]
@@ -114,21 +105,6 @@ def _read(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> Sente
         if isinstance(module, StaticEmbedding):
             module.float()
     return model
-
-
-def _entrances(model: SentenceTransformer) -> tuple[dict[Task | None, Entrance], dict[str, str]]:
-    """Return the entrance of each task, and the model's prompts by name."""
-    try:
-        prompts, found = named_prompts(model), entrances(model)
-    except (ValueError, TypeError) as error:
-        raise UnservableError(str(error)) from error
-    for encoder in _encoders(found):
-        limit(encoder)
-    return found, prompts
-
-
-def _encoders(found: Mapping[Task | None, Entrance]) -> set[Transformer]:
-    return {entrance.first for entrance in found.values() if isinstance(entrance.first, Transformer)}
 
 
 def _rowless(entrance: Entrance, reader: Reader, prompts: Iterable[str]) -> Iterator[Finding]:
@@ -161,23 +137,21 @@ def _rowless(entrance: Entrance, reader: Reader, prompts: Iterable[str]) -> Iter
     )
 
 
-def _ways(model: SentenceTransformer, found: Mapping[Task | None, Entrance]) -> dict[Task | None, _Way]:
+def _ways(model: SentenceTransformer) -> list[_Way]:
     """Return the way of texts without a task, and of each task whose way is different."""
-    ways: dict[Task | None, _Way] = {None: (found[None], None)}
-    default_prompt = own_prompt(model, None)
-    for task, entrance in found.items():
-        prompt = own_prompt(model, task)
-        if task is not None and (entrance, prompt) != (found[None], default_prompt):
-            ways[task] = entrance, prompt
-    return ways
+    named_prompts(model)  # which refuses prompts that are no texts
+    found = entrances(model)
+    default, default_prompt = found.pop(None), own_prompt(model, None)
+    ways = [_Way(task, entrance, own_prompt(model, task)) for task, entrance in found.items()]
+    return [_Way(None, default, None), *(way for way in ways if way[1:] != (default, default_prompt))]
 
 
-def _encode(model: SentenceTransformer, ways: Iterable[_Way]) -> list[Vectors]:
+def _encode(model: SentenceTransformer, ways: Sequence[_Way]) -> list[Vectors]:
     """Return the vectors that sentence-transformers gives for the probe texts, float32, (n_probe_texts, dim) a way."""
     try:
         encoded = [
-            np.asarray(model.encode(list(PROBE_TEXTS), prompt=prompt, show_progress_bar=False, **entrance.options))
-            for entrance, prompt in ways
+            model.encode(list(PROBE_TEXTS), prompt=prompt, show_progress_bar=False, **entrance.options)
+            for _, entrance, prompt in ways
         ]
     except KeyError as error:
         if error.args != ("sentence_embedding",):
@@ -191,13 +165,23 @@ def _encode(model: SentenceTransformer, ways: Iterable[_Way]) -> list[Vectors]:
     return encoded
 
 
-def _layout(first: Transformer | StaticEmbedding) -> Padding | Joining:
-    if isinstance(first, StaticEmbedding):
-        return Joining()
-    tokenizer: Any = first.tokenizer
-    return Padding(_pad_id(first), is_left=tokenizer.padding_side == "left")
+def _backend(
+    model: SentenceTransformer, entrance: Entrance, reference: Vectors, *, precision: str, **options: Any
+) -> TorchBackend:
+    """Return the backend of an entrance; `options` are its device and its threads."""
+    dim = reference.shape[1]
+    if isinstance(entrance.first, StaticEmbedding):
+        # Without a Transformer, less precision gains nothing.
+        return TorchBackend(model, Joining(), entrance.options, "float32", dim, **options)
+    padding = Padding(_pad_id(entrance.first), is_left=entrance.first.tokenizer.padding_side == "left")
+    return TorchBackend(model, padding, entrance.options, precision, dim, **options)
+
+
+def _route(model: SentenceTransformer, way: _Way, reader: Reader, backend: TorchBackend, reference: Vectors) -> Route:
+    prompt = way.entrance.prompt(own_prompt(model, way.task))
+    prompts = {name: way.entrance.prompt(text) for name, text in named_prompts(model).items()}
+    return Route(reader, backend, prompt, prompts, reference)
 
 
 def _pad_id(first: Transformer) -> int:
-    tokenizer: Any = first.tokenizer
-    return tokenizer.pad_token_id or 0
+    return first.tokenizer.pad_token_id or 0

@@ -72,7 +72,10 @@ def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_r
             _require_nncf()
         _run(source, target, options, lock, model)
 
-    n_bytes = _least_size(source, is_int8=is_int8)
+    # The least size of the result: an eighth of the weights in int8, and otherwise half of them. A folder may hold the
+    # same weights twice.
+    n_bytes = sum(path.stat().st_size for path in _files(source) if path.suffix == ".safetensors")
+    n_bytes //= 8 if is_int8 else 2
     try:
         entry = cache.obtain(settings.cache_dir / "openvino", key, make, checksums, n_bytes=n_bytes)
     except cache.CacheError as error:
@@ -105,15 +108,6 @@ def _key(source: Path, options: dict[str, str | bool], checksums: Checksums) -> 
     except OSError as error:
         raise UnfitError(f"{error.filename or source} cannot be read ({error.strerror or error})") from error
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _least_size(source: Path, *, is_int8: bool) -> int:
-    """Return the least size of the result in bytes: an eighth of the weights in int8, and otherwise half of them.
-
-    A folder may hold the same weights twice.
-    """
-    n_bytes = sum(path.stat().st_size for path in _files(source) if path.suffix == ".safetensors")
-    return n_bytes // (8 if is_int8 else 2)
 
 
 def _files(source: Path) -> Iterator[Path]:

@@ -48,17 +48,16 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
     Raises:
         ModelLoadError: The model cannot be served.
     """
-    is_downloaded = not spec.is_folder
     with contextlib.ExitStack() as stack:
         try:
-            snapshots.require_all(source, [source], is_downloaded=is_downloaded)
+            snapshots.require_all(source, [source])
             modules = files.modules(source)
-            snapshots.require_all(source, [module.folder for module in modules], is_downloaded=is_downloaded)
+            snapshots.require_all(source, [module.folder for module in modules])
             kind.require_embedding_model(source, modules)
             trusted = code.trust(settings.trust_remote_code, spec.names)
             found = code.references(modules, source)
             may_run = [each for each in found if trusted.is_given or not each.is_taken_over]
-            weights.require_weights(source, modules, allow_pickle=settings.allow_pickle, is_downloaded=is_downloaded)
+            weights.require_weights(source, modules, allow_pickle=settings.allow_pickle)
             tokenizer.require_tokenizer(modules)
             folder = stack.enter_context(code.assembled(source, modules, may_run, trusted, spec.source, fetch))
         except UnservableError as error:

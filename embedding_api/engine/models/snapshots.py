@@ -40,7 +40,7 @@ def chosen(spec: ModelSpec, folder: Path) -> Path:
     return snapshots[0]
 
 
-def require_all(folder: Path, folders: Iterable[Path], *, is_downloaded: bool) -> None:
+def require_all(folder: Path, folders: Iterable[Path]) -> None:
     """Refuse a snapshot that lacks a file of its repository, in folders that the model is read from.
 
     The check needs the repository's list of files in the cache; without it every folder passes. `weights` checks
@@ -49,24 +49,21 @@ def require_all(folder: Path, folders: Iterable[Path], *, is_downloaded: bool) -
     Args:
         folder: The folder of the model.
         folders: The folders of its modules.
-        is_downloaded: True if each start downloads what the folder lacks.
 
     Raises:
         UnservableError: A file is missing.
     """
     known = {folder / name for name in repository(folder) or () if name.endswith(_READ)}
     if missing := [str(path.relative_to(folder)) for path in known if path.parent in folders and not path.is_file()]:
-        raise broken_off(f"it lacks {listed(missing)}", is_downloaded=is_downloaded)
+        raise broken_off(f"it lacks {listed(missing)}")
 
 
-def broken_off(cause: str, *, is_downloaded: bool) -> UnservableError:
+def broken_off(cause: str) -> UnservableError:
     """Return the error for a model whose download is not complete."""
-    cure = (
-        "start once with a connection to the hub and without HF_HUB_OFFLINE, which fetches the rest"
-        if is_downloaded
-        else "download it again"
+    return UnservableError(
+        f"{cause}: its download broke off; download it again, or, if SUPPORTED_MODELS has its name on the hub, start "
+        "once with a connection to the hub and without HF_HUB_OFFLINE, which fetches the rest"
     )
-    return UnservableError(f"{cause}: its download broke off; {cure}")
 
 
 def is_snapshot(folder: Path) -> bool:

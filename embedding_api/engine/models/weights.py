@@ -22,16 +22,13 @@ _QUANTISED = frozenset({"I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0
 _WEIGHTS = ("weight", "embeddings")
 
 
-def require_weights(
-    folder: Path, modules: Sequence[Module], *, allow_pickle: bool, is_downloaded: bool = False
-) -> None:
+def require_weights(folder: Path, modules: Sequence[Module], *, allow_pickle: bool) -> None:
     """Refuse a model with weights that cannot be read. Only headers are read, in milliseconds.
 
     Args:
         folder: The folder of the model.
         modules: The modules that its files describe.
         allow_pickle: True if weights may come from pickle files, which can run code when they are read.
-        is_downloaded: True if each start downloads what the folder lacks.
 
     Raises:
         UnservableError: Weights are missing, damaged, in pickle files that are not allowed, or in another format.
@@ -50,7 +47,7 @@ def require_weights(
             # Which files such a module reads is unknown. Those that exist must be whole.
             found = sorted(module.folder.glob("*.safetensors"))
         if (needs_weights and not found) or not all(file.exists() for file in found):
-            raise _without_weights(folder, module, allow_pickle=allow_pickle, is_downloaded=is_downloaded)
+            raise _without_weights(folder, module, allow_pickle=allow_pickle)
         for file in found:
             _require_whole(file)
 
@@ -127,12 +124,12 @@ def _pickled(name: str) -> UnservableError:
     )
 
 
-def _without_weights(folder: Path, module: Module, *, allow_pickle: bool, is_downloaded: bool) -> UnservableError:
+def _without_weights(folder: Path, module: Module, *, allow_pickle: bool) -> UnservableError:
     """Return the error for a module without weights: which files it has instead, or why the weights are missing."""
     path = module.folder.relative_to(folder)
     where = "" if path == PurePath() else f" in {path}"
     repository = snapshots.repository(folder)
-    broken_off = snapshots.broken_off(f"it has no weights{where}", is_downloaded=is_downloaded)
+    broken_off = snapshots.broken_off(f"it has no weights{where}")
     for name in (_SAFETENSORS, f"{_SAFETENSORS}{_INDEX}", _PICKLE, f"{_PICKLE}{_INDEX}"):
         if str(path / name) in (repository or ()):
             is_refused = name.startswith(_PICKLE) and not allow_pickle
