@@ -13,7 +13,7 @@ from embedding_api.engine.engine import Engine
 from embedding_api.engine.models.registry import Model, Registry
 from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.work import Result
-from embedding_api.engine.workers.workers import Workers
+from embedding_api.engine.workers.setup import Setup
 
 DIM = 8
 WINDOW = 16
@@ -42,8 +42,8 @@ class FakeBackend:
 
     name, precision, dim = "fake", "float32", DIM
 
-    def __init__(self, max_batch_tokens=64):
-        self.max_batch_tokens = max_batch_tokens
+    def __init__(self, target_batch_tokens=64):
+        self.target_batch_tokens = target_batch_tokens
         self.batches = []
         self.n_prompt_tokens = []
         self.prepared_in = None
@@ -98,11 +98,11 @@ def fake_model(name="org/fake", names=None, routes=None, **changes) -> Model:
 COST = Cost(start_s=8e-4, token_s=1e-4)
 
 
-def fake_workers(models: Registry, **options) -> Workers:
-    return Workers(list(models.backends.values()), list(models.backends), [COST] * len(models.backends), **options)
+def fake_workers(models: Registry, **options) -> Setup:
+    return Setup(list(models.backends.values()), list(models.backends), [COST] * len(models.backends), **options)
 
 
 def fake_engine(*served, accepts_token_ids=False, **options) -> Engine:
-    """An engine of fake models; options are those of `Workers`."""
+    """An engine of fake models; options are those of `Setup`."""
     models = Registry(served or [fake_model()])
     return Engine(models, fake_workers(models, **options), accepts_token_ids=accepts_token_ids)

@@ -26,7 +26,7 @@ MAX_SENT_IDS = 200
 class Rows:
     """A padded layout."""
 
-    max_batch_tokens = 64
+    target_batch_tokens = 64
 
     def n_computed(self, n_texts, longest, n_tokens):
         return n_texts * longest
@@ -180,7 +180,7 @@ class Simulation:
         worker.batches = {
             number: (work, holder) for number, (work, holder) in worker.batches.items() if self.board.is_present(holder)
         }
-        self._report(worker, worker.scheduler.look)
+        self._report(worker, worker.scheduler.look_at_board)
 
     def kill(self, worker: Worker) -> None:
         """It dies; what it has sent is still read."""

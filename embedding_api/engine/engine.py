@@ -14,7 +14,7 @@ from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.engine.work import Lane, Vectors
 from embedding_api.engine.workers.runner import Runner
-from embedding_api.engine.workers.workers import Workers
+from embedding_api.engine.workers.setup import Setup
 from embedding_api.errors import (
     ContextLengthExceededError,
     NonFiniteVectorError,
@@ -51,19 +51,19 @@ class Engine:
 
     Args:
         models: The models that are served.
-        workers: The workers that compute, with the backends of these models.
+        setup: The setup of the workers, with the backends of these models.
         accepts_token_ids: True if `embed` accepts a model's own token ids in place of texts.
 
     Attributes:
         models: See above.
-        workers: See above.
+        setup: See above.
     """
 
-    def __init__(self, models: Registry, workers: Workers, *, accepts_token_ids: bool = False) -> None:
+    def __init__(self, models: Registry, setup: Setup, *, accepts_token_ids: bool = False) -> None:
         self.models = models
-        self.workers = workers
+        self.setup = setup
         self._accepts_token_ids = accepts_token_ids
-        self._indices = {backend: index for index, backend in enumerate(workers.backends)}
+        self._indices = {backend: index for index, backend in enumerate(setup.backends)}
         self._runner: Runner | None = None
         self._is_closed = False
         self._starting = threading.Lock()
@@ -87,7 +87,7 @@ class Engine:
             if self._is_closed:
                 raise NotReadyError("this worker is stopping")
             if self._runner is None:
-                self._runner = Runner(self.workers, seat)
+                self._runner = Runner(self.setup, seat)
                 self._runner.start()
             return self._runner
 
@@ -101,8 +101,8 @@ class Engine:
             self._is_closed = True
         if self._runner is not None:
             self._runner.close()
-        if self.workers.exchange is not None:
-            self.workers.exchange.close()
+        if self.setup.exchange is not None:
+            self.setup.exchange.close()
 
     def embed(
         self,

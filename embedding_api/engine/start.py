@@ -13,8 +13,8 @@ from embedding_api.engine.models.inspection import Inspected, inspected, require
 from embedding_api.engine.models.registry import Model, Registry
 from embedding_api.engine.scheduling import cost
 from embedding_api.engine.scheduling.admission import Limits
-from embedding_api.engine.workers.mailbox import WORKERS_CAN_SEND, Exchange
-from embedding_api.engine.workers.workers import Workers
+from embedding_api.engine.workers.exchange import WORKERS_CAN_SEND, Exchange
+from embedding_api.engine.workers.setup import Setup
 from embedding_api.machine import cores, memory
 from embedding_api.request import MAX_HEAD_BYTES
 from embedding_api.settings import Settings
@@ -80,11 +80,11 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
     memory.freeze()
     n_computing = min(settings.workers, cores.count()) if on_cpu else 1
     # The rate of the slowest backend, so that no full queue takes longer than _QUEUE_S.
-    slowest = min(map(cost.tokens_per_s, costs, [backend.max_batch_tokens for backend in models.backends]))
+    slowest = min(map(cost.tokens_per_s, costs, [backend.target_batch_tokens for backend in models.backends]))
     limits = _limits(settings, n_computing * slowest if on_cpu else _DEVICE_TOKENS_PER_S)
     _log(settings, limits, n_computing)
     _publish(models, limits)
-    workers = Workers(
+    setup = Setup(
         names=list(models.backends.values()),
         backends=list(models.backends),
         costs=costs,
@@ -93,7 +93,7 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
         limits=limits,
         inference_timeout_s=settings.inference_timeout_s,
     )
-    return Engine(models, workers, accepts_token_ids=settings.token_ids == "model")  # noqa: S105 - no password
+    return Engine(models, setup, accepts_token_ids=settings.token_ids == "model")  # noqa: S105 - no password
 
 
 def _load(model: Inspected, settings: Settings, checksums: Checksums) -> Model:

@@ -45,7 +45,7 @@ def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
     """Give the worker its seat on the exchange of batches, and its slot for counting."""
     server.newest_worker = worker
-    exchange, others = _engine(worker).workers.exchange, server.WORKERS.values()
+    exchange, others = _engine(worker).setup.exchange, server.WORKERS.values()
     worker.seat = None if exchange is None else exchange.board.take_seat()
     taken = {other.slot for other in others}
     worker.slot = next(slot for slot in itertools.count(1) if slot not in taken)
@@ -76,14 +76,14 @@ def post_worker_init(worker: Worker) -> None:
 
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
-    """Give up the seat and the slot of a worker that has ended, so that others compute again what it had of theirs."""
+    """Give up the places of a worker that has ended, so that the others compute again what they had sent to it."""
     _leave_places(server, worker)
     metrics.RESTARTS.inc()
     scarcity.halt_without_threads()
 
 
 def _leave_places(server: Arbiter, worker: Worker) -> None:
-    exchange = _engine(worker).workers.exchange
+    exchange = _engine(worker).setup.exchange
     if exchange is not None and worker.seat is not None:
         exchange.leave(worker.seat)
     counters.leave(worker.slot)

@@ -77,7 +77,7 @@ def guard_forks(arbiter: Any, give_up_worker: Callable[[], None]) -> None:
             if not flags.HAS_SERVED:
                 _halt(f"a process for a worker ({error.strerror})")
                 return None
-            logger.error("no process for a worker, which is tried again: %s; %s", error.strerror, _CURE)  # noqa: TRY400 - in one line
+            logger.error("a worker cannot get a process, and the server tries again: %s; %s", error.strerror, _CURE)  # noqa: TRY400 - in one line
             time.sleep(_RETRY_S)
         return None
 

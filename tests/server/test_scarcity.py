@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 # Its models need no time to load, and its batches no threads.
 APP = """
 from embedding_api.app import create_app
-from embedding_api.engine.workers.mailbox import Exchange
+from embedding_api.engine.workers.exchange import Exchange
 from tests.fakes import fake_engine, fake_model
 
 app = create_app(engine=fake_engine(fake_model(), exchange=Exchange(8)))

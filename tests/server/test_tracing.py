@@ -20,7 +20,7 @@ FAKE = (
     "from embedding_api.telemetry import log\n"
     "from embedding_api.app import create_app\n"
     "from embedding_api.settings import load_settings\n"
-    "from embedding_api.engine.workers.mailbox import Exchange\n"
+    "from embedding_api.engine.workers.exchange import Exchange\n"
     "from tests.fakes import fake_engine\n"
     "log.configure(load_settings())\n"
     "app = create_app(engine=fake_engine(exchange=Exchange(8)))\n"

@@ -8,7 +8,7 @@ from tests.server.conftest import ROOT, until
 
 APP = """
 from embedding_api.app import create_app
-from embedding_api.engine.workers.mailbox import Exchange
+from embedding_api.engine.workers.exchange import Exchange
 from embedding_api.settings import load_settings
 from tests.fakes import fake_engine, fake_model
 

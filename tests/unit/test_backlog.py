@@ -158,7 +158,7 @@ def test_what_is_given_back_keeps_its_turn(backlog, add):
     first = add(texts(8))
     batch = backlog.form_batch(1)
     add(texts(200, first=100))
-    backlog.give_back(batch, backlog.tick())
+    backlog.requeue(batch, backlog.tick())
     for _ in range(3):
         backlog.compute(backlog.form_batch(1))
     assert_right(first, texts(8))
@@ -212,7 +212,7 @@ def test_whatever_happens_every_text_is_answered_once(seed):
             batch = away.pop(int(random.integers(len(away))))
             fate = random.integers(4)
             if fate == 0:
-                backlog.give_back(batch, backlog.tick())
+                backlog.requeue(batch, backlog.tick())
             elif fate == 1 and len(batch.work.inputs) > 1:
                 backlog.fail(batch, ValueError("try again"), backlog.tick())
             else:
@@ -246,7 +246,7 @@ def test_a_batch_that_comes_back_undone_keeps_only_what_is_wanted(backlog, add):
     assert len(batch.work.inputs) == 4
     backlog.abandon(gone, RuntimeError("left"), backlog.tick())
     assert gone.n_dropped == 0
-    backlog.give_back(batch, backlog.tick())
+    backlog.requeue(batch, backlog.tick())
     assert backlog.n_waiting_tokens == 16
     assert sum(map(len, backlog.run())) == 2
     assert_right(stays, texts(2, first=3))

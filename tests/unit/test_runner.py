@@ -10,9 +10,10 @@ import pytest
 
 from embedding_api.engine.scheduling.admission import Limits
 from embedding_api.engine.work import Lane, Result, Work
-from embedding_api.engine.workers.mailbox import Delivered, Exchange, Mailbox
+from embedding_api.engine.workers.exchange import Exchange
+from embedding_api.engine.workers.mailbox import Delivered, Mailbox
 from embedding_api.engine.workers.runner import Runner
-from embedding_api.engine.workers.workers import Workers
+from embedding_api.engine.workers.setup import Setup
 from embedding_api.errors import ClientGoneError, DeadlineExceededError, NotReadyError, OverloadedError
 from embedding_api.request import Caller
 from embedding_api.telemetry.metrics import counters
@@ -37,7 +38,7 @@ class Worker:
     def __init__(self, exchange, backend=None, **options):
         self.backend = backend or FakeBackend()
         self.seat = exchange.board.take_seat()
-        workers = Workers(["model"], [self.backend], [COST], exchange, **{"n_computing": 2, **options})
+        workers = Setup(["model"], [self.backend], [COST], exchange, **{"n_computing": 2, **options})
         self.runner = Runner(workers, self.seat)
         self.runner.start()
         until(lambda: self.seat.rank() >= workers.n_computing or self.accepts)
@@ -283,7 +284,7 @@ def test_load_at_the_computing_worker_does_not_lock_the_others_out(workers):
 
 
 def test_a_batch_too_large_to_travel_is_computed_by_who_has_it_and_holds_nobody_up(workers):
-    owner, other, third = (workers(n_computing=1, backend=FakeBackend(max_batch_tokens=10**6)) for _ in range(3))
+    owner, other, third = (workers(n_computing=1, backend=FakeBackend(target_batch_tokens=10**6)) for _ in range(3))
     huge = texts(2, n_tokens=40_000)
     with ThreadPoolExecutor(2) as clients:
         asked = clients.submit(other.compute, huge)
@@ -294,7 +295,7 @@ def test_a_batch_too_large_to_travel_is_computed_by_who_has_it_and_holds_nobody_
 
 
 def test_batches_too_large_to_travel_are_computed_where_they_are(workers):
-    one, other = workers(backend=FakeBackend(max_batch_tokens=10**6)), workers()
+    one, other = workers(backend=FakeBackend(target_batch_tokens=10**6)), workers()
     huge = texts(2, n_tokens=40_000)
     assert_right(huge, one.compute(huge))
     assert other.backend.batches == []

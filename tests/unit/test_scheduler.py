@@ -152,23 +152,23 @@ def test_each_text_is_answered_once_whatever_happens():
 
 
 def forget_the_batches_of_dead_workers(monkeypatch):
-    look = Scheduler.look
+    look = Scheduler.look_at_board
 
     def look_at_the_living(self, now_s):
         with monkeypatch.context() as context:
             context.setattr(Backlog, "batches_away", lambda self: [])
             return look(self, now_s)
 
-    monkeypatch.setattr(Scheduler, "look", look_at_the_living)
+    monkeypatch.setattr(Scheduler, "look_at_board", look_at_the_living)
 
 
 def take_late_deliveries(monkeypatch):
     """Batches are remembered when their texts wait again, and a late delivery ends them once more."""
-    answer, find, give_back, known = Backlog.answer, Backlog.find_away, Backlog.give_back, {}
+    answer, find, requeue, known = Backlog.answer, Backlog.find_away, Backlog.requeue, {}
 
     def remember(self, batch, now_s):
         known[self, batch.work.number] = batch
-        give_back(self, batch, now_s)
+        requeue(self, batch, now_s)
 
     def find_any(self, number, worker):
         return find(self, number, worker) or known.get((self, number))
@@ -179,23 +179,23 @@ def take_late_deliveries(monkeypatch):
         wanted_by = [(index, job, row) for index, text in enumerate(batch.texts) for job, row in text.wanted_by]
         return [Answer(job) for index, job, row in wanted_by if job.put(row, result, index, now_s)]
 
-    monkeypatch.setattr(Backlog, "give_back", remember)
+    monkeypatch.setattr(Backlog, "requeue", remember)
     monkeypatch.setattr(Backlog, "find_away", find_any)
     monkeypatch.setattr(Backlog, "answer", answer_any)
 
 
 def let_abandoned_texts_wait_again(monkeypatch):
-    give_back = Backlog.give_back
+    requeue = Backlog.requeue
 
     def keep_all(self, batch, now_s):
         unwanted = [text for text in batch.texts if not text.is_wanted]
-        give_back(self, batch, now_s)
+        requeue(self, batch, now_s)
         for text in unwanted:
             again, _ = batch.queue.find_or_add(text.ids, text.due_s)
             again.wanted_by = text.wanted_by
             batch.queue.wait([again])
 
-    monkeypatch.setattr(Backlog, "give_back", keep_all)
+    monkeypatch.setattr(Backlog, "requeue", keep_all)
 
 
 @pytest.mark.parametrize(

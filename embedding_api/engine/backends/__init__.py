@@ -21,13 +21,13 @@ class Backend(Protocol):
         name: The name in GET /v1/models, such as `torch`.
         precision: The arithmetic that it computes in, such as `float32`.
         dim: Components of a vector.
-        max_batch_tokens: The best size of a batch, in computed tokens.
+        target_batch_tokens: The best size of a batch, in computed tokens.
     """
 
     name: str
     precision: str
     dim: int
-    max_batch_tokens: int
+    target_batch_tokens: int
 
     def warm_up(self, window: int | None) -> None:
         """Compute, in the process that will fork, what every worker would otherwise compile for its first batches.

@@ -7,6 +7,10 @@ import numpy as np
 
 from embedding_api.engine.work import Ids
 
+# The size at which batches fill a core of a CPU, in tokens that are computed, with every backend. Larger batches do not
+# fit into its cache; see docs/decisions/0002.
+CPU_BATCH_TOKENS = 256
+
 
 class Layout(Protocol):
     """Makes the arrays that a model reads from the token ids of a batch."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError
-from embedding_api.engine.backends.layout import Packing, Padding, rounded_up
+from embedding_api.engine.backends.layout import CPU_BATCH_TOKENS, Packing, Padding, rounded_up
 from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import Finding
 from embedding_api.engine.work import Ids, Result
@@ -38,8 +38,6 @@ _OPTIONS = {"NUM_STREAMS": "0", "INFERENCE_NUM_THREADS": "1", "ENABLE_CPU_PINNIN
 # for the parts that stay in floating point, which are faster in bfloat16.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 
-# Computed tokens of a batch: see docs/decisions/0005.
-_BATCH_TOKENS = 256
 
 # For each new shape of batch OpenVINO compiles code: 2 to 5 ms, and up to 1 MB that workers share if the master did it.
 # This time is enough for all shapes of a small model.
@@ -117,7 +115,7 @@ class OpenVinoBackend:
     """
 
     name = "openvino"
-    max_batch_tokens = _BATCH_TOKENS
+    target_batch_tokens = CPU_BATCH_TOKENS
 
     def __init__(
         self, compiled: "openvino.CompiledModel", layout: Packing | Padding, *, precision: str, dim: int
@@ -131,7 +129,7 @@ class OpenVinoBackend:
     def warm_up(self, window: int | None) -> None:
         """Compute one batch of each shape, the fullest first, until _WARM_UP_S is over."""
         end_s = time.monotonic() + _WARM_UP_S
-        longest = min(window or _BATCH_TOKENS, _BATCH_TOKENS)
+        longest = min(window or CPU_BATCH_TOKENS, CPU_BATCH_TOKENS)
         for lengths in sorted(_shapes(self._layout, longest), key=sum, reverse=True):
             if time.monotonic() > end_s:
                 return
@@ -159,10 +157,10 @@ def _shapes(layout: Packing | Padding, longest: int) -> Iterator[list[int]]:
         longest: The most tokens of a text.
     """
     if isinstance(layout, Packing):
-        for n_tokens in sorted({rounded_up(n_tokens) for n_tokens in range(1, _BATCH_TOKENS + 1)}):
+        for n_tokens in sorted({rounded_up(n_tokens) for n_tokens in range(1, CPU_BATCH_TOKENS + 1)}):
             n_texts, rest = divmod(n_tokens, longest)
             yield [longest] * n_texts + [rest] * (rest > 0)
     else:
         for length in range(layout.step, longest + 1, layout.step):
-            for n_texts in range(1, _BATCH_TOKENS // length + 1):
+            for n_texts in range(1, CPU_BATCH_TOKENS // length + 1):
                 yield [length] * n_texts

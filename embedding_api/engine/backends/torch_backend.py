@@ -14,13 +14,12 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 
-from embedding_api.engine.backends.layout import Joining, Padding
+from embedding_api.engine.backends.layout import CPU_BATCH_TOKENS, Joining, Padding
 from embedding_api.engine.work import Ids, Result
 from embedding_api.machine import memory
 
-# Computed tokens of a batch. On a CPU 256 fill a core, and larger batches leave its cache: see docs/decisions/0002.
 # A GPU needs far more at once.
-_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 256, 16_384
+_GPU_BATCH_TOKENS = 16_384
 
 
 def prepare_process() -> None:
@@ -63,7 +62,7 @@ class TorchBackend:
 
     def __post_init__(self) -> None:
         self.n_computed = self.layout.n_computed
-        self.max_batch_tokens = _CPU_BATCH_TOKENS if self.device == "cpu" else _GPU_BATCH_TOKENS
+        self.target_batch_tokens = CPU_BATCH_TOKENS if self.device == "cpu" else _GPU_BATCH_TOKENS
 
     def warm_up(self, window: int | None) -> None:
         """Do nothing: torch compiles nothing for a shape."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from embedding_api.engine.scheduling.board import Board
 from embedding_api.errors import OverloadedError
 
-# A rate that was measured over less says little; one that reaches back farther says nothing of now.
+# Seconds over which the rate is measured: a shorter time gives a random rate, a longer one an old rate.
 _MIN_S, _MAX_S = 1.0, 10.0
 
 # The longest that a client is told to stay away: LangChain.js gives up when told more.
@@ -51,10 +51,10 @@ class Admission:
         self._samples: list[tuple[float, int]] = []
 
     def require_room(self) -> None:
-        """Refuse texts while as many wait as may.
+        """Check that the limit on waiting tokens is not reached.
 
         Raises:
-            OverloadedError: They do.
+            OverloadedError: The limit is reached.
         """
         self._sample()
         if sum(self._columns.waiting_tokens) >= self._limits.n_tokens:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from embedding_api.engine.scheduling.actions import Answer
 from embedding_api.engine.scheduling.batch import Batch, State
-from embedding_api.engine.scheduling.batching import Layout
+from embedding_api.engine.scheduling.companions import Sizing
 from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.lane import LaneQueue
@@ -19,19 +19,19 @@ from embedding_api.engine.work import Address, Ids, Lane, Result, Work
 class Backlog:
     """The texts of this worker's jobs that are not answered.
 
-    Fair queueing decides which text is next: a text is due when its job would have come to it if all jobs were served
-    side by side, each from the moment it came. A small job so passes a large one, and no text starves.
+    Fair queueing decides which text is next. Imagine that all jobs are served at the same time, each at an equal share
+    of the speed: a text is due when its job would reach it. A small job passes a large one, and no text starves.
 
     Args:
         owner: This worker.
-        layouts: How the backends lay out batches, in the registry's order.
+        sizings: How many tokens the backends compute, in the registry's order.
         costs: What a batch costs, for each of them.
         process: A name of this process that no other on this machine has, for the names of batches.
     """
 
-    def __init__(self, owner: Address, layouts: Sequence[Layout], costs: Sequence[Cost], process: str) -> None:
+    def __init__(self, owner: Address, sizings: Sequence[Sizing], costs: Sequence[Cost], process: str) -> None:
         self._owner = owner
-        self._layouts = layouts
+        self._sizings = sizings
         self._costs = costs
         self._process = process
         self._queues: dict[Lane, LaneQueue] = {}
@@ -55,7 +55,7 @@ class Backlog:
         """Accept the texts of a job. A text that is here already, and not yet answered, is not computed twice."""
         queue = self._queues.get(lane)
         if queue is None:
-            queue = LaneQueue(lane, self._layouts[lane.backend], self._costs[lane.backend])
+            queue = LaneQueue(lane, self._sizings[lane.backend], self._costs[lane.backend])
             self._queues[lane] = queue
         cost = self._costs[lane.backend]
         due_s = self._virtual_s + cost.start_s
@@ -117,7 +117,7 @@ class Backlog:
     def find_away(self, number: int, worker: Address) -> Batch | None:
         """Return a batch that this worker has; None if it was given up there, and is computed again.
 
-        A result that comes nevertheless is as good as the other, and is not needed.
+        Its result may still come. It is not needed, because the other result is the same.
         """
         batch = self._batches.get(number)
         return batch if batch is not None and batch.state is State.AWAY and batch.worker == worker else None
@@ -137,7 +137,7 @@ class Backlog:
             return self.give_up(batch, error, now_s)
         for text in batch.texts:
             text.is_alone = True
-        self.give_back(batch, now_s)
+        self.requeue(batch, now_s)
         return []
 
     def give_up(self, batch: Batch, error: Exception, now_s: float) -> list[Answer]:
@@ -148,7 +148,7 @@ class Backlog:
         wanted_by = [job for text in batch.texts for job, _ in text.wanted_by]
         return [answer for job in wanted_by for answer in self.abandon(job, error, now_s)]
 
-    def give_back(self, batch: Batch, now_s: float) -> None:
+    def requeue(self, batch: Batch, now_s: float) -> None:
         """End a batch that was not computed: its texts wait again, each as long as it would have."""
         self._end(batch, now_s)
         for text in batch.texts:

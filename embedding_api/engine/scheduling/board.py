@@ -1,6 +1,6 @@
 """What the workers of a server tell each other: a few numbers of each, which all can read and write at once.
 
-Each number is eight aligned bytes, which the processor writes whole; each is one process's to write, but for `accepts`.
+Each number is eight aligned bytes, which the processor writes whole. One process writes it, except for `accepts`.
 """
 
 from typing import NamedTuple
@@ -92,7 +92,7 @@ class Seat:
             columns.is_taken[seat] = 0
 
     def rank(self) -> int:
-        """Return the number of older workers. It only falls, so a worker that may compute may always."""
+        """Return the number of older workers. It never rises, so a worker that may compute keeps this right."""
         return sum(worker.generation < self.address.generation for worker in self.board.workers())
 
     def accepting(self) -> list[Address]:

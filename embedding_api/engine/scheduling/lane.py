@@ -1,7 +1,7 @@
 """The texts of one lane that wait, ordered by when they are due."""
 
-from embedding_api.engine.scheduling import batching
-from embedding_api.engine.scheduling.batching import Layout
+from embedding_api.engine.scheduling import companions
+from embedding_api.engine.scheduling.companions import Sizing
 from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.scheduling.job import Text
 from embedding_api.engine.work import Ids, Lane
@@ -12,7 +12,7 @@ class LaneQueue:
 
     Args:
         lane: What they have in common.
-        layout: How their backend lays out a batch.
+        sizing: How many tokens their backend computes.
         cost: What a batch costs there.
 
     Attributes:
@@ -20,7 +20,7 @@ class LaneQueue:
         n_waiting_tokens: Their tokens.
     """
 
-    def __init__(self, lane: Lane, layout: Layout, cost: Cost) -> None:
+    def __init__(self, lane: Lane, sizing: Sizing, cost: Cost) -> None:
         self.lane = lane
         self.n_waiting_texts = self.n_waiting_tokens = 0
         # Every text that is not answered, by its ids.
@@ -28,12 +28,12 @@ class LaneQueue:
         # The text that is due next comes last. Texts that left stay until their turn, or until they are many.
         self._waiting: list[Text] = []
         self._n_left = 0
-        self._layout = layout
+        self._sizing = sizing
         self._cost = cost
         # Enough texts to choose from for a full batch, few enough to choose within a fraction of a millisecond.
-        self._n_ahead = max(256, layout.max_batch_tokens // 16)
+        self._n_ahead = max(256, sizing.target_batch_tokens // 16)
         # A text that is due so much later, in seconds, does not delay another job: a quarter of a full batch.
-        self._patience_s = cost.start_s + cost.token_s * layout.max_batch_tokens / 4
+        self._patience_s = cost.start_s + cost.token_s * sizing.target_batch_tokens / 4
 
     def find_or_add(self, ids: Ids, due_s: float) -> tuple[Text, bool]:
         """Return the text with these ids, and True if it is new: then it must `wait`."""
@@ -83,8 +83,8 @@ class LaneQueue:
         if not seed.is_alone:
             ahead = [text for text in reversed(self._waiting[-self._n_ahead :]) if self._goes_with(text, seed)]
             lengths = [len(text.ids) for text in ahead]
-            limit = min(part, self._layout.max_batch_tokens)
-            chosen = batching.companions(len(seed.ids), lengths, self._layout, self._cost, limit)
+            limit = min(part, self._sizing.target_batch_tokens)
+            chosen = companions.choose(len(seed.ids), lengths, self._sizing, self._cost, limit)
             batch += [ahead[index] for index in chosen]
             taken = set(map(id, batch))
             self._waiting[-self._n_ahead :] = [

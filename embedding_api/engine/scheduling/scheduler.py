@@ -127,7 +127,7 @@ class Scheduler:
         self._seat.publish_waiting(self._backlog.n_waiting_tokens)
         return actions
 
-    def look(self, now_s: float) -> Sequence[Action]:
+    def look_at_board(self, now_s: float) -> Sequence[Action]:
         """Time has passed: a worker may be gone, and another may accept a batch.
 
         The batches of a worker that is gone wait again, and what it has sent need not be computed.
@@ -135,7 +135,7 @@ class Scheduler:
         is_present = self._seat.board.is_present
         for batch in self._backlog.batches_away():
             if not is_present(batch.worker):
-                self._backlog.give_back(batch, now_s)
+                self._backlog.requeue(batch, now_s)
         self._due = deque(work for work in self._due if is_present(work.owner))
         return self._match(now_s)
 
@@ -153,7 +153,7 @@ class Scheduler:
     def refuse_rest(self, now_s: float) -> Sequence[Action]:
         """There is no time left: refuse what waits, and what other workers have."""
         for batch in self._backlog.batches_away():
-            self._backlog.give_back(batch, now_s)
+            self._backlog.requeue(batch, now_s)
         return self._refuse_waiting(now_s)
 
     def _match(self, now_s: float) -> Sequence[Action]:
@@ -230,7 +230,7 @@ class Scheduler:
             return [SendBack(work, why)]
         batch = self._backlog.batch(work.number)
         if why is Undone.NOT_BEGUN:
-            self._backlog.give_back(batch, now_s)
+            self._backlog.requeue(batch, now_s)
             return []
         if why is Undone.HUNG:
             error = DeadlineExceededError(

@@ -1,29 +1,16 @@
-"""The sockets over which workers send each other batches and results.
+"""A worker's end of the exchange: what it sends, and what it receives."""
 
-Made in the master, so that all workers inherit them and no other process can write to them. The kernel keeps messages
-whole and in order, so a worker that is killed while it sends or receives breaks nothing.
-"""
-
-import mmap
 import select
-import socket
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from embedding_api.engine.scheduling.board import BYTES_PER_SEAT, Board, Seat
+from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.work import Address, Result, Undone, Work
 from embedding_api.engine.workers import wire
+from embedding_api.engine.workers.exchange import MAX_MESSAGE, Exchange
 from embedding_api.engine.workers.wire import Assembly, Piece, Returned, Woken
-
-# Linux alone has sockets that keep messages whole and in order and say when a receiver is slow.
-WORKERS_CAN_SEND = sys.platform == "linux"
-_SOCKET_TYPE = socket.SOCK_SEQPACKET if WORKERS_CAN_SEND else socket.SOCK_DGRAM
-
-# Bytes of the largest message: a GPU's batch of 16,384 tokens and more. A buffer holds at least two.
-_MAX_MESSAGE = 131_072
 
 # Milliseconds after which a message that a socket refused for another reason than being full is sent again.
 _AGAIN_MS = 10
@@ -43,48 +30,6 @@ class Delivered(NamedTuple):
     result: Result
 
 
-class Exchange:
-    """The board and the sockets of all workers. Make it before the fork.
-
-    Args:
-        n_seats: The most workers at one time.
-
-    Attributes:
-        board: See `Board`.
-        sockets: For each seat the socket to read from, and the one to write to.
-        max_message: Bytes of the largest message.
-    """
-
-    def __init__(self, n_seats: int) -> None:
-        self.board = Board(memoryview(mmap.mmap(-1, BYTES_PER_SEAT * n_seats)))
-        self.sockets = [socket.socketpair(socket.AF_UNIX, _SOCKET_TYPE) for _ in range(n_seats)]
-        for _, writer in self.sockets:
-            writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MAX_MESSAGE)
-        buffer = self.sockets[0][1].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        self.max_message = min(_MAX_MESSAGE, buffer // 2)
-
-    def leave(self, seat: Seat) -> None:
-        """Give up the seat of a worker that is gone, and wake the others."""
-        if self.board.is_present(seat.address):
-            seat.leave()
-            for worker in self.board.workers():
-                self.try_to_send(worker.seat, wire.wake(seat.address))
-
-    def try_to_send(self, seat: int, message: bytes) -> bool:
-        """Return False if the socket did not take the message, most often because it is full."""
-        try:
-            self.sockets[seat][1].send(message, socket.MSG_DONTWAIT)
-        except OSError:
-            return False
-        return True
-
-    def close(self) -> None:
-        """Close the sockets of this process."""
-        for reader, writer in self.sockets:
-            reader.close()
-            writer.close()
-
-
 class Mailbox:
     """A worker's end of the exchange. One thread receives; any may send.
 
@@ -97,7 +42,7 @@ class Mailbox:
         self._exchange = exchange
         self._address = seat.address
         self._inbox = exchange.sockets[seat.address.seat][0]
-        self._buffer = memoryview(bytearray(_MAX_MESSAGE))
+        self._buffer = memoryview(bytearray(MAX_MESSAGE))
         self._poll = select.poll()
         self._poll.register(self._inbox, select.POLLIN)
         self._assemblies: dict[tuple[Address, int], Assembly] = {}

@@ -17,10 +17,11 @@ from embedding_api.engine.scheduling.scheduler import Scheduler
 from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.engine.work import Ids, Lane, Result, Work
 from embedding_api.engine.workers import wire
-from embedding_api.engine.workers.core import Core
-from embedding_api.engine.workers.mailbox import Delivered, Exchange, Mailbox
-from embedding_api.engine.workers.wire import Returned
-from embedding_api.engine.workers.workers import Workers
+from embedding_api.engine.workers.exchange import Exchange
+from embedding_api.engine.workers.inference import Inference
+from embedding_api.engine.workers.mailbox import Delivered, Mailbox
+from embedding_api.engine.workers.setup import Setup
+from embedding_api.engine.workers.wire import Returned, Woken
 from embedding_api.errors import ClientGoneError, StartError
 from embedding_api.request import Caller
 from embedding_api.telemetry import log, metrics
@@ -38,7 +39,7 @@ class Runner:
     """One worker: its inference thread, and the thread that reads its mailbox. It has an attribute for each part.
 
     Args:
-        workers: What all have in common.
+        setup: The setup that all workers share.
         seat: This worker's; None if it computes alone.
 
     Attributes:
@@ -47,28 +48,28 @@ class Runner:
         seat: See above.
     """
 
-    def __init__(self, workers: Workers, seat: Seat | None) -> None:
-        self._own_exchange = Exchange(1) if seat is None or workers.exchange is None else None
-        exchange = self._own_exchange or workers.exchange
+    def __init__(self, setup: Setup, seat: Seat | None) -> None:
+        self._own_exchange = Exchange(1) if seat is None or setup.exchange is None else None
+        exchange = self._own_exchange or setup.exchange
         seat = seat if self._own_exchange is None else self._own_exchange.board.take_seat()
         if seat is None or exchange is None:
             raise RuntimeError("a new exchange has no free seat; this is a bug")
         self.seat = seat
-        self.admission = Admission(seat.board, workers.limits, time.monotonic)
+        self.admission = Admission(seat.board, setup.limits, time.monotonic)
         self._exchange = exchange
-        self.inference_timeout_s = workers.inference_timeout_s
-        self._core = Core(workers.names, workers.backends)
+        self.inference_timeout_s = setup.inference_timeout_s
+        self._inference = Inference(setup.names, setup.backends)
         self._mailbox = Mailbox(exchange, seat)
-        self._names = workers.names
+        self._names = setup.names
         # Guards the scheduler and what follows.
         self._changed = threading.Condition()
-        self._backlog = Backlog(seat.address, workers.backends, workers.costs, str(os.getpid()))
-        self._scheduler = Scheduler(self._backlog, seat, workers.n_computing, wire.max_sent_ids(exchange.max_message))
+        self._backlog = Backlog(seat.address, setup.backends, setup.costs, str(os.getpid()))
+        self._scheduler = Scheduler(self._backlog, seat, setup.n_computing, wire.max_sent_ids(exchange.max_message))
         self._next_work: Work | None = None
         self._done: dict[Job, threading.Event] = {}
         self._has_started = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run_core, name="inference", daemon=True),
+            threading.Thread(target=self._run_inference, name="inference", daemon=True),
             threading.Thread(target=self._read_mailbox, name="mailbox", daemon=True),
         ]
 
@@ -85,8 +86,8 @@ class Runner:
         except RuntimeError as error:
             raise StartError(f"no thread can be started for inference ({error}); allow more threads") from error
         self._has_started.wait()
-        if self._core.error is not None:
-            raise self._core.error
+        if self._inference.error is not None:
+            raise self._inference.error
 
     def compute(self, lane: Lane, inputs: Sequence[Ids], caller: Caller, timing: Timing | None = None) -> Result:
         """Return what the texts of a request give, once all are computed.
@@ -126,15 +127,15 @@ class Runner:
         That batch is given up, and all else is left to other workers.
         """
         with self._changed:
-            if self._core.stuck_for_s() <= self.inference_timeout_s or not self._scheduler.is_accepting:
+            if self._inference.stuck_for_s() <= self.inference_timeout_s or not self._scheduler.is_accepting:
                 return False
             self._report(self._scheduler.hung)
             return True
 
     def problem(self) -> str | None:
         """Return what keeps this worker from answering; None if nothing does."""
-        if self._core.error is not None:
-            return f"a backend cannot compute here: {type(self._core.error).__name__}"
+        if self._inference.error is not None:
+            return f"a backend cannot compute here: {type(self._inference.error).__name__}"
         phase = self._scheduler.phase
         if phase is Phase.RETIRED:
             return "a batch hung, and this worker is about to be replaced"
@@ -142,7 +143,7 @@ class Runner:
             return "a thread of the engine has ended"
         with self._changed:
             away_s = self._backlog.longest_away_s(time.monotonic())
-        busy_s = max(away_s, self._core.stuck_for_s())
+        busy_s = max(away_s, self._inference.stuck_for_s())
         # Before the worker is replaced for it, so that a probe every few seconds sees it.
         return f"a batch has taken {busy_s:.0f} s so far" if busy_s > self.inference_timeout_s / 2 else None
 
@@ -198,14 +199,14 @@ class Runner:
             case Wake(worker):
                 self._mailbox.wake(worker)
 
-    def _run_core(self) -> None:
+    def _run_inference(self) -> None:
         """Prepare, then compute one batch after the other."""
         if self._scheduler.may_compute():
-            self._core.prepare()
+            self._inference.prepare()
         self._has_started.set()
         while (work := self._wait_for_work()) is not None:
             try:
-                result = self._core.compute(work)
+                result = self._inference.compute(work)
             except Exception as error:
                 # A request fails only if one of its texts fails alone, and logs that itself.
                 logger.warning("a batch of %d texts failed: %s", len(work.inputs), type(error).__name__)
@@ -220,7 +221,7 @@ class Runner:
         """Return the next batch for the core; None when there will be none."""
         with self._changed:
             while self._scheduler.phase is not Phase.CLOSED:
-                if self._core.error is not None:
+                if self._inference.error is not None:
                     self._report(self._scheduler.broken)
                 self._report(self._scheduler.idle)
                 work, self._next_work = self._next_work, None
@@ -242,8 +243,9 @@ class Runner:
                             self._report(self._scheduler.delivered, number, worker, result)
                         case Returned(worker, number, why):
                             self._report(self._scheduler.returned, number, worker, why)
-                        case _:
-                            self._report(self._scheduler.look)
+                        # It was woken, or time has passed: a worker may have died.
+                        case Woken() | None:
+                            self._report(self._scheduler.look_at_board)
                 except Exception:
                     # No other thread reads what the other workers send.
                     logger.exception("a %s could not be handled; this is a bug", type(message).__name__)

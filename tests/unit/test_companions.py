@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from embedding_api.engine.backends.layout import Packing, Padding
-from embedding_api.engine.scheduling.batching import companions
+from embedding_api.engine.scheduling.companions import choose
 from embedding_api.engine.scheduling.cost import Cost
 from tests.fakes import FakeBackend
 
@@ -25,7 +25,7 @@ PADDED, PACKED = with_layout(Padding(0)), with_layout(Packing(0, 0))
 @pytest.mark.parametrize("seed", range(5))
 def test_a_batch_keeps_to_its_budget_and_takes_no_text_twice(seed, budget, backend):
     first, *others = np.random.default_rng(seed).integers(1, 257, size=200).tolist()
-    chosen = companions(first, others, backend, COST, budget)
+    chosen = choose(first, others, backend, COST, budget)
     assert len(chosen) == len(set(chosen))
     lengths = [first, *(others[position] for position in chosen)]
     assert backend.n_computed(len(lengths), max(lengths), sum(lengths)) <= budget or len(lengths) == 1
@@ -33,23 +33,23 @@ def test_a_batch_keeps_to_its_budget_and_takes_no_text_twice(seed, budget, backe
 
 def test_padded_texts_keep_to_their_like_unless_a_start_is_dear():
     lengths = [10, 100, 11, 9, 90]
-    assert sorted(companions(10, lengths, PADDED, Cost(start_s=2e-3, token_s=1e-4), 1000)) == [0, 2, 3]
-    assert sorted(companions(10, lengths, PADDED, Cost(start_s=1.0, token_s=1e-6), 1000)) == [0, 1, 2, 3, 4]
-    assert companions(10, [100], PADDED, Cost(start_s=1e-6, token_s=1.0), 1000) == []
+    assert sorted(choose(10, lengths, PADDED, Cost(start_s=2e-3, token_s=1e-4), 1000)) == [0, 2, 3]
+    assert sorted(choose(10, lengths, PADDED, Cost(start_s=1.0, token_s=1e-6), 1000)) == [0, 1, 2, 3, 4]
+    assert choose(10, [100], PADDED, Cost(start_s=1e-6, token_s=1.0), 1000) == []
 
 
 def test_packs_are_filled_whatever_the_lengths():
-    assert sorted(companions(100, [60, 40, 200, 30, 26], PACKED, COST, 256)) == [0, 1, 3, 4]
+    assert sorted(choose(100, [60, 40, 200, 30, 26], PACKED, COST, 256)) == [0, 1, 3, 4]
 
 
 def test_a_pack_leaves_out_what_would_leave_more_of_it_empty():
     """129 tokens are computed as 160: better without the last one."""
-    assert companions(120, [8, 1], PACKED, Cost(start_s=0.0, token_s=1e-4), 256) == [0]
+    assert choose(120, [8, 1], PACKED, Cost(start_s=0.0, token_s=1e-4), 256) == [0]
 
 
 def test_of_equal_ones_the_first_are_taken():
-    assert companions(16, [16] * 9, PADDED, COST, 64) == [0, 1, 2]
+    assert choose(16, [16] * 9, PADDED, COST, 64) == [0, 1, 2]
 
 
 def test_nobody_is_there():
-    assert companions(16, [], PADDED, COST, 64) == []
+    assert choose(16, [], PADDED, COST, 64) == []

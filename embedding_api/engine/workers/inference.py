@@ -1,4 +1,4 @@
-"""This worker's core: the backends, prepared and used in one thread."""
+"""Inference: the backends of this worker, prepared and used in one thread."""
 
 import time
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from embedding_api.engine.work import Result, Work
 from embedding_api.telemetry import metrics
 
 
-class Core:
-    """Computes one batch at a time. Only `stuck_for_s` and `error` are for other threads.
+class Inference:
+    """Computes one batch at a time. Other threads may use `stuck_for_s` and `error` alone.
 
     Args:
-        names: Of the model of each backend, in the registry's order.
-        backends: In the same order.
+        names: The name of each backend's model, in the registry's order.
+        backends: The backends, in the same order.
 
     Attributes:
-        error: Why a backend cannot compute here; None if all can.
+        error: The reason why a backend cannot compute here; None if all can.
     """
 
     def __init__(self, names: Sequence[str], backends: Sequence[Backend]) -> None:
@@ -36,11 +36,11 @@ class Core:
             for backend in self._backends:
                 backend.prepare()
             self._is_prepared = True
-        except Exception as error:  # noqa: BLE001 - whatever a backend raises, its worker's start raises or health tells
+        except Exception as error:  # noqa: BLE001 - `start` raises it, or the health check reports it
             self.error = error
 
     def compute(self, work: Work) -> Result:
-        """Return what a batch gives.
+        """Return the result of a batch.
 
         Raises:
             Exception: What the backend raises.

@@ -13,7 +13,7 @@ import json, os, signal, sys
 from embedding_api.engine.start import load_engine
 from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.engine.work import Lane
-from embedding_api.engine.workers.crew import Crew
+from embedding_api.engine.workers.forked import ForkedWorkers
 from embedding_api.request import Caller
 from embedding_api.settings import load_settings
 
@@ -26,12 +26,12 @@ alone = [route.backend.compute([ids], 0)[0] for ids in inputs[:20]]
 def largest_difference(vectors):
     return max(float(abs(one - other).max()) for one, other in zip(vectors, alone))
 
-with Crew(engine.workers, 3) as crew:
+with ForkedWorkers(engine.setup, 3) as workers:
     timing = Timing()
-    first = crew.runner.compute(Lane(0, 0), inputs, Caller(), timing)
-    pids = crew.pids
+    first = workers.runner.compute(Lane(0, 0), inputs, Caller(), timing)
+    pids = workers.pids
     os.kill(pids[0], signal.SIGKILL)
-    second = crew.runner.compute(Lane(0, 0), inputs, Caller())
+    second = workers.runner.compute(Lane(0, 0), inputs, Caller())
 print(json.dumps({
     "modules": sorted({"gunicorn", "flask"} & set(sys.modules)),
     "shapes": [first.values.shape, second.values.shape],

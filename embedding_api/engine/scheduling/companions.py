@@ -6,11 +6,11 @@ from typing import Protocol
 from embedding_api.engine.scheduling.cost import Cost
 
 
-class Layout(Protocol):
-    """How a backend lays out a batch."""
+class Sizing(Protocol):
+    """How many tokens a backend computes for a batch."""
 
     @property
-    def max_batch_tokens(self) -> int:
+    def target_batch_tokens(self) -> int:
         """The size of a batch that suits the backend best, in computed tokens."""
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
@@ -23,7 +23,7 @@ class Layout(Protocol):
         """
 
 
-def companions(seed: int, lengths: Sequence[int], layout: Layout, cost: Cost, max_tokens: float) -> list[int]:
+def choose(seed: int, lengths: Sequence[int], sizing: Sizing, cost: Cost, max_tokens: float) -> list[int]:
     """Choose the texts that join `seed` so that the batch has the highest tokens per second.
 
     Every batch has a price of its own, and padding has one, too. Texts are tried from the nearest in length to the
@@ -32,7 +32,7 @@ def companions(seed: int, lengths: Sequence[int], layout: Layout, cost: Cost, ma
     Args:
         seed: Tokens of the text that is due next.
         lengths: Tokens of each other text, the preferred first.
-        layout: How many tokens are computed for a batch.
+        sizing: How many tokens are computed for a batch.
         cost: What they cost.
         max_tokens: The most tokens that are computed for a batch; a longer text is computed alone.
 
@@ -42,22 +42,22 @@ def companions(seed: int, lengths: Sequence[int], layout: Layout, cost: Cost, ma
     chosen: list[int] = []
     n_best = 0
     longest = n_tokens = seed
-    best_rate = seed / _seconds(layout, cost, 1, seed, seed)
+    best_rate = seed / _seconds(sizing, cost, 1, seed, seed)
     for index in sorted(range(len(lengths)), key=lambda index: abs(lengths[index] - seed)):
         length = lengths[index]
         n_texts = len(chosen) + 2
         if n_tokens >= max_tokens:
             break
-        if layout.n_computed(n_texts, max(longest, length), n_tokens + length) > max_tokens:
+        if sizing.n_computed(n_texts, max(longest, length), n_tokens + length) > max_tokens:
             continue
         chosen.append(index)
         longest = max(longest, length)
         n_tokens += length
-        rate = n_tokens / _seconds(layout, cost, n_texts, longest, n_tokens)
+        rate = n_tokens / _seconds(sizing, cost, n_texts, longest, n_tokens)
         if rate >= best_rate:
             best_rate, n_best = rate, len(chosen)
     return chosen[:n_best]
 
 
-def _seconds(layout: Layout, cost: Cost, n_texts: int, longest: int, n_tokens: int) -> float:
-    return cost.start_s + cost.token_s * layout.n_computed(n_texts, longest, n_tokens)
+def _seconds(sizing: Sizing, cost: Cost, n_texts: int, longest: int, n_tokens: int) -> float:
+    return cost.start_s + cost.token_s * sizing.n_computed(n_texts, longest, n_tokens)

@@ -1,4 +1,4 @@
-"""Worker processes around a plain program: all cores compute for it, without a server."""
+"""Workers that a plain program forks, so that all cores compute for it, without Gunicorn."""
 
 import contextlib
 import logging
@@ -12,7 +12,7 @@ from typing import Self
 
 from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.workers.runner import Runner
-from embedding_api.engine.workers.workers import Workers
+from embedding_api.engine.workers.setup import Setup
 from embedding_api.machine import programs
 
 logger = logging.getLogger(__name__)
@@ -23,31 +23,31 @@ _TICK_S, _END_S = 1.0, 30.0
 _RETIRE_S = 1.0
 
 
-class Crew:
-    """Forks workers, and computes with them. Enter it before the process starts any thread.
+class ForkedWorkers:
+    """Workers forked from this process, as a context. Enter it before the process starts any thread.
 
-    A worker that dies is not replaced: the others compute what it had.
+    A worker that dies is not replaced: the others compute its batches.
 
     Args:
-        workers: What all have in common; their exchange has a seat for each.
-        n_workers: Processes that compute, this one included.
+        setup: The setup of all workers. Its exchange has a seat for each.
+        n_workers: The number of processes that compute, this one included.
 
     Attributes:
-        runner: This process' own part, over which the texts of all requests come in.
+        runner: This process's own runner, which takes the texts of all requests.
     """
 
     runner: Runner
 
-    def __init__(self, workers: Workers, n_workers: int) -> None:
-        self._workers = workers
+    def __init__(self, setup: Setup, n_workers: int) -> None:
+        self._setup = setup
         self._n_workers = n_workers
         self._seats: dict[int, Seat] = {}
         self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
 
     def __enter__(self) -> Self:
-        exchange = self._workers.exchange
+        exchange = self._setup.exchange
         if exchange is None or threading.active_count() > 1:
-            raise RuntimeError("a crew needs an exchange, and a process without threads that it may fork")
+            raise RuntimeError("forked workers need an exchange, and a process without threads that it may fork")
         # Closed when this process ends, however it does.
         closed, self._open = os.pipe()
         own = exchange.board.take_seat()
@@ -57,11 +57,11 @@ class Crew:
             pid = os.fork()
             if pid == 0:
                 os.close(self._open)
-                _serve(self._workers, seat, closed)
+                _serve(self._setup, seat, closed)
             self._seats[pid] = seat
         os.close(closed)
         self._reaper.start()
-        self.runner = Runner(self._workers, own)
+        self.runner = Runner(self._setup, own)
         self.runner.start()
         return self
 
@@ -81,7 +81,7 @@ class Crew:
 
     def _reap(self) -> None:
         """Wait for the ends of the workers, and give up their seats."""
-        exchange = self._workers.exchange
+        exchange = self._setup.exchange
         fds = {os.pidfd_open(pid): pid for pid in self._seats}
         while fds:
             for fd in select.select(list(fds), [], [])[0]:
@@ -94,12 +94,12 @@ class Crew:
                     exchange.leave(self._seats.pop(pid))
 
 
-def _serve(workers: Workers, seat: Seat, closed: int) -> None:
+def _serve(setup: Setup, seat: Seat, closed: int) -> None:
     """Compute for the others until the first process closes its end of the pipe; never return."""
     code = 1
     try:
         programs.end_with_parent(os.getppid())
-        runner = Runner(workers, seat)
+        runner = Runner(setup, seat)
         runner.start()
         while not select.select([closed], [], [], _TICK_S)[0]:
             if runner.retire_if_stuck():

@@ -1,0 +1,32 @@
+"""The setup that all workers of a server share, made before the fork."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from embedding_api.engine.backends import Backend
+from embedding_api.engine.scheduling.admission import UNLIMITED, Limits
+from embedding_api.engine.scheduling.cost import Cost
+from embedding_api.engine.workers.exchange import Exchange
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The setup of all workers.
+
+    Attributes:
+        names: The name of each backend's model, in the registry's order.
+        backends: The backends, in the same order.
+        costs: The cost of a batch for each backend.
+        exchange: The exchange over which workers send batches; None if each computes alone.
+        n_computing: The number of workers that compute at the same time. Younger workers send to older ones.
+        limits: The work that all workers accept together.
+        inference_timeout_s: Seconds after which a batch counts as stuck.
+    """
+
+    names: Sequence[str]
+    backends: Sequence[Backend]
+    costs: Sequence[Cost]
+    exchange: Exchange | None = None
+    n_computing: int = 1
+    limits: Limits = UNLIMITED
+    inference_timeout_s: float = 30.0
