@@ -31,7 +31,7 @@ def request(n_body_bytes: int) -> list[bytes]:
 
 def ours(pieces: list[bytes]) -> None:
     """Parse a request as the worker does."""
-    parser = Parser(CONFIG, CLIENT, 2**30, {}, bytearray())
+    parser = Parser(CONFIG, CLIENT, 2**30, {})
     for piece in pieces:
         parser.buffer += piece
         is_complete = parser.parse(has_ended=False)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 from embedding_api.errors import DeadlineExceededError
 
@@ -120,18 +120,18 @@ class Request:
     """One request whose head has been parsed.
 
     Attributes:
-        method: The HTTP method.
-        path: The path of the target, as it was sent.
         headers: Values by name in lower case; those of a name that came twice are joined by commas.
         body: The decoded body: its bytes, or an open file if the route is one of FILE_BODIES. None if the server has
             not read it.
+        head: The head, as the parser of the server gives it.
+        n_head_bytes: Bytes of the head.
         caller: The client.
     """
 
-    method: str
-    path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Body | None = None
+    head: Any = None
+    n_head_bytes: int = 0
     caller: Caller = field(default_factory=Caller)
 
     @property

@@ -1,5 +1,6 @@
 """Which requests are refused before a thread works on them, and with which error."""
 
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -8,7 +9,7 @@ from embedding_api.request import joined
 from embedding_api.server.parser import Parser
 from embedding_api.service import service_of
 from embedding_api.web import auth
-from embedding_api.web.routing import Route, route_of
+from embedding_api.web.routing import route_of
 
 # Endpoints that need the engine; and those that tell a load balancer whether to send more.
 _WORK, _READINESS = frozenset({"embeddings.create_embeddings"}), frozenset({"health.get_ready"})
@@ -23,35 +24,26 @@ class Gate:
 
     Args:
         application: The Flask application with its service.
+        is_draining: Returns True while the whole server stops and still accepts.
     """
 
-    def __init__(self, application: Any) -> None:
+    def __init__(self, application: Any, is_draining: Callable[[], bool]) -> None:
         self._application = application
-        service = service_of(application)
-        self._engine, self._settings = service.engine, service.settings
+        self._service = service_of(application)
+        self._is_draining = is_draining
 
-    def route_of(self, head: Any) -> Route | None:
-        """Return the route of a request; None if there is no such path or method."""
-        return route_of(self._application, head.method, head.path)
-
-    def refusal_of_rest(self, parser: Parser, *, is_draining: bool) -> ServiceError | None:
-        """Return why the rest of a request must not come; None if it may.
-
-        Args:
-            parser: What has come of the request.
-            is_draining: The whole server stops.
-        """
+    def refusal_of_rest(self, parser: Parser) -> ServiceError | None:
+        """Return why the rest of a request must not come; None if it may."""
         if not parser.has_body:
             return None
         if parser.is_to_file:
             # A client without a key may not fill the disk, and no client may while the server stops.
-            return self._for_route(parser.head, _draining() if is_draining else None)
-        n_missing_bytes = parser.n_missing_bytes
-        return self._overload(n_missing_bytes=_UNKNOWN_BODY_BYTES if n_missing_bytes is None else n_missing_bytes)
+            return self._for_route(parser.head, _draining() if self._is_draining() else None)
+        admission, n_missing_bytes = self._service.engine.runner.admission, parser.n_missing_bytes
+        has_room = admission.has_room(_UNKNOWN_BODY_BYTES if n_missing_bytes is None else n_missing_bytes)
+        return None if has_room else admission.overloaded()
 
-    def refusal(
-        self, head: Any, error: ServiceError | None = None, *, is_draining: bool, has_body: bool
-    ) -> ServiceError | None:
+    def refusal(self, head: Any, error: ServiceError | None, *, has_body: bool) -> ServiceError | None:
         """Return the error with which a request is refused; None if the application must answer it.
 
         A request that has no key where it needs one is refused for that, and learns nothing else.
@@ -59,37 +51,28 @@ class Gate:
         Args:
             head: The head of the request.
             error: What is wrong with the request or with its body.
-            is_draining: The whole server stops.
             has_body: The request has a body.
         """
         if error is not None:
             return None if head.method in _BODILESS else self._for_route(head, error)
-        if is_draining:
+        if self._is_draining():
             return self._for_route(head, _draining(), _WORK | _READINESS)
-        if has_body and (overload := self._overload()) is not None:
-            return self._for_route(head, overload, _WORK)
+        admission = self._service.engine.runner.admission
+        if has_body and admission.is_full():
+            return self._for_route(head, admission.overloaded(), _WORK)
         return None
-
-    def _overload(self, n_missing_bytes: int | None = None) -> ServiceError | None:
-        """Return the error for a request that is too much now; None if there is room for it.
-
-        Args:
-            n_missing_bytes: The bytes that have still to come; None for a complete request, whose tokens count.
-        """
-        admission = self._engine.runner.admission
-        is_too_much = admission.is_full() if n_missing_bytes is None else not admission.has_room(n_missing_bytes)
-        return admission.overloaded() if is_too_much else None
 
     def _for_route(
         self, head: Any, error: ServiceError | None, endpoints: AbstractSet[str] | None = None
     ) -> ServiceError | None:
         """Return the error if it concerns the route of the request, or the error for a missing key."""
-        route = self.route_of(head)
+        route = route_of(self._application, head.method, head.path)
         if route is None or (endpoints is not None and route.endpoint not in endpoints):
             return None
-        if auth.needs_key(route.endpoint, self._settings):
+        settings = self._service.settings
+        if auth.needs_key(route.endpoint, settings):
             try:
-                auth.check_key(joined(head.headers).get("authorization", ""), self._settings.api_key_secret)
+                auth.check_key(joined(head.headers).get("authorization", ""), settings.api_key_secret)
             except InvalidKeyError as missing_key:
                 return missing_key
         return error

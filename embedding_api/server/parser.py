@@ -1,4 +1,4 @@
-"""One HTTP/1.1 request, parsed once, from the bytes of a connection as they come. Knows no sockets.
+"""The HTTP/1.1 requests of a client, each parsed once, from the bytes of a connection as they come. Knows no sockets.
 
 Gunicorn's own parser reads the head as soon as all of it is there, so its limits and refusals are those of Gunicorn's
 other workers. The body is cut off by its length or decoded from its chunks. See docs/decisions/0011-one-parser.md.
@@ -23,14 +23,13 @@ _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 
 
 class Parser:
-    """A request, and the bytes that came after it.
+    """The request of a client that arrives, and the bytes that came after it.
 
     Args:
         config: Gunicorn's, with the limits of a head.
         client: The address of the client.
         max_body_bytes: The most bytes of a body that is held in memory, without what chunks add.
         file_bodies: See `request.FILE_BODIES`.
-        buffer: What came after the request before this one.
 
     Attributes:
         buffer: What has come and is not parsed; after a complete request, what came after it.
@@ -42,21 +41,20 @@ class Parser:
     """
 
     def __init__(
-        self,
-        config: Config,
-        client: Any,
-        max_body_bytes: int,
-        file_bodies: Mapping[tuple[str, str], int],
-        buffer: bytearray,
+        self, config: Config, client: Any, max_body_bytes: int, file_bodies: Mapping[tuple[str, str], int]
     ) -> None:
         self._config = config
         self._client = client
         self._max_body_bytes = max_body_bytes
         self._file_bodies = file_bodies
+        self.buffer = bytearray()
+        self.begin_next()
+
+    def begin_next(self) -> None:
+        """Begin with the request after the one that was complete or faulty."""
         self._n_searched_bytes = 0
         self._length: int | None = 0
         self._chunks: Iterator[bool] | None = None
-        self.buffer = buffer
         self.head: Any = None
         self.n_head_bytes = 0
         self.body: bytearray | IO[bytes] = bytearray()
@@ -108,10 +106,11 @@ class Parser:
         return is_complete
 
     def close(self) -> None:
-        """Drop what has come of the body; a file is closed, which removes it."""
+        """Drop what has come; the file of a body is closed, which removes it."""
         if not isinstance(self.body, bytearray):
             self.body.close()
-        self.body = bytearray()
+        self.buffer = bytearray()
+        self.begin_next()
 
     def _find_head(self, *, has_ended: bool) -> bool:
         buffer = self.buffer
@@ -148,9 +147,7 @@ class Parser:
 
     def _begin_body(self, head: Any) -> None:
         self.head = head
-        limit = self._file_bodies.get((head.method, head.path))
-        if limit is not None:
-            self._max_body_bytes = limit
+        if (head.method, head.path) in self._file_bodies:
             self.body = tempfile.TemporaryFile()  # noqa: SIM115 - it is open until the response is sent
         if isinstance(head.body.reader, ChunkedReader):
             self._length = None
@@ -192,10 +189,9 @@ class Parser:
             raise NotReadyError(f"the server cannot store the body: {error.strerror}") from error
 
     def _require_size(self, n_bytes: int) -> None:
-        if n_bytes > self._max_body_bytes:
-            raise BodyTooLargeError(
-                f"the body is larger than {self._max_body_bytes} bytes; send fewer texts in one request"
-            )
+        most = self._file_bodies.get((self.head.method, self.head.path), self._max_body_bytes)
+        if n_bytes > most:
+            raise BodyTooLargeError(f"the body is larger than {most} bytes; send fewer texts in one request")
 
     def _check_trailers(self, lines: bytes) -> None:
         try:

@@ -1,10 +1,5 @@
-"""Responses to requests that never reach Flask: Gunicorn's exceptions as errors of ours, and errors as bytes."""
+"""Gunicorn's exceptions as errors of ours."""
 
-import http
-import logging
-from collections.abc import Callable
-
-import orjson
 from gunicorn.config import Config
 from gunicorn.http import errors
 
@@ -13,13 +8,9 @@ from embedding_api.errors import (
     ExpectationFailedError,
     HeadersTooLargeError,
     InvalidRequestError,
-    RequestTimeoutError,
     ServiceError,
     UriTooLongError,
 )
-from embedding_api.telemetry import access, metrics
-
-logger = logging.getLogger(__name__)
 
 # The first class that fits counts. The messages repeat nothing of the request, which may hold anything.
 _MALFORMED: dict[type[Exception], str] = {
@@ -37,10 +28,6 @@ _MALFORMED: dict[type[Exception], str] = {
     errors.InvalidSchemeHeaders: "the headers that tell https from http contradict each other; correct them in the "
     "proxy",
     errors.ConfigurationProblem: "the path does not begin with the SCRIPT_NAME in the headers; correct it in the proxy",
-}
-_LOG_MESSAGES: dict[type[ServiceError], str] = {
-    RequestTimeoutError: "late request refused",
-    EngineError: "request failed",
 }
 
 
@@ -65,28 +52,3 @@ def of(error: Exception, config: Config) -> ServiceError:
         return ExpectationFailedError("the header Expect is not 100-continue, the only supported value; leave it out")
     message = next((text for kind, text in _MALFORMED.items() if isinstance(error, kind)), "the request is malformed")
     return InvalidRequestError(message)
-
-
-def refuse(error: ServiceError, send: Callable[[bytes], object], cause: Exception | None = None) -> None:
-    """Send the whole response to a refused request, count it and log it. The connection must close afterwards.
-
-    Args:
-        error: What the client reads.
-        send: Called once, with the bytes of the response.
-        cause: The exception to log if the fault is ours; never the parser's, which quotes the request.
-    """
-    is_ours, request_id = error.status >= 500, access.request_id()
-    logger.log(
-        # Anybody can send malformed requests, as many as they like, and no operator can do anything about them.
-        logging.ERROR if is_ours else logging.INFO,
-        _LOG_MESSAGES.get(type(error), "malformed request refused"),
-        exc_info=cause if is_ours else None,
-        extra={"fields": {"request_id": request_id, "status": error.status, "code": error.code}},
-    )
-    metrics.REFUSED.labels(error.code).inc()
-    metrics.REQUESTS.labels(access.UNKNOWN, access.UNKNOWN, error.status, "").inc()
-    body = orjson.dumps(error.body)
-    headers = {"X-Request-ID": request_id, "Content-Type": "application/json", "Content-Length": len(body)}
-    headers |= {"Connection": "close", **error.headers}
-    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    send(f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n{head}\r\n".encode() + body)

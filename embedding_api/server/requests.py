@@ -7,16 +7,15 @@ from gunicorn.config import Config
 from gunicorn.http.errors import ParseException
 
 from embedding_api.errors import NotReadyError, RequestTimeoutError, ServiceError
-from embedding_api.request import FILE_BODIES, Caller
-from embedding_api.server import refusals, response
-from embedding_api.server.connection import Connection, State, Work
+from embedding_api.request import FILE_BODIES, Request
+from embedding_api.server import response
+from embedding_api.server.connection import Connection
 from embedding_api.server.connections import Connections
 from embedding_api.server.gate import Gate
 from embedding_api.server.parser import Parser
 from embedding_api.server.pool import Pool
 from embedding_api.service import service_of
 from embedding_api.telemetry import metrics
-from embedding_api.web import observe
 
 # A guess at the bytes of a token, for requests that have not been read.
 _BYTES_PER_TOKEN = 4
@@ -31,130 +30,96 @@ class Requests:
 
     Attributes:
         connections: The connections of the worker.
+        pool: Its threads, and the requests that wait for one, each with its connection.
     """
 
     def __init__(self, worker: Any, is_draining: Callable[[], bool]) -> None:
-        service = service_of(worker.wsgi)
+        service, config, file_bodies = service_of(worker.wsgi), worker.cfg, worker.wsgi.extensions.get(FILE_BODIES, {})
         self._worker = worker
-        self._config: Config = worker.cfg
+        self._config: Config = config
         self._engine, self._settings = service.engine, service.settings
-        self._tracing = service.tracing
-        self._file_bodies = worker.wsgi.extensions.get(FILE_BODIES, {})
-        self._is_draining = is_draining
-        self._gate = Gate(worker.wsgi)
-        self._pool: Pool[Connection] = Pool(self._config.threads, self._answer)
+        self._gate = Gate(worker.wsgi, is_draining)
         self._arriving = (0, 0)
+        self.pool: Pool[tuple[Connection, Request]] = Pool(config.threads, self._answer)
         self.connections = Connections(
             worker.poller,
-            self,
-            self._new_parser,
-            keepalive_s=self._config.keepalive,
-            client_timeout_s=self._settings.client_timeout_s,
-            max_discarded_bytes=self._settings.max_body_bytes,
+            lambda client: Parser(config, client, service.settings.max_body_bytes, file_bodies),
+            self._refusal_of_rest,
+            self._accept,
+            keepalive_s=config.keepalive,
+            client_timeout_s=service.settings.client_timeout_s,
         )
-
-    def _new_parser(self, client: Any, buffer: bytearray) -> Parser:
-        return Parser(self._config, client, self._settings.max_body_bytes, self._file_bodies, buffer)
-
-    @property
-    def n_waiting(self) -> int:
-        """Requests that wait for a thread."""
-        return len(self._pool.waiting)
-
-    @property
-    def n_running(self) -> int:
-        """Requests that a thread answers now."""
-        return self._pool.n_running
-
-    def start(self) -> None:
-        """Start the first threads.
-
-        Raises:
-            StartError: The system refuses them.
-        """
-        self._pool.start()
-
-    def close_threads(self) -> None:
-        """End the threads, each after the request that it works on. Safe in a signal handler."""
-        self._pool.close()
 
     def say_arriving(self) -> None:
         """Publish what this worker holds: bytes, and a guess at the tokens of waiting requests."""
-        n_waiting_bytes = sum(connection.work.request.n_bytes for connection in self._pool.waiting if connection.work)
+        n_waiting_bytes = sum(request.n_bytes for _, request in self.pool.waiting)
         arriving = (n_waiting_bytes // _BYTES_PER_TOKEN, self.connections.n_held_bytes)
         if arriving != self._arriving:
             self._arriving = arriving
             self._engine.runner.seat.publish_arriving(*arriving)
 
-    def refusal_of_rest(self, parser: Parser) -> ServiceError | None:
-        """See `arrivals.Host`."""
+    def _refusal_of_rest(self, parser: Parser) -> ServiceError | None:
         self.say_arriving()
-        return self._gate.refusal_of_rest(parser, is_draining=self._is_draining())
+        return self._gate.refusal_of_rest(parser)
 
-    def accept_request(self, connection: Connection, error: ServiceError | ParseException | None) -> None:
-        """See `arrivals.Host`."""
-        parser = connection.parser
-        if isinstance(error, ParseException | RequestTimeoutError):
-            connection.must_close = True
-            refusals.refuse(refusals.of(error, self._config), connection.outbox.sendall)
-            self.connections.refuse(connection)
-            return
-        has_body = parser.has_body
-        work = connection.begin_work()
-        work.request.caller.limit_wait(self._settings.request_timeout_s, work.request.headers.get)
+    def _accept(self, connection: Connection, error: ServiceError | ParseException | None) -> None:
+        """Hand a request that has arrived to a thread, or refuse it."""
         connection.must_close = error is not None
+        if isinstance(error, ParseException | RequestTimeoutError):
+            # A head may be missing.
+            response.write_refusal(connection.outbox, error, self._config)
+            self.connections.write(connection)
+            return
+        has_body = connection.parser.has_body
+        request = connection.begin_work()
+        request.caller.limit_wait(self._settings.request_timeout_s, request.headers.get)
         self.say_arriving()
-        refusal = self._gate.refusal(work.head, error, is_draining=self._is_draining(), has_body=has_body)
+        refusal = self._gate.refusal(request.head, error, has_body=has_body)
         if refusal is not None:
-            self._refuse(connection, work, refusal)
+            self._refuse(connection, request, refusal)
+            self.connections.write(connection)
             return
         self._worker.count_request()
         metrics.IN_PROGRESS.inc()
         # A request without a body embeds nothing, and one with an error has no body that is read.
-        self._pool.submit(connection, is_urgent=not has_body or error is not None)
+        self.pool.submit((connection, request), is_urgent=not has_body or error is not None)
 
-    def refuse_late(self) -> None:
-        """Refuse requests whose deadline has passed while they waited for a thread."""
-        self._refuse_waiting(lambda caller: caller.deadline_error() if caller.remaining_s() == 0 else None)
-
-    def refuse_waiting(self) -> None:
-        """Refuse all requests that wait for a thread, at the end of the worker."""
-        self._refuse_waiting(lambda _: NotReadyError("this worker stopped before the request's turn came; try again"))
-
-    def _refuse_waiting(self, error_for: Callable[[Caller], ServiceError | None]) -> None:
-        for connection in self._pool.waiting.copy():
-            work = connection.require_work()
-            if (error := error_for(work.request.caller)) is None:
+    def refuse_waiting(self, *, is_end: bool) -> None:
+        """Refuse requests that wait for a thread: those whose deadline has passed, or all at the end of the worker."""
+        for job in self.pool.waiting.copy():
+            connection, request = job
+            error: ServiceError
+            if is_end:
+                error = NotReadyError("this worker stopped before the request's turn came; try again")
+            elif request.caller.remaining_s() == 0:
+                error = request.caller.deadline_error()
+            else:
                 continue
-            self._pool.waiting.remove(connection)
-            refusal = self._gate.refusal(work.head, error, is_draining=False, has_body=True)
+            self.pool.waiting.remove(job)
+            refusal = self._gate.refusal(request.head, error, has_body=True)
             if refusal is None:
                 # There is no such route, or it reads no body. The application answers at once.
-                self._pool.submit(connection, is_urgent=True)
+                self.pool.submit(job, is_urgent=True)
             else:
                 metrics.IN_PROGRESS.dec()
-                self._refuse(connection, work, refusal)
-                self.connections.count(connection)
+                self._refuse(connection, request, refusal)
+                self.connections.finish(connection)
 
-    def _refuse(self, connection: Connection, work: Work, error: ServiceError) -> None:
+    def _refuse(self, connection: Connection, request: Request, error: ServiceError) -> None:
         connection.must_close = connection.must_close or not self._may_keep()
-        route = self._gate.route_of(work.head)
-        tracing = self._tracing if route is not None and route.endpoint.startswith(observe.TRACED) else None
-        response.write_error(connection, work, error, self._config, route, tracing)
-        self.connections.refuse(connection)
+        response.write_error(self._worker.wsgi, connection, request, error, self._config)
 
     def _may_keep(self) -> bool:
         """Return False if connections must close after their response."""
         max_idle = self._config.worker_connections - self._config.threads
-        return bool(self._worker.alive and self._config.keepalive and self.connections.n_idle < max_idle)
+        n_idle = self.connections.n_idle
+        return bool(self._worker.alive and self._config.keepalive and n_idle < max_idle)
 
-    def _answer(self, connection: Connection) -> None:
+    def _answer(self, job: tuple[Connection, Request]) -> None:
         """Answer a request, in a thread."""
+        connection, request = job
         try:
-            is_kept = response.write_answer(
-                self._worker.wsgi, connection, connection.require_work(), self._config, self._may_keep
-            )
-            connection.must_close = connection.must_close or not is_kept
+            response.write_answer(self._worker.wsgi, connection, request, self._config, self._may_keep)
             connection.send()
         except OSError:
             # The client is gone. The loop notices that, too, and closes the connection.
@@ -165,8 +130,5 @@ class Requests:
     def _finish(self, connection: Connection) -> None:
         """Send what is left of a response, and give its thread the next request."""
         metrics.IN_PROGRESS.dec()
-        self._pool.finished()
-        if connection.state is State.CLOSED:
-            connection.drop_response()
-        else:
-            self.connections.finish(connection)
+        self.pool.finished()
+        self.connections.finish(connection)

@@ -1,4 +1,4 @@
-"""The response to a request: what the WSGI application returns, or an error. Both have Gunicorn's own response head.
+"""The response to a request: what the WSGI application returns, or an error. All have Gunicorn's own response head.
 
 Gunicorn's `wsgi.create` makes the environment, with its rules for SCRIPT_NAME and for the headers of proxies.
 """
@@ -8,24 +8,28 @@ import logging
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any
 
 import orjson
 from gunicorn.config import Config
 from gunicorn.http import wsgi
 
-from embedding_api.errors import ServiceError
-from embedding_api.request import REQUEST, Body
+from embedding_api.errors import EngineError, RequestTimeoutError, ServiceError
+from embedding_api.request import REQUEST, Body, Request
 from embedding_api.server import refusals
-from embedding_api.server.connection import Connection, Work
-from embedding_api.telemetry import access, log
-from embedding_api.web.routing import Route
-
-if TYPE_CHECKING:
-    # OpenTelemetry is optional.
-    from embedding_api.telemetry.tracing import Tracing
+from embedding_api.server.connection import Connection
+from embedding_api.server.outbox import Outbox
+from embedding_api.service import service_of
+from embedding_api.telemetry import access, log, metrics
+from embedding_api.web import observe
+from embedding_api.web.routing import route_of
 
 logger = logging.getLogger(__name__)
+
+# In place of the head of a request that has none, or whose connection must close because of it.
+_NO_HEAD = SimpleNamespace(method="", version=(1, 1), should_close=lambda: True)
+_LOG_MESSAGES = {RequestTimeoutError: "late request refused", EngineError: "request failed"}
 
 
 class Input(io.RawIOBase):
@@ -48,36 +52,37 @@ class Input(io.RawIOBase):
 
 
 def write_answer(
-    application: Callable[..., Any], connection: Connection, work: Work, config: Config, may_keep: Callable[[], bool]
-) -> bool:
+    application: Callable[..., Any],
+    connection: Connection,
+    request: Request,
+    config: Config,
+    may_keep: Callable[[], bool],
+) -> None:
     """Put the application's response into the connection's outbox, or an error if the application fails.
 
     Args:
         application: The WSGI application.
-        connection: Gets the response.
-        work: The request.
+        connection: Gets the response; its `must_close` is set if it cannot be used again.
+        request: The request.
         config: Gunicorn's.
         may_keep: Returns False if connections must close; asked before the response's head is written.
-
-    Returns:
-        True if the connection can be used again.
     """
     response = None
     try:
-        response, environ = wsgi.create(work.head, connection.outbox, connection.client, connection.server, config)
+        response, environ = wsgi.create(request.head, connection.outbox, *connection.addresses, config)
         del environ["gunicorn.socket"]
         environ["wsgi.multithread"] = True
-        environ["wsgi.input"] = _stream(work.request.body)
-        environ[REQUEST] = work.request
+        environ["wsgi.input"] = _stream(request.body)
+        environ[REQUEST] = request
         chunks = application(environ, response.start_response)
         _write(chunks, response, must_close=connection.must_close or not may_keep())
+        connection.must_close = response.should_close()
     except Exception as error:
+        connection.must_close = True
         if response is None or not response.headers_sent:
-            refusals.refuse(refusals.of(error, config), connection.outbox.sendall, error)
+            write_refusal(connection.outbox, error, config)
         else:
             logger.exception("the application failed in the middle of a response, which is cut off")
-        return False
-    return not response.should_close()
 
 
 def _write(chunks: Any, response: Any, *, must_close: bool) -> None:
@@ -96,47 +101,72 @@ def _write(chunks: Any, response: Any, *, must_close: bool) -> None:
 
 
 def write_error(
-    connection: Connection,
-    work: Work,
-    error: ServiceError,
-    config: Config,
-    route: Route | None,
-    tracing: "Tracing | None" = None,
+    application: Any, connection: Connection, request: Request, error: ServiceError, config: Config
 ) -> None:
-    """Put the response for an error into the connection's outbox, count it and log its access line.
+    """Put the response for an error into the connection's outbox, with all that Flask's own responses leave behind.
 
     Args:
+        application: The Flask application with its service.
         connection: Gets the response; its `must_close` is set if it cannot be used again.
-        work: The request.
+        request: The request.
         error: What its client reads.
         config: Gunicorn's.
-        route: Its route; None if there is none.
-        tracing: Makes its span; None if it has none.
     """
-    request = work.request
-    request_id = access.request_id(request.headers.get("x-request-id", ""))
-    body = orjson.dumps(error.body)
-    response = wsgi.Response(work.head, connection.outbox, config)
-    if connection.must_close:
+    head, headers, arrived_s = request.head, request.headers, request.caller.arrived_s
+    request_id = access.request_id(headers.get("x-request-id", ""))
+    must_close = connection.must_close
+    connection.must_close = _write_failure(connection.outbox, head, error, request_id, config, must_close=must_close)
+    route = route_of(application, head.method, head.path)
+    rule, traceparent = route.rule if route else "", headers.get("traceparent", "")
+    trace_id, tracing = access.trace_id(traceparent), service_of(application).tracing
+    if tracing is not None and route is not None and route.endpoint.startswith(observe.TRACED):
+        span = tracing.begin(head.method, rule, head.scheme, traceparent if trace_id else "", arrived_s)
+        trace_id = span.trace_id or trace_id
+        span.end(error.status, request_id, {}, [])
+    log.begin_request(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
+    access.record(head.method, rule, error.status, time.monotonic() - arrived_s, code=error.code)
+    log.end_request()
+
+
+def write_refusal(outbox: Outbox, error: Exception, config: Config) -> None:
+    """Put the response to a request that was not read or not answered into the outbox. The connection must then close.
+
+    Args:
+        outbox: Gets the response.
+        error: Why. What Gunicorn or the application raised is logged if the fault is ours, and never the parser's
+            exception, which quotes the request.
+        config: Gunicorn's.
+    """
+    refusal = refusals.of(error, config)
+    is_ours, request_id = refusal.status >= 500, access.request_id()
+    logger.log(
+        # Anybody can send malformed requests, as many as they like, and no operator can do anything about them.
+        logging.ERROR if is_ours else logging.INFO,
+        _LOG_MESSAGES.get(type(refusal), "malformed request refused"),
+        exc_info=error if is_ours else None,
+        extra={"fields": {"request_id": request_id, "status": refusal.status, "code": refusal.code}},
+    )
+    metrics.REFUSED.labels(refusal.code).inc()
+    metrics.REQUESTS.labels(access.UNKNOWN, access.UNKNOWN, refusal.status, "").inc()
+    _write_failure(outbox, _NO_HEAD, refusal, request_id, config, must_close=True)
+
+
+def _write_failure(
+    outbox: Outbox, head: Any, error: ServiceError, request_id: str, config: Config, *, must_close: bool
+) -> bool:
+    """Put what a client sees of an error into the outbox. Return True if the connection must close."""
+    response = wsgi.Response(head, outbox, config)
+    if must_close:
         response.force_close()
+    body = orjson.dumps(error.body)
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
     response.start_response(
         # Flask writes the phrase in capital letters.
         f"{error.status} {HTTPStatus(error.status).phrase.upper()}",
         [*headers.items(), ("X-Request-ID", request_id)],
     )
-    response.write(body if request.method != "HEAD" else b"")
-    connection.must_close = response.should_close()
-    rule, arrived_s = "" if route is None else route.rule, request.caller.arrived_s
-    traceparent = request.headers.get("traceparent", "")
-    trace_id = access.trace_id(traceparent)
-    if tracing is not None:
-        span = tracing.begin(request.method, rule, work.head.scheme, traceparent if trace_id else "", arrived_s)
-        trace_id = span.trace_id or trace_id
-        span.end(error.status, request_id, {}, [])
-    log.begin_request(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
-    access.record(request.method, rule, error.status, time.monotonic() - arrived_s, code=error.code)
-    log.end_request()
+    response.write(body if head.method != "HEAD" else b"")
+    return bool(response.should_close())
 
 
 def _stream(body: Body | None) -> Any:

@@ -1,21 +1,18 @@
 """What a worker waits for on each connection: events of its socket, and the end of a time."""
 
 import enum
+import math
 import selectors
-from collections.abc import Callable
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from embedding_api.server.connection import Connection
-from embedding_api.server.timeouts import Timeouts
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
-# A client that has closed its sending side may still read, as `nc -N` does. But nearly all that do so are gone for
-# good, and TCP tells them apart only once something is sent to them. A response that takes longer is not computed.
-_GONE_AFTER_S = 1.0
-# A client closes when it has read its response; one that still sends would lose the response if we closed on it.
-_LINGER_S = 5.0
 # A file may take longer than a timeout as long as so many of its bytes pass within each timeout.
 _PROGRESS_BYTES = 2**20
 
@@ -32,36 +29,28 @@ class Wait(enum.Enum):
     CLOSE = enum.auto()
 
 
-class Waits(Timeouts[Wait, Connection]):
-    """The timeouts of connections, and the events that the poller watches.
+class Waits:
+    """The timeout of each connection, one at a time, and the events that the poller watches.
+
+    Connections that wait for the same share a timeout, and so expire in the order in which they began to wait.
 
     Args:
         poller: Waits for sockets. Its data for each is called with the socket.
         on_ready: Called with a connection when one of its events has come.
-        keepalive_s: Seconds for which an idle connection is kept.
-        client_timeout_s: Seconds in which a client must send a request, and in which it must read a response.
+        timeouts_s: Seconds that a connection may wait, by what it waits for.
     """
 
     def __init__(
         self,
         poller: selectors.BaseSelector,
         on_ready: Callable[[Connection, Any], None],
-        *,
-        keepalive_s: float,
-        client_timeout_s: float,
+        timeouts_s: Mapping[Wait, float],
     ) -> None:
-        super().__init__(
-            {
-                Wait.FIRST_REQUEST: client_timeout_s,
-                Wait.NEXT_REQUEST: keepalive_s,
-                Wait.REST_OF_REQUEST: client_timeout_s,
-                Wait.RETURN: _GONE_AFTER_S,
-                Wait.READER: client_timeout_s,
-                Wait.CLOSE: _LINGER_S,
-            }
-        )
         self._poller = poller
         self._on_ready = on_ready
+        self._timeouts_s = dict(timeouts_s)
+        self._ends_s: dict[Wait, OrderedDict[Connection, float]] = {wait: OrderedDict() for wait in timeouts_s}
+        self._kinds: dict[Connection, Wait] = {}
 
     def watch(self, connection: Connection, events: int) -> None:
         """Wait for these events, 0 for none. An event that is watched and not handled comes again and again."""
@@ -74,6 +63,12 @@ class Waits(Timeouts[Wait, Connection]):
             change(connection.socket, events, partial(self._on_ready, connection))
         connection.watched = events
 
+    def start(self, connection: Connection, wait: Wait) -> None:
+        """Start a timeout of a connection, in place of any other that it has."""
+        self.stop(connection)
+        self._kinds[connection] = wait
+        self._ends_s[wait][connection] = time.monotonic() + self._timeouts_s[wait]
+
     def start_once(self, connection: Connection, wait: Wait, n_bytes_before: int, n_bytes: int) -> None:
         """Start a timeout unless it runs; start it again if a file has made progress.
 
@@ -84,5 +79,42 @@ class Waits(Timeouts[Wait, Connection]):
             n_bytes: Bytes that have passed; equal to those before if there is no file.
         """
         has_progressed = n_bytes_before // _PROGRESS_BYTES != n_bytes // _PROGRESS_BYTES
-        if has_progressed or self.kind_of(connection) is not wait:
+        if has_progressed or self._kinds.get(connection) is not wait:
             self.start(connection, wait)
+
+    def stop(self, connection: Connection, *, but: Wait | None = None) -> None:
+        """Stop the timeout of a connection, if it has one and does not wait for what `but` says."""
+        wait = self._kinds.get(connection)
+        if wait is not None and wait is not but:
+            del self._kinds[connection], self._ends_s[wait][connection]
+
+    def n_waiting(self, wait: Wait) -> int:
+        """Return how many connections wait for this."""
+        return len(self._ends_s[wait])
+
+    def first(self, wait: Wait) -> Connection:
+        """Return the connection that expires next of those that wait for this; there must be one."""
+        return next(iter(self._ends_s[wait]))
+
+    def next_s(self) -> float:
+        """Return when the next timeout ends, on the monotonic clock; infinity if none runs."""
+        return min(next(iter(ends_s.values()), math.inf) for ends_s in self._ends_s.values())
+
+    def pop_expired(self) -> list[tuple[Connection, Wait]]:
+        """Stop the timeouts that are over. Return each connection with what it waited for."""
+        now_s = time.monotonic()
+        expired: list[tuple[Connection, Wait]] = []
+        for wait, ends_s in self._ends_s.items():
+            while ends_s and next(iter(ends_s.values())) <= now_s:
+                expired.append((self.first(wait), wait))
+                self.stop(self.first(wait))
+        return expired
+
+    def shorten(self, wait: Wait, timeout_s: float) -> None:
+        """Let all connections, also those that come later, wait for this no longer than `timeout_s`."""
+        if timeout_s >= self._timeouts_s[wait]:
+            return
+        self._timeouts_s[wait] = timeout_s
+        latest_s = time.monotonic() + timeout_s
+        for connection, end_s in self._ends_s[wait].items():
+            self._ends_s[wait][connection] = min(end_s, latest_s)

@@ -84,7 +84,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         """End at once, on SIGQUIT and SIGINT."""
         # The signal may come before the application is loaded.
         if hasattr(self, "requests"):
-            self.requests.close_threads()
+            self.requests.pool.close()
         # ThreadWorker itself would shut down a pool that it does not have here.
         super(ThreadWorker, self).handle_quit(sig, frame)
 
@@ -93,7 +93,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         try:
             with scarcity.ending_worker():
-                self.requests.start()
+                self.requests.pool.start()
             flags.HAS_SERVED.set()
             while self._advance() is not Phase.ENDED:
                 self.set_accept_enabled(self._may_accept())
@@ -104,14 +104,14 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
                 logging.shutdown()
                 # Python's own exit would wait for the thread that hangs. Codes 3 and 4 would end the master.
                 os._exit(1)
-            self.requests.refuse_waiting()
+            self.requests.refuse_waiting(is_end=True)
         finally:
             # Python's exit waits for the threads, which go on until the engine ends.
-            self.requests.close_threads()
+            self.requests.pool.close()
         self.poller.close()
 
     def _timeout_s(self) -> float:
-        next_s = min(self._next_tick_s, self._connections.next_s())
+        next_s = min(self._next_tick_s, self._connections.waits.next_s())
         return min(max(next_s - time.monotonic(), 0.0), TICK_S if self.alive else STOPPING_TICK_S)
 
     def _advance(self) -> Phase:
@@ -141,7 +141,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             logger.critical("a batch has hung for %d s: this worker hands on its other work and ends", timeout_s)
             self.alive = False
             self._lifecycle.retire(now_s)
-        self.requests.refuse_late()
+        self.requests.refuse_waiting(is_end=False)
 
     def _enter(self, phase: Phase) -> None:
         if phase in {Phase.WINDING_UP, Phase.RETIRING, Phase.ENDED}:

@@ -27,8 +27,8 @@ class Host:
         self.taken.append(connection)
 
 
-def new_parser(client, buffer):
-    return Parser(Config(), client, 10**6, {}, buffer)
+def new_parser(client):
+    return Parser(Config(), client, 10**6, {})
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def poller():
 
 @pytest.fixture
 def connections(poller, host):
-    limits = {"keepalive_s": 2, "client_timeout_s": 30, "max_discarded_bytes": 10**6}
-    return Connections(poller, host, new_parser, **limits)
+    limits = {"keepalive_s": 2, "client_timeout_s": 30}
+    return Connections(poller, new_parser, host.refusal_of_rest, host.accept_request, **limits)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_the_client_that_has_taken_longest_is_closed_when_too_much_is_unread(pol
 
 def test_requests_that_are_sent_ahead_are_read_when_there_is_room(poller, connections, host, monkeypatch):
     """Given a client that sends many requests and reads the responses, then only some requests are held."""
-    monkeypatch.setattr("embedding_api.server.arrivals.MAX_AHEAD_BYTES", 1000)
+    monkeypatch.setattr("embedding_api.server.connections.MAX_AHEAD_BYTES", 1000)
     client, here = socket.socketpair()
     client.setblocking(False)
     connections.add(here, ("127.0.0.1", 1), ("127.0.0.1", 2))

@@ -76,7 +76,7 @@ MALFORMED_CHUNKS = {
 
 
 def new_parser(max_body_bytes=MAX_BODY, file_bodies=None) -> Parser:
-    return Parser(CONFIG, ("127.0.0.1", 1), max_body_bytes, file_bodies or {}, bytearray())
+    return Parser(CONFIG, ("127.0.0.1", 1), max_body_bytes, file_bodies or {})
 
 
 class Stream:

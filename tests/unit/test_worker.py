@@ -126,7 +126,7 @@ def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, mode
     threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: worker.requests.n_waiting)
+    until(lambda: worker.requests.pool.waiting)
     assert ask()[0] == 200
     monkeypatch.setattr(engine.runner.admission, "is_full", lambda: True)
     monkeypatch.setattr(engine.runner.admission, "overloaded", lambda: OverloadedError("full", retry_after_s=3))
@@ -216,10 +216,10 @@ def test_a_request_waits_for_a_thread_no_longer_than_its_deadline(worker, ask, m
     threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(2)]
     for thread in threads:
         thread.start()
-    until(lambda: worker.requests.n_running == 2)
+    until(lambda: worker.requests.pool.n_running == 2)
     status, body, headers = ask("POST", "/v1/embeddings", BODY, {"x-stainless-read-timeout": "0.1"})
     assert (status, body["error"]["code"], headers["Connection"]) == (504, "deadline_exceeded", "keep-alive")
-    assert worker.requests.n_waiting == 0
+    assert not worker.requests.pool.waiting
     model.route.backend.proceed.set()
     for thread in threads:
         thread.join(10)
@@ -235,7 +235,7 @@ def test_a_client_that_leaves_while_in_work_is_dropped(worker, ask, model, how):
     client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent)
     assert model.route.backend.entered.wait(10)
     client.close()
-    until(lambda: worker.requests.n_running == 0)
+    until(lambda: worker.requests.pool.n_running == 0)
     model.route.backend.proceed.set()
     until(lambda: worker.requests.connections.n_open == 0)
     assert ask("POST", "/v1/embeddings", BODY)[0] == 200
