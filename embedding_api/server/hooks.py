@@ -9,12 +9,10 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from embedding_api.engine.engine import Engine
 from embedding_api.server import listen, reloading, scarcity, worker
 from embedding_api.server.memory_kills import MemoryKills
 from embedding_api.server.worker import Worker
 from embedding_api.service import Service, service_of
-from embedding_api.settings import Settings
 from embedding_api.telemetry import metrics
 from embedding_api.telemetry.metrics import counters
 
@@ -26,15 +24,16 @@ def when_ready(server: Arbiter) -> None:
     logging.getLogger("gunicorn.error").addFilter(MemoryKills())
     worker.tell_workers_of_sigterm(server)
     scarcity.guard_forks(server, lambda: _leave_places(server, server.newest_worker))
-    reloading.guard(server, _running(server))
-    reloading.guard_number_of_workers(server, _running(server))
-    listen.announce(server, _running(server))
+    settings = _service(server).settings
+    reloading.guard(server, settings)
+    reloading.guard_number_of_workers(server, settings)
+    listen.announce(server, settings)
 
 
 def on_reload(server: Arbiter) -> None:
     """Log a new address of the service, and settings that need a restart."""
-    listen.announce(server, _running(server))
-    reloading.say_what_waits(_running(server))
+    listen.announce(server, _service(server).settings)
+    reloading.say_what_waits(_service(server).settings)
 
 
 def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> None:  # noqa: ARG001 - Gunicorn's
@@ -45,11 +44,11 @@ def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
     """Give the worker its seat on the exchange of batches, and its slot for counting."""
     server.newest_worker = worker
-    exchange, others = _engine(worker).setup.exchange, server.WORKERS.values()
+    exchange, others = _service(worker).engine.setup.exchange, server.WORKERS.values()
     worker.seat = None if exchange is None else exchange.board.take_seat()
     taken = {other.slot for other in others}
     worker.slot = next(slot for slot in itertools.count(1) if slot not in taken)
-    if worker.slot > _running(server).max_workers:
+    if worker.slot > _service(server).settings.max_workers:
         logger.warning("all seats are taken; worker %d computes alone, and GET /metrics leaves it out", worker.age)
     metrics.WORKERS.set(len(others) + 1)
 
@@ -83,7 +82,7 @@ def child_exit(server: Arbiter, worker: Worker) -> None:
 
 
 def _leave_places(server: Arbiter, worker: Worker) -> None:
-    exchange = _engine(worker).setup.exchange
+    exchange = _service(worker).engine.setup.exchange
     if exchange is not None and worker.seat is not None:
         exchange.leave(worker.seat)
     counters.leave(worker.slot)
@@ -93,19 +92,12 @@ def _leave_places(server: Arbiter, worker: Worker) -> None:
 def worker_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
     """End the engine with its worker. Gunicorn's master may call this, too, but its engine is for later workers."""
     if worker.pid == os.getpid():
-        _engine(worker).close()
-        if (tracing := _service(worker).tracing) is not None:
-            tracing.close()
+        service = _service(worker)
+        service.engine.close()
+        if service.tracing is not None:
+            service.tracing.close()
 
 
 def _service(owner: Any) -> Service:
     """Return the service that a server or a worker runs."""
     return service_of(owner.app.wsgi())
-
-
-def _running(server: Arbiter) -> Settings:
-    return _service(server).settings
-
-
-def _engine(worker: Worker) -> Engine:
-    return _service(worker).engine

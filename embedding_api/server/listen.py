@@ -40,7 +40,7 @@ def refuse_used_addresses(settings: Settings) -> None:
     """
     if {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():
         return
-    if any(arguments.told(name) for name in ("reuse_port", "check_config", "print_config")):
+    if any(arguments.option(name) for name in ("reuse_port", "check_config", "print_config")):
         return
     addresses = _wanted(settings)
     if addresses == _announced:
@@ -53,7 +53,7 @@ def refuse_used_addresses(settings: Settings) -> None:
 def _wanted(settings: Settings) -> list[Address]:
     """Return the addresses that Gunicorn will listen on: its -b wins over the settings."""
     config = Config()
-    config.set("bind", arguments.told("bind") or settings.bind)
+    config.set("bind", arguments.option("bind") or settings.bind)
     try:
         return list(config.address)
     except RuntimeError as error:
@@ -68,7 +68,7 @@ def _try(address: tuple[Any, ...]) -> None:
             trial.bind(address)
         # An impossible name or port is not an OSError.
         except (OSError, UnicodeError, OverflowError) as error:
-            bind = arguments.told("bind")
+            bind = arguments.option("bind")
             cure = "check Gunicorn's -b" if bind else "check HOST and PORT"
             if getattr(error, "errno", None) == errno.EADDRINUSE:
                 cure = f"stop what listens there, or set another {'port with -b' if bind else 'PORT'}"
@@ -123,7 +123,7 @@ def _cure(arbiter: Any) -> str:
     """Return how to listen on this machine alone, where the address was chosen."""
     if arbiter.systemd:
         return "set ListenStream of its systemd socket to 127.0.0.1:PORT"
-    if arguments.told("bind"):
+    if arguments.option("bind"):
         return "set Gunicorn's -b to 127.0.0.1:PORT"
     return "set HOST to 127.0.0.1"
 

@@ -17,7 +17,7 @@ from gunicorn.http.unreader import IterUnreader
 
 from embedding_api.errors import BodyTooLargeError, InvalidBodyError, NotReadyError
 from embedding_api.request import MAX_HEAD_BYTES
-from embedding_api.server import chunks
+from embedding_api.server import bodies
 
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 
@@ -54,7 +54,7 @@ class Parser:
         """Begin with the request after the one that was complete or faulty."""
         self._n_searched_bytes = 0
         self._length: int | None = 0
-        self._chunks: Iterator[bool] | None = None
+        self._rest_of_body: Iterator[bool] = iter(())
         self.head: Any = None
         self.n_head_bytes = 0
         self.body: bytearray | IO[bytes] = bytearray()
@@ -100,7 +100,7 @@ class Parser:
         """
         if self.head is None and not self._find_head(has_ended=has_ended):
             return False
-        is_complete = self._cut_off_body() if self._chunks is None else next(self._chunks, True)
+        is_complete = next(self._rest_of_body, True)
         if has_ended and not is_complete:
             raise InvalidBodyError("the body breaks off before its end; send it again")
         return is_complete
@@ -151,31 +151,14 @@ class Parser:
             self.body = tempfile.TemporaryFile()  # noqa: SIM115 - it is open until the response is sent
         if isinstance(head.body.reader, ChunkedReader):
             self._length = None
-            self._chunks = chunks.decode(self.buffer, self._write, self._check_trailers)
+            self._rest_of_body = bodies.decode(self.buffer, self._write, self._check_trailers)
         else:
             self._length = head.body.reader.length
             self._require_size(self._length)
+            self._rest_of_body = bodies.cut_off(self.buffer, self._length, self._write)
         # There is no public way to learn of the expectation. It is cleared because Gunicorn would answer it again.
         self.expects_continue = self.has_body and head._expected_100_continue  # noqa: SLF001
         head._expected_100_continue = False  # noqa: SLF001
-
-    def _cut_off_body(self) -> bool:
-        n_missing_bytes = (self._length or 0) - self.n_body_bytes
-        if not n_missing_bytes:
-            return True
-        if self.is_to_file:
-            with memoryview(self.buffer) as view, view[:n_missing_bytes] as piece:
-                self._write(piece)
-                n_bytes = len(piece)
-            del self.buffer[:n_bytes]
-            return n_bytes == n_missing_bytes
-        if len(self.buffer) < n_missing_bytes:
-            return False
-        self.n_body_bytes = n_missing_bytes
-        # Most often nothing came after the body, and it needs no copy.
-        self.body, self.buffer = self.buffer, self.buffer[n_missing_bytes:]
-        del self.body[n_missing_bytes:]
-        return True
 
     def _write(self, piece: memoryview) -> None:
         self.n_body_bytes += len(piece)

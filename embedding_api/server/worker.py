@@ -14,14 +14,12 @@ from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from embedding_api.engine.engine import Engine
 from embedding_api.engine.scheduling.board import Seat
 from embedding_api.errors import StartError
 from embedding_api.server import flags, scarcity
 from embedding_api.server.lifecycle import Lifecycle, Phase
 from embedding_api.server.requests import Requests
 from embedding_api.service import service_of
-from embedding_api.settings import Settings
 from embedding_api.telemetry.log import refuse
 
 logger = logging.getLogger(__name__)
@@ -73,10 +71,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     def load_wsgi(self) -> None:
         """Load the application and prepare for its requests."""
         super().load_wsgi()
-        service = service_of(self.wsgi)
-        self._engine: Engine = service.engine
-        self._settings: Settings = service.settings
-        self._lifecycle = Lifecycle(self._settings.drain_s, self.cfg.graceful_timeout)
+        self._service = service_of(self.wsgi)
+        self._lifecycle = Lifecycle(self._service.settings.drain_s, self.cfg.graceful_timeout)
         self.requests = Requests(self, is_draining=lambda: self._lifecycle.phase is Phase.DRAINING)
         self._connections = self.requests.connections
 
@@ -136,8 +132,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self.notify()
         if not self.is_parent_alive():
             self.alive = False
-        if not self._lifecycle.is_retired and self._engine.runner.retire_if_stuck():
-            timeout_s = self._settings.inference_timeout_s
+        if not self._lifecycle.is_retired and self._service.engine.runner.retire_if_stuck():
+            timeout_s = self._service.settings.inference_timeout_s
             logger.critical("a batch has hung for %d s: this worker hands on its other work and ends", timeout_s)
             self.alive = False
             self._lifecycle.retire(now_s)
@@ -149,7 +145,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         if phase in {Phase.WINDING_UP, Phase.ENDED} and flags.SERVER_STOPS:
             self._stop_listening()
         if phase is Phase.GIVING_UP:
-            self._engine.runner.refuse_rest()
+            self._service.engine.runner.refuse_rest()
 
     def _may_accept(self) -> bool:
         has_room = self._connections.n_open < self.worker_connections

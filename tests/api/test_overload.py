@@ -13,7 +13,7 @@ from tests.api.test_errors import reported
 
 def of(caller):
     """What the worker adds to the environment of a request of this client."""
-    return {REQUEST: Request("POST", "/v1/embeddings", caller=caller)}
+    return {REQUEST: Request(caller=caller)}
 
 
 def embed(client, environ=None, headers=None, text="a cat"):

@@ -220,7 +220,7 @@ def test_the_line_about_a_client_that_left_has_the_id_of_its_request(app, model,
         "/v1/embeddings",
         json={"model": "org/fake", "input": ["a", "cat"]},
         headers={"X-Request-ID": "id-1"},
-        environ_overrides={REQUEST: Request("POST", "/v1/embeddings", caller=caller)},
+        environ_overrides={REQUEST: Request(caller=caller)},
     )
     with ThreadPoolExecutor(1) as clients:
         answer = clients.submit(ask)

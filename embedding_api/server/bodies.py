@@ -1,4 +1,7 @@
-"""A chunked body, decoded from its bytes as they come. It is as strict as Gunicorn's own reader, which blocks."""
+"""The body of a request, from its bytes as they come: by its length, or from its chunks.
+
+The decoder of chunks is as strict as Gunicorn's own reader, which blocks.
+"""
 
 import re
 from collections.abc import Callable, Generator, Iterator
@@ -18,10 +21,22 @@ _MAX_OVERHEAD_BYTES = 65_536
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*(;.*))?", re.DOTALL)
 
 
+def cut_off(buffer: bytearray, n_bytes: int, write: Callable[[memoryview], object]) -> Iterator[bool]:
+    """Remove so many bytes from the buffer and write them. Yield False whenever more of them must come."""
+    while n_bytes:
+        with memoryview(buffer) as view, view[:n_bytes] as piece:
+            n_written_bytes = len(piece)
+            write(piece)
+        del buffer[:n_written_bytes]
+        n_bytes -= n_written_bytes
+        if n_bytes:
+            yield False
+
+
 def decode(
     buffer: bytearray, write: Callable[[memoryview], object], check_trailers: Callable[[bytes], object]
 ) -> Iterator[bool]:
-    """Decode one body. Yield False whenever more bytes must come into the buffer, and end with the body.
+    """Decode a chunked body. Yield False whenever more bytes must come into the buffer, and end with the body.
 
     Args:
         buffer: What has come. Decoded bytes are removed from it.
@@ -33,33 +48,26 @@ def decode(
     """
     n_overhead_bytes = n_data_bytes = 0
     while True:
-        line = yield from _cut_off(buffer, b"\r\n", _MAX_SIZE_LINE_BYTES)
+        line = yield from _cut_off_until(buffer, b"\r\n", _MAX_SIZE_LINE_BYTES)
         n_overhead_bytes += len(line) + 4
         if n_overhead_bytes > n_data_bytes + _MAX_OVERHEAD_BYTES:
             raise InvalidBodyError("the chunks of the body cost far more bytes than they carry; send larger chunks")
-        n_missing_bytes = _size(line)
-        if not n_missing_bytes:
+        n_bytes = _size(line)
+        if not n_bytes:
             break
-        n_data_bytes += n_missing_bytes
-        while n_missing_bytes:
-            with memoryview(buffer) as view, view[:n_missing_bytes] as piece:
-                n_bytes = len(piece)
-                write(piece)
-            del buffer[:n_bytes]
-            n_missing_bytes -= n_bytes
-            if n_missing_bytes:
-                yield False
-        if (yield from _cut_off(buffer, b"\r\n", 0)):
+        n_data_bytes += n_bytes
+        yield from cut_off(buffer, n_bytes, write)
+        if (yield from _cut_off_until(buffer, b"\r\n", 0)):
             raise _malformed()
     while len(buffer) < 2:
         yield False
     if buffer.startswith(b"\r\n"):
         del buffer[:2]
     else:
-        check_trailers((yield from _cut_off(buffer, b"\r\n\r\n", MAX_TRAILER_BYTES)))
+        check_trailers((yield from _cut_off_until(buffer, b"\r\n\r\n", MAX_TRAILER_BYTES)))
 
 
-def _cut_off(buffer: bytearray, end: bytes, max_bytes: int) -> Generator[bool, None, bytes]:
+def _cut_off_until(buffer: bytearray, end: bytes, max_bytes: int) -> Generator[bool, None, bytes]:
     """Remove the bytes up to an end from the buffer, and the end, once it has come. Return those before the end."""
     while (n_bytes := buffer.find(end, 0, max_bytes + len(end))) < 0:
         if len(buffer) > max_bytes and not end.startswith(buffer[max_bytes:]):
