@@ -112,38 +112,26 @@ def _seconds(sent: str) -> float:
     return math.inf
 
 
-Body = bytes | bytearray | IO[bytes]
-
-
 @dataclass(slots=True)
 class Request:
     """One request whose head has been parsed.
 
     Attributes:
         headers: Values by name in lower case; those of a name that came twice are joined by commas.
-        body: The decoded body: its bytes, or an open file if the route is one of FILE_BODIES. None if the server has
+        body: The decoded body, an `io.BytesIO` or, if the route is one of FILE_BODIES, a file. None if the server has
             not read it.
         head: The head, as the parser of the server gives it.
         n_head_bytes: Bytes of the head.
+        n_body_bytes: Bytes of the body that are held in memory.
         caller: The client.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body | None = None
+    body: IO[bytes] | None = None
     head: Any = None
     n_head_bytes: int = 0
+    n_body_bytes: int = 0
     caller: Caller = field(default_factory=Caller)
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the body that are held in memory."""
-        return len(self.body) if isinstance(self.body, bytes | bytearray) else 0
-
-    def close(self) -> None:
-        """Drop the body; a file is closed, which removes it."""
-        if self.body is not None and not isinstance(self.body, bytes | bytearray):
-            self.body.close()
-        self.body = None
 
 
 def joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

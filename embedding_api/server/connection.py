@@ -65,7 +65,7 @@ class Connection:
     @property
     def n_held_bytes(self) -> int:
         """Bytes of requests that are held in memory, complete or not."""
-        return self.parser.n_held_bytes + (self.work.n_head_bytes + self.work.n_bytes if self.work else 0)
+        return self.parser.n_held_bytes + (self.work.n_head_bytes + self.work.n_body_bytes if self.work else 0)
 
     def receive(self) -> None:
         """Read once into the parser's buffer, and note the end of the stream.
@@ -82,9 +82,9 @@ class Connection:
     def begin_work(self) -> Request:
         """Put the request that has arrived into work, and make room for the next."""
         parser = self.parser
-        if not isinstance(parser.body, bytearray):
-            parser.body.seek(0)
-        self.work = Request(joined(parser.head.headers), parser.body, parser.head, parser.n_head_bytes)
+        parser.body.seek(0)
+        n_body_bytes = 0 if parser.is_to_file else parser.n_body_bytes
+        self.work = Request(joined(parser.head.headers), parser.body, parser.head, parser.n_head_bytes, n_body_bytes)
         parser.begin_next()
         self.state = State.WORKING
         return self.work
@@ -118,6 +118,6 @@ class Connection:
     def drop_work(self) -> None:
         """Drop the request in work, its body, and what was not sent of its response. An idle connection holds none."""
         self.outbox.clear()
-        if self.work:
-            self.work.close()
+        if self.work and self.work.body:
+            self.work.body.close()
         self.work = None

@@ -167,7 +167,6 @@ class Connections:
             if connection.has_ended:
                 self._close(connection)
             return False
-        n_body_bytes_before = parser.n_body_bytes
         error: ServiceError | ParseException | None = None
         try:
             is_complete = parser.parse(has_ended=connection.has_ended)
@@ -178,8 +177,8 @@ class Connections:
         if error is None:
             connection.say_continue()
             if not is_complete:
-                n_body_bytes = parser.n_body_bytes if parser.is_to_file else n_body_bytes_before
-                self.waits.start_once(connection, Wait.REST_OF_REQUEST, n_body_bytes_before, n_body_bytes)
+                n_file_bytes = parser.n_body_bytes if parser.is_to_file else 0
+                self.waits.start(connection, Wait.REST_OF_REQUEST, n_file_bytes)
                 self.waits.watch(connection, READ)
                 return False
         self.waits.stop(connection)
@@ -205,7 +204,6 @@ class Connections:
     def write(self, connection: Connection) -> None:
         """Send what the client takes of a response. After all of it, wait for the next request or for the close."""
         connection.state = State.WRITING
-        n_sent_before = connection.outbox.n_sent_bytes
         self.waits.stop(connection, but=Wait.READER)
         try:
             is_sent = connection.send()
@@ -214,8 +212,8 @@ class Connections:
             return
         if not is_sent:
             # Of bytes in memory no progress counts: a client that reads a little now and then would keep them for ever.
-            n_sent = connection.outbox.n_sent_bytes if connection.outbox.is_sending_file else n_sent_before
-            self.waits.start_once(connection, Wait.READER, n_sent_before, n_sent)
+            n_file_bytes = connection.outbox.n_sent_bytes if connection.outbox.is_sending_file else 0
+            self.waits.start(connection, Wait.READER, n_file_bytes)
             self.waits.watch(connection, WRITE)
             return
         connection.drop_work()

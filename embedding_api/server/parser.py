@@ -4,6 +4,7 @@ Gunicorn's own parser reads the head as soon as all of it is there, so its limit
 other workers. The body is cut off by its length or decoded from its chunks. See docs/decisions/0011-one-parser.md.
 """
 
+import io
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ class Parser:
         buffer: What has come and is not parsed; after a complete request, what came after it.
         head: The head as Gunicorn's parser gives it; None until all of it has come.
         n_head_bytes: Bytes of the head and of the empty line after it.
-        body: What was decoded of the body: bytes, or a file.
+        body: What was decoded of the body, in an `io.BytesIO` or in a file.
         n_body_bytes: Bytes that were decoded.
         expects_continue: True if the client waits for `100 Continue` before it sends the body.
     """
@@ -57,7 +58,7 @@ class Parser:
         self._rest_of_body: Iterator[bool] = iter(())
         self.head: Any = None
         self.n_head_bytes = 0
-        self.body: bytearray | IO[bytes] = bytearray()
+        self.body: IO[bytes] = io.BytesIO()
         self.n_body_bytes = 0
         self.expects_continue = False
 
@@ -74,7 +75,7 @@ class Parser:
     @property
     def is_to_file(self) -> bool:
         """True if the body is written to a file."""
-        return not isinstance(self.body, bytearray)
+        return not isinstance(self.body, io.BytesIO)
 
     @property
     def n_missing_bytes(self) -> int | None:
@@ -107,8 +108,7 @@ class Parser:
 
     def close(self) -> None:
         """Drop what has come; the file of a body is closed, which removes it."""
-        if not isinstance(self.body, bytearray):
-            self.body.close()
+        self.body.close()
         self.buffer = bytearray()
         self.begin_next()
 
@@ -163,9 +163,6 @@ class Parser:
     def _write(self, piece: memoryview) -> None:
         self.n_body_bytes += len(piece)
         self._require_size(self.n_body_bytes)
-        if isinstance(self.body, bytearray):
-            self.body += piece
-            return
         try:
             self.body.write(piece)
         except OSError as error:

@@ -52,7 +52,7 @@ class Requests:
 
     def say_arriving(self) -> None:
         """Publish what this worker holds: bytes, and a guess at the tokens of waiting requests."""
-        n_waiting_bytes = sum(request.n_bytes for _, request in self.pool.waiting)
+        n_waiting_bytes = sum(request.n_body_bytes for _, request in self.pool.waiting)
         arriving = (n_waiting_bytes // _BYTES_PER_TOKEN, self.connections.n_held_bytes)
         if arriving != self._arriving:
             self._arriving = arriving

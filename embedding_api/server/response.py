@@ -3,7 +3,6 @@
 Gunicorn's `wsgi.create` makes the environment, with its rules for SCRIPT_NAME and for the headers of proxies.
 """
 
-import io
 import logging
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from gunicorn.config import Config
 from gunicorn.http import wsgi
 
 from embedding_api.errors import EngineError, RequestTimeoutError, ServiceError
-from embedding_api.request import REQUEST, Body, Request
+from embedding_api.request import REQUEST, Request
 from embedding_api.server import refusals
 from embedding_api.server.connection import Connection
 from embedding_api.server.outbox import Outbox
@@ -30,25 +29,6 @@ logger = logging.getLogger(__name__)
 # In place of the head of a request that has none, or whose connection must close because of it.
 _NO_HEAD = SimpleNamespace(method="", version=(1, 1), should_close=lambda: True)
 _LOG_MESSAGES = {RequestTimeoutError: "late request refused", EngineError: "request failed"}
-
-
-class Input(io.RawIOBase):
-    """The `wsgi.input` of a body in memory, for an application that does not use the request's record."""
-
-    def __init__(self, body: bytes | bytearray) -> None:
-        super().__init__()
-        self._rest = memoryview(body)
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Copy the next bytes into a buffer, and return how many."""
-        n_bytes = min(len(buffer), len(self._rest))
-        buffer[:n_bytes] = self._rest[:n_bytes]
-        self._rest = self._rest[n_bytes:]
-        return n_bytes
 
 
 def write_answer(
@@ -72,7 +52,7 @@ def write_answer(
         response, environ = wsgi.create(request.head, connection.outbox, *connection.addresses, config)
         del environ["gunicorn.socket"]
         environ["wsgi.multithread"] = True
-        environ["wsgi.input"] = _stream(request.body)
+        environ["wsgi.input"] = request.body
         environ[REQUEST] = request
         chunks = application(environ, response.start_response)
         _write(chunks, response, must_close=connection.must_close or not may_keep())
@@ -167,7 +147,3 @@ def _write_failure(
     )
     response.write(body if head.method != "HEAD" else b"")
     return bool(response.should_close())
-
-
-def _stream(body: Body | None) -> Any:
-    return io.BufferedReader(Input(body)) if isinstance(body, bytes | bytearray) else body

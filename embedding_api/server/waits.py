@@ -50,7 +50,7 @@ class Waits:
         self._on_ready = on_ready
         self._timeouts_s = dict(timeouts_s)
         self._ends_s: dict[Wait, OrderedDict[Connection, float]] = {wait: OrderedDict() for wait in timeouts_s}
-        self._kinds: dict[Connection, Wait] = {}
+        self._reasons: dict[Connection, tuple[Wait, int]] = {}
 
     def watch(self, connection: Connection, events: int) -> None:
         """Wait for these events, 0 for none. An event that is watched and not handled comes again and again."""
@@ -63,30 +63,25 @@ class Waits:
             change(connection.socket, events, partial(self._on_ready, connection))
         connection.watched = events
 
-    def start(self, connection: Connection, wait: Wait) -> None:
-        """Start a timeout of a connection, in place of any other that it has."""
-        self.stop(connection)
-        self._kinds[connection] = wait
-        self._ends_s[wait][connection] = time.monotonic() + self._timeouts_s[wait]
-
-    def start_once(self, connection: Connection, wait: Wait, n_bytes_before: int, n_bytes: int) -> None:
-        """Start a timeout unless it runs; start it again if a file has made progress.
+    def start(self, connection: Connection, wait: Wait, n_file_bytes: int = 0) -> None:
+        """Start a timeout of a connection, in place of any other that it has, unless it runs already.
 
         Args:
             connection: The connection that waits.
             wait: Why.
-            n_bytes_before: Bytes of a file that had passed before.
-            n_bytes: Bytes that have passed; equal to those before if there is no file.
+            n_file_bytes: Bytes of a file that have passed. With enough of them the timeout starts again.
         """
-        has_progressed = n_bytes_before // _PROGRESS_BYTES != n_bytes // _PROGRESS_BYTES
-        if has_progressed or self._kinds.get(connection) is not wait:
-            self.start(connection, wait)
+        reason = (wait, n_file_bytes // _PROGRESS_BYTES)
+        if self._reasons.get(connection) != reason:
+            self.stop(connection)
+            self._reasons[connection] = reason
+            self._ends_s[wait][connection] = time.monotonic() + self._timeouts_s[wait]
 
     def stop(self, connection: Connection, *, but: Wait | None = None) -> None:
         """Stop the timeout of a connection, if it has one and does not wait for what `but` says."""
-        wait = self._kinds.get(connection)
+        wait, _ = self._reasons.get(connection, (but, 0))
         if wait is not None and wait is not but:
-            del self._kinds[connection], self._ends_s[wait][connection]
+            del self._reasons[connection], self._ends_s[wait][connection]
 
     def n_waiting(self, wait: Wait) -> int:
         """Return how many connections wait for this."""

@@ -1,5 +1,6 @@
 """JSON bodies, in and out. A request's Content-Type does not matter."""
 
+import io
 import json
 from typing import Any
 
@@ -44,11 +45,11 @@ def load() -> dict[str, Any]:
     return document
 
 
-def _read() -> Any:
+def _read() -> bytes:
     """Return the body that the worker holds, without a copy. Read it where another server runs the application."""
     record: Request | None = request.environ.get(REQUEST)
-    if record is not None and record.body is not None:
-        return record.body
+    if record is not None and isinstance(record.body, io.BytesIO):
+        return record.body.getvalue()
     try:
         body = request.get_data(cache=False)
     except (ClientDisconnected, OSError) as error:
@@ -58,7 +59,7 @@ def _read() -> Any:
     return body
 
 
-def _parse(body: bytes | bytearray) -> Any:
+def _parse(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -69,7 +70,7 @@ def _parse(body: bytes | bytearray) -> Any:
             raise InvalidJsonError(f"the body is not JSON in UTF-8: {error}; correct it and send it again") from error
 
 
-def _parse_lone_surrogates(body: bytes | bytearray) -> Any:
+def _parse_lone_surrogates(body: bytes) -> Any:
     r"""Parse JSON with halves of surrogate pairs, such as "\ud800" from JavaScript, and replace each with U+FFFD.
 
     Raises:

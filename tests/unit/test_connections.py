@@ -28,7 +28,7 @@ class Host:
 
 
 def new_parser(client):
-    return Parser(Config(), client, 10**6, {})
+    return Parser(Config(), client, 10**6, {("POST", "/files"): 100})
 
 
 @pytest.fixture
@@ -83,6 +83,24 @@ def test_a_response_that_was_sent_frees_its_memory_and_keeps_the_connection(poll
     client.close()
     turn(poller)
     assert_nothing_is_held(connections, connection)
+
+
+@pytest.mark.parametrize(("path", "n_held_bytes"), [(b"/", len(REQUEST)), (b"/files", len(REQUEST) + 5 - 2)])
+def test_only_a_body_in_memory_is_counted_and_each_is_closed_with_its_request(
+    poller, connections, host, path, n_held_bytes
+):
+    client, here = socket.socketpair()
+    connections.add(here, ("127.0.0.1", 1), ("127.0.0.1", 2))
+    client.sendall(REQUEST.replace(b"/", path, 1))
+    turn(poller)
+    (connection,) = host.taken
+    body = connection.work.body
+    assert (body.read(), connections.n_held_bytes) == (b"{}", n_held_bytes)
+    connections.finish(connection)
+    assert body.closed
+    assert connections.n_held_bytes == 0
+    client.close()
+    turn(poller)
 
 
 @pytest.mark.parametrize("is_noticed", [True, False])

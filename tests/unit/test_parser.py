@@ -116,7 +116,7 @@ def parsed(data: bytes, step=None, *, has_ended=False, **options):
         try:
             if parser.parse(has_ended=has_ended and is_last):
                 n_rest_bytes = len(parser.buffer) + max(0, len(data) - start - step)
-                return len(data) - n_rest_bytes, bytes(parser.body)
+                return len(data) - n_rest_bytes, parser.body.getvalue()
         except (ParseException, ServiceError):
             return "refused"
     return "more"

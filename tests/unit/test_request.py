@@ -1,12 +1,11 @@
 """A client waits until its earliest deadline, and whoever asked to know is called once when it leaves."""
 
-import io
 import math
 
 import pytest
 
 from embedding_api.errors import DeadlineExceededError
-from embedding_api.request import TIMEOUT_HEADERS, Caller, Request, joined
+from embedding_api.request import TIMEOUT_HEADERS, Caller, joined
 
 
 @pytest.mark.parametrize("limits", [[(2, "A"), (0.5, "B")], [(0.5, "B"), (2, "A")], [(math.inf, "A"), (0.5, "B")]])
@@ -65,13 +64,3 @@ def test_whoever_asks_after_the_client_left_is_called_at_once():
 
 def test_headers_of_one_name_are_joined_as_wsgi_joins_them():
     assert joined([("ACCEPT", "a"), ("X-ID", "1"), ("ACCEPT", "b")]) == {"accept": "a,b", "x-id": "1"}
-
-
-def test_only_a_body_in_memory_is_counted_and_a_file_is_closed_with_its_request():
-    file = io.BytesIO(b"12345")
-    in_memory, in_a_file = Request(body=bytearray(b"123")), Request(body=file)
-    assert (in_memory.n_bytes, in_a_file.n_bytes, Request().n_bytes) == (3, 0, 0)
-    for request in (in_memory, in_a_file):
-        request.close()
-        assert request.body is None
-    assert file.closed

@@ -14,13 +14,14 @@ def new_waits(timeouts_s):
     return Waits(None, None, timeouts_s)
 
 
-def test_connections_whose_time_is_over_come_out_once_and_in_their_order():
+def test_connections_whose_time_is_over_come_out_once_in_the_order_of_their_progress():
     waits = new_waits({READ: 0.05, WRITE: 1000})
     for connection in "abcd":
         waits.start(connection, READ)
     waits.stop("b")
     waits.stop("never there")
-    waits.start("a", READ)
+    waits.start("a", READ, n_file_bytes=2**20)
+    waits.start("c", READ)
     waits.start("d", WRITE)
     assert waits.pop_expired() == []
     assert waits.next_s() <= time.monotonic() + 0.05
@@ -34,7 +35,7 @@ def test_connections_whose_time_is_over_come_out_once_and_in_their_order():
 def test_a_connection_waits_for_the_last_thing_that_was_started():
     waits = new_waits({READ: 1000, WRITE: 1000})
     waits.start("a", READ)
-    waits.start("a", WRITE)
+    waits.start("a", WRITE, n_file_bytes=2**20 - 1)
     assert (waits.n_waiting(READ), waits.n_waiting(WRITE)) == (0, 1)
     waits.stop("a", but=WRITE)
     assert waits.n_waiting(WRITE) == 1
