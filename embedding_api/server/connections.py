@@ -72,11 +72,6 @@ class Connections:
         self.n_held_bytes = 0
         self.n_unread_bytes = 0
 
-    @property
-    def n_idle(self) -> int:
-        """Connections that were kept alive and have sent nothing since."""
-        return self.waits.n_waiting(Wait.NEXT_REQUEST)
-
     def add(self, client_socket: socket.socket, client: Any, server: Any) -> None:
         """Add a new connection."""
         self.n_open += 1

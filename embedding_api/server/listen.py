@@ -42,22 +42,17 @@ def refuse_used_addresses(settings: Settings) -> None:
         return
     if any(arguments.option(name) for name in ("reuse_port", "check_config", "print_config")):
         return
-    addresses = _wanted(settings)
-    if addresses == _announced:
-        return
-    for address in addresses:
-        if isinstance(address, tuple):
-            _try(address)
-
-
-def _wanted(settings: Settings) -> list[Address]:
-    """Return the addresses that Gunicorn will listen on: its -b wins over the settings."""
     config = Config()
+    # Gunicorn's -b wins over the settings.
     config.set("bind", arguments.option("bind") or settings.bind)
     try:
-        return list(config.address)
+        addresses: list[Address] = config.address
     except RuntimeError as error:
         raise AddressError(f"Gunicorn cannot listen on what -b says: {error}") from error
+    if addresses != _announced:
+        for address in addresses:
+            if isinstance(address, tuple):
+                _try(address)
 
 
 def _try(address: tuple[Any, ...]) -> None:

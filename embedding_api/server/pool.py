@@ -78,18 +78,14 @@ class Pool(Generic[T]):
             self._jobs.put(None)
 
     def _hand_out(self) -> None:
-        while self._urgent and self._has_thread(self.n_running):
-            self._give(self._urgent.popleft())
-        while self.waiting and self._has_thread(self.n_running + N_SPARE_THREADS):
-            self._give(self.waiting.popleft())
+        for jobs, n_spare in ((self._urgent, 0), (self.waiting, N_SPARE_THREADS)):
+            while jobs and self._has_thread(self.n_running + n_spare):
+                self.n_running += 1
+                self._jobs.put(jobs.popleft())
 
     def _has_thread(self, n_taken: int) -> bool:
         """Return True if there is one more than `n_taken` threads; start it if need be."""
         return n_taken < len(self._threads) or (n_taken < self._max_threads and self._start_thread())
-
-    def _give(self, job: T) -> None:
-        self.n_running += 1
-        self._jobs.put(job)
 
     def _start_thread(self) -> bool:
         if time.monotonic() < self._retry_from_s:

@@ -12,8 +12,13 @@ from embedding_api.errors import (
     UriTooLongError,
 )
 
-# The first class that fits counts. The messages repeat nothing of the request, which may hold anything.
-_MALFORMED: dict[type[Exception], str] = {
+# Of the first class that fits, the message. It repeats nothing of the request, which may hold anything.
+_MESSAGES: dict[type[Exception], str] = {
+    errors.LimitRequestLine: "the request line is longer than {config.limit_request_line} bytes; send long values in "
+    "the body of a POST",
+    errors.LimitRequestHeaders: "the headers exceed the limit of {config.limit_request_fields} headers, "
+    "{config.limit_request_field_size} bytes each and 64 KiB together; send fewer or shorter headers",
+    errors.ExpectationFailed: "the header Expect is not 100-continue, the only supported value; leave it out",
     errors.InvalidRequestMethod: "the method is malformed; send 3 to 20 upper-case letters, such as POST",
     errors.InvalidHTTPVersion: "the server does not support this version of HTTP; send HTTP/1.1",
     errors.InvalidRequestLine: "the request line is malformed; send `POST /path HTTP/1.1` in printable ASCII, ended by "
@@ -28,6 +33,13 @@ _MALFORMED: dict[type[Exception], str] = {
     errors.InvalidSchemeHeaders: "the headers that tell https from http contradict each other; correct them in the "
     "proxy",
     errors.ConfigurationProblem: "the path does not begin with the SCRIPT_NAME in the headers; correct it in the proxy",
+    errors.ParseException: "the request is malformed",
+}
+# All others are malformed requests.
+_ERRORS: dict[type[Exception], type[ServiceError]] = {
+    errors.LimitRequestLine: UriTooLongError,
+    errors.LimitRequestHeaders: HeadersTooLargeError,
+    errors.ExpectationFailed: ExpectationFailedError,
 }
 
 
@@ -37,18 +49,7 @@ def of(error: Exception, config: Config) -> ServiceError:
         return error
     # These two are ParseExceptions, but the application made the headers.
     is_ours = isinstance(error, errors.InvalidResponseHeader | errors.InvalidResponseHeaderName)
-    if is_ours or not isinstance(error, errors.ParseException):
+    kind = next((kind for kind in _MESSAGES if isinstance(error, kind) and not is_ours), None)
+    if kind is None:
         return EngineError(f"Gunicorn raised {type(error).__name__}")
-    if isinstance(error, errors.LimitRequestLine):
-        return UriTooLongError(
-            f"the request line is longer than {config.limit_request_line} bytes; send long values in the body of a POST"
-        )
-    if isinstance(error, errors.LimitRequestHeaders):
-        return HeadersTooLargeError(
-            f"the headers exceed the limit of {config.limit_request_fields} headers, "
-            f"{config.limit_request_field_size} bytes each and 64 KiB together; send fewer or shorter headers"
-        )
-    if isinstance(error, errors.ExpectationFailed):
-        return ExpectationFailedError("the header Expect is not 100-continue, the only supported value; leave it out")
-    message = next((text for kind, text in _MALFORMED.items() if isinstance(error, kind)), "the request is malformed")
-    return InvalidRequestError(message)
+    return _ERRORS.get(kind, InvalidRequestError)(_MESSAGES[kind].format(config=config))

@@ -78,7 +78,9 @@ def guard(arbiter: Any, running: Settings) -> None:
             # The folder may be gone. All code that runs has been loaded from it already.
             with contextlib.suppress(OSError):
                 os.chdir(before.chdir)
-            raise _UnchangedError(_reason(error)) from error
+            is_gunicorns = isinstance(error, SystemExit)
+            reason = "Gunicorn cannot read its configuration; see above" if is_gunicorns else str(error)
+            raise _UnchangedError(reason) from error
         finally:
             _is_reload = False
 
@@ -117,11 +119,6 @@ def guard_number_of_workers(arbiter: Any, running: Settings) -> None:
 def _most_workers(running: Settings) -> int:
     # For a while, a worker and the one that replaces it both have a seat and a slot.
     return running.max_workers // 2
-
-
-def _reason(error: BaseException) -> str:
-    is_gunicorns = isinstance(error, SystemExit)
-    return "Gunicorn cannot read its configuration; see above" if is_gunicorns else str(error)
 
 
 def _refuse_what_cannot_run(cfg: Any, before: Any, running: Settings) -> None:

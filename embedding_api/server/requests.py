@@ -14,6 +14,7 @@ from embedding_api.server.connections import Connections
 from embedding_api.server.gate import Gate
 from embedding_api.server.parser import Parser
 from embedding_api.server.pool import Pool
+from embedding_api.server.waits import Wait
 from embedding_api.service import service_of
 from embedding_api.telemetry import metrics
 
@@ -39,7 +40,6 @@ class Requests:
         self._config: Config = config
         self._engine, self._settings = service.engine, service.settings
         self._gate = Gate(worker.wsgi, is_draining)
-        self._arriving = (0, 0)
         self.pool: Pool[tuple[Connection, Request]] = Pool(config.threads, self._answer)
         self.connections = Connections(
             worker.poller,
@@ -53,10 +53,8 @@ class Requests:
     def say_arriving(self) -> None:
         """Publish what this worker holds: bytes, and a guess at the tokens of waiting requests."""
         n_waiting_bytes = sum(request.n_body_bytes for _, request in self.pool.waiting)
-        arriving = (n_waiting_bytes // _BYTES_PER_TOKEN, self.connections.n_held_bytes)
-        if arriving != self._arriving:
-            self._arriving = arriving
-            self._engine.runner.seat.publish_arriving(*arriving)
+        n_held_bytes = self.connections.n_held_bytes
+        self._engine.runner.seat.publish_arriving(n_waiting_bytes // _BYTES_PER_TOKEN, n_held_bytes)
 
     def _refusal_of_rest(self, parser: Parser) -> ServiceError | None:
         self.say_arriving()
@@ -112,7 +110,7 @@ class Requests:
     def _may_keep(self) -> bool:
         """Return False if connections must close after their response."""
         max_idle = self._config.worker_connections - self._config.threads
-        n_idle = self.connections.n_idle
+        n_idle = self.connections.waits.n_waiting(Wait.NEXT_REQUEST)
         return bool(self._worker.alive and self._config.keepalive and n_idle < max_idle)
 
     def _answer(self, job: tuple[Connection, Request]) -> None:

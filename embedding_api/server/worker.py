@@ -52,6 +52,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     # slot for counting.
     seat: Seat | None
     slot: int
+    _next_tick_s = _accepts_from_s = 0.0
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -59,11 +60,6 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         if cfg.is_ssl:
             refuse(StartError("certfile and keyfile are set, but this service speaks plain HTTP; leave TLS to a proxy"))
         super().check_config(cfg, log)
-
-    def init_process(self) -> None:
-        """Prepare the worker in its own process, and run it."""
-        self._next_tick_s = self._accepts_from_s = 0.0
-        super().init_process()
 
     def get_thread_pool(self) -> None:
         """Return no pool: `Requests` has its own threads."""
