@@ -15,15 +15,11 @@ class _OneLine(logging.Formatter):
         return one_line(record.getMessage())
 
 
-def _write_warnings_in_lines() -> None:
+if __name__ == "__main__":
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(handlers=[handler])
     # The library's own handler would write each message a second time.
     logging.getLogger("huggingface_hub").handlers.clear()
     logging.captureWarnings(capture=True)
-
-
-if __name__ == "__main__":
-    _write_warnings_in_lines()
     print(json.dumps(download(*sys.argv[1:])))  # noqa: T201 - the output of the program
