@@ -45,14 +45,13 @@ class Proof:
     @property
     def holds(self) -> bool:
         """True if the value is within the bound. NaN never is."""
-        return self.value <= self.bound if self.measure == LARGEST_DIFFERENCE else self.value >= self.bound
+        return self.share <= 1
 
     @property
     def share(self) -> float:
         """The distance from a perfect value, as a share of the allowed distance."""
-        if self.measure == LARGEST_DIFFERENCE:
-            return self.value / self.bound
-        return (1 - self.value) / (1 - self.bound)
+        perfect = 0 if self.measure == LARGEST_DIFFERENCE else 1
+        return (self.value - perfect) / (self.bound - perfect)
 
     def __str__(self) -> str:
         """Return the value and the bound for a log line."""
