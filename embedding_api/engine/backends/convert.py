@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from embedding_api.engine.backends import Loaded, Route, UnfitError
-from embedding_api.engine.backends.layout import Layout, Packing, Padding
+from embedding_api.engine.backends import Loaded, UnfitError
 from embedding_api.engine.findings import UnservableError, in_a_line
-from embedding_api.engine.work import Ids
 from embedding_api.machine import analytics
 from embedding_api.telemetry import library_warnings
 
@@ -42,7 +40,7 @@ def main(
     """
     analytics.block()
     # Imported here: after analytics are blocked, and before warnings are collected.
-    from embedding_api.engine.backends import export, openvino_backend, torch_model
+    from embedding_api.engine.backends import export, torch_model  # noqa: F401 - `export` imports openvino
 
     loaded = None
     failure: dict[str, Any] = {}
@@ -56,11 +54,7 @@ def main(
                 trust_remote_code=trust_remote_code,
                 allow_pickle=allow_pickle,
             )
-            model, layout = export.exported(loaded.routes)
-            if quantise:
-                model = export.quantised(model, _calibration(loaded.routes[None], layout, calibration_texts))
-            export.save(model, Path(target, openvino_backend.MODEL))
-            _describe(loaded, layout, Path(target))
+            _write(loaded, Path(target), Path(calibration_texts or _CALIBRATION_TEXTS) if quantise else None)
         except UnservableError as error:
             failure = {"unservable": str(error)}
         except UnfitError as error:
@@ -71,18 +65,17 @@ def main(
     return {"warnings": warnings, **failure}
 
 
-def _calibration(route: Route, layout: Layout, file: str) -> list[list[Ids]]:
-    """Return the layout's arrays for each text of the calibration."""
-    lines = Path(file or _CALIBRATION_TEXTS).read_text(encoding="utf-8").splitlines()
-    readings = route.reader.read([line for line in lines if line.strip()], route.prompt).tokens
-    return [list(layout([tokens.ids])) for tokens in readings]
-
-
-def _describe(loaded: Loaded, layout: Packing | Padding, target: Path) -> None:
-    """Write all that the OpenVINO backend reads beside the model itself."""
-    from embedding_api.engine.backends import openvino_backend
+def _write(loaded: Loaded, target: Path, calibration_texts: Path | None) -> None:
+    """Export a model, quantise it if there are texts for the calibration, and write all that is read later."""
+    from embedding_api.engine.backends import export, openvino_backend
 
     route = loaded.routes[None]
+    model, layout = export.exported(loaded.routes)
+    if calibration_texts is not None:
+        texts = [line for line in calibration_texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        readings = route.reader.read(texts, route.prompt).tokens
+        model = export.quantised(model, [list(layout([tokens.ids])) for tokens in readings])
+    export.save(model, target / openvino_backend.MODEL)
     route.reader.save(target)
     np.save(target / openvino_backend.REFERENCE, np.stack([each.reference for each in loaded.routes.values()]))
     description = {

@@ -62,10 +62,7 @@ def obtain(
             _require_room(folder, n_bytes)
             return _make(entry, make, lock)
     except private.NotPrivateError as error:
-        raise CacheError(
-            f"CACHE_DIR={folder.parent}: others can write to it or to {folder.name} in it, and so decide what this "
-            "service answers; set CACHE_DIR to a folder of this user"
-        ) from error
+        raise CacheError(f"CACHE_DIR={folder.parent}: {error}; set CACHE_DIR to a folder of this user") from error
     except OSError as error:
         is_full = error.errno in NO_ROOM
         cure = f"set CACHE_DIR to a folder {'that has room' if is_full else 'that this user can write to'}"

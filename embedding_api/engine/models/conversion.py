@@ -72,8 +72,7 @@ def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_r
             _require_nncf()
         _run(source, target, options, lock, model)
 
-    # The least size of the result: an eighth of the weights in int8, and otherwise half of them. A folder may hold the
-    # same weights twice.
+    # At least an eighth of the weights in int8, and otherwise half of them: a folder may hold the same weights twice.
     n_bytes = sum(path.stat().st_size for path in _files(source) if path.suffix == ".safetensors")
     n_bytes //= 8 if is_int8 else 2
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class NotPrivateError(Exception):
-    """Another user can write to a folder, or replace it."""
+    """Another user can write to a folder, or replace it. The message says which."""
 
 
 def claim(folder: Path) -> None:
@@ -19,7 +19,7 @@ def claim(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(exist_ok=True, mode=0o700)
     if not is_ours(folder) or not _cannot_be_replaced_in(folder.parent):
-        raise NotPrivateError(str(folder))
+        raise NotPrivateError(f"others can write to {folder} or replace it, and so decide what this service answers")
 
 
 def is_ours(path: Path) -> bool:
