@@ -100,11 +100,11 @@ def _make(entry: Path, make: Callable[[Path, int], None], lock: int) -> Path:
     unfinished.mkdir(mode=0o700)
     try:
         make(unfinished, lock)
-        # The next start finds a file that a power failure damages by these, so that nothing need be flushed.
-        manifest = {path.name: sha256(path) for path in unfinished.iterdir() if path.is_file()}
-        (unfinished / _MANIFEST).write_text(json.dumps(manifest))
+        _seal(unfinished)
         _remove(entry)
-        return unfinished.rename(entry)
+        unfinished.rename(entry)
+        _sync(entry.parent)
+        return entry
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -114,6 +114,17 @@ def _remove(entry: Path) -> None:
         entry.unlink()
     else:
         shutil.rmtree(entry, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Flush every file to the disk, and write their checksums last."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for path in files:
+        _sync(path)
+    manifest = folder / _MANIFEST
+    manifest.write_text(json.dumps({path.name: sha256(path) for path in files}))
+    _sync(manifest)
+    _sync(folder)
 
 
 def _sweep(folder: Path) -> None:
@@ -143,3 +154,11 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
