@@ -277,7 +277,7 @@ class TestFolder:
             raise PermissionError(13, "Permission denied", str(self))
 
         monkeypatch.setattr(Path, "glob", fail)
-        assert "1_Pooling: Permission denied; let this user read the model's folder" in refusal(model, monkeypatch)
+        assert "1_Pooling: Permission denied; let this user read it" in refusal(model, monkeypatch)
 
 
 class TestWeights:

@@ -63,7 +63,7 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
         except UnservableError as error:
             raise unservable(spec, source, error) from error
         except OSError as error:
-            reason = f"{error.filename or source}: {error.strerror or error}; let this user read the model's folder"
+            reason = f"{error.filename or source}: {error.strerror or error}; let this user read it"
             raise unservable(spec, source, UnservableError(reason)) from error
         findings = [_left_out(each) for each in found if each not in may_run]
         yield Inspected(spec, source, folder, modules, may_run, findings)
