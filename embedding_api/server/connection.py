@@ -12,6 +12,7 @@ from typing import Any
 from embedding_api.request import Request, joined
 from embedding_api.server.outbox import Outbox
 from embedding_api.server.parser import Parser
+from embedding_api.telemetry import metrics
 
 _RECEIVE_BYTES = 65_536
 # Each call gives Python's lock away, and waits for it where threads compute: large bodies are read in large pieces.
@@ -88,6 +89,12 @@ class Connection:
         parser.begin_next()
         self.state = State.WORKING
         return self.work
+
+    def leave(self) -> None:
+        """Let those who work on the request know that its client is gone."""
+        if self.work:
+            self.work.caller.leave()
+            metrics.CLIENTS_GONE.inc()
 
     def send(self) -> bool:
         """Send what the socket takes. Return True if nothing is left.

@@ -18,7 +18,6 @@ from embedding_api.errors import RequestTimeoutError, ServiceError
 from embedding_api.server.connection import Connection, State
 from embedding_api.server.parser import Parser
 from embedding_api.server.waits import READ, WRITE, Wait, Waits
-from embedding_api.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ class Connections:
             self._guard(self.waits.first(Wait.READER), self._close)
         if time.monotonic() < self.waits.next_s():
             return
-        steps = {Wait.REST_OF_REQUEST: self._refuse_late, Wait.RETURN: self._leave}
+        steps = {Wait.REST_OF_REQUEST: self._refuse_late, Wait.RETURN: Connection.leave}
         for connection, wait in self.waits.pop_expired():
             self._guard(connection, steps.get(wait, self._close))
 
@@ -133,7 +132,7 @@ class Connections:
                 connection.has_ended = connection.must_close = True
                 self.waits.watch(connection, 0)
                 self.waits.stop(connection)
-                self._leave(connection)
+                connection.leave()
             else:
                 self._close(connection)
             return
@@ -185,12 +184,6 @@ class Connections:
     def _refuse_late(self, connection: Connection) -> None:
         message = f"the request was incomplete {self._client_timeout_s:g} s after its first byte; send it again"
         self._accept_request(connection, RequestTimeoutError(message))
-
-    def _leave(self, connection: Connection) -> None:
-        """Let those who work on the request know that its client is gone."""
-        if connection.work:
-            connection.work.caller.leave()
-            metrics.CLIENTS_GONE.inc()
 
     def _respond(self, connection: Connection) -> None:
         self.write(connection)

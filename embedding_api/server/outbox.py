@@ -38,9 +38,6 @@ class Outbox:
         self.n_sent_bytes = 0
         self._pieces: deque[bytes | memoryview | FilePiece] = deque()
 
-    def __bool__(self) -> bool:
-        return bool(self._pieces)
-
     @property
     def is_sending_file(self) -> bool:
         """True if a piece of a file is next."""

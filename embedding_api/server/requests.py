@@ -65,7 +65,7 @@ class Requests:
         connection.must_close = error is not None
         if isinstance(error, ParseException | RequestTimeoutError):
             # A head may be missing.
-            response.write_refusal(connection.outbox, error, self._config)
+            response.write_refusal(connection, error, self._config)
             self.connections.write(connection)
             return
         has_body = connection.parser.has_body

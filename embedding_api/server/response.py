@@ -18,7 +18,6 @@ from embedding_api.errors import EngineError, RequestTimeoutError, ServiceError
 from embedding_api.request import REQUEST, Request
 from embedding_api.server import refusals
 from embedding_api.server.connection import Connection
-from embedding_api.server.outbox import Outbox
 from embedding_api.service import service_of
 from embedding_api.telemetry import access, log, metrics
 from embedding_api.web import observe
@@ -60,7 +59,7 @@ def write_answer(
     except Exception as error:
         connection.must_close = True
         if response is None or not response.headers_sent:
-            write_refusal(connection.outbox, error, config)
+            write_refusal(connection, error, config)
         else:
             logger.exception("the application failed in the middle of a response, which is cut off")
 
@@ -94,8 +93,7 @@ def write_error(
     """
     head, headers, arrived_s = request.head, request.headers, request.caller.arrived_s
     request_id = access.request_id(headers.get("x-request-id", ""))
-    must_close = connection.must_close
-    connection.must_close = _write_failure(connection.outbox, head, error, request_id, config, must_close=must_close)
+    _write_failure(connection, head, error, request_id, config)
     route = route_of(application, head.method, head.path)
     rule, traceparent = route.rule if route else "", headers.get("traceparent", "")
     trace_id, tracing = access.trace_id(traceparent), service_of(application).tracing
@@ -108,11 +106,11 @@ def write_error(
     log.end_request()
 
 
-def write_refusal(outbox: Outbox, error: Exception, config: Config) -> None:
-    """Put the response to a request that was not read or not answered into the outbox. The connection must then close.
+def write_refusal(connection: Connection, error: Exception, config: Config) -> None:
+    """Put the response to a request that was not read or not answered into the connection's outbox.
 
     Args:
-        outbox: Gets the response.
+        connection: Gets the response; its `must_close` is set.
         error: Why. What Gunicorn or the application raised is logged if the fault is ours, and never the parser's
             exception, which quotes the request.
         config: Gunicorn's.
@@ -128,15 +126,13 @@ def write_refusal(outbox: Outbox, error: Exception, config: Config) -> None:
     )
     metrics.REFUSED.labels(refusal.code).inc()
     metrics.REQUESTS.labels(access.UNKNOWN, access.UNKNOWN, refusal.status, "").inc()
-    _write_failure(outbox, _NO_HEAD, refusal, request_id, config, must_close=True)
+    _write_failure(connection, _NO_HEAD, refusal, request_id, config)
 
 
-def _write_failure(
-    outbox: Outbox, head: Any, error: ServiceError, request_id: str, config: Config, *, must_close: bool
-) -> bool:
-    """Put what a client sees of an error into the outbox. Return True if the connection must close."""
-    response = wsgi.Response(head, outbox, config)
-    if must_close:
+def _write_failure(connection: Connection, head: Any, error: ServiceError, request_id: str, config: Config) -> None:
+    """Put an error into the outbox of a connection, and set `must_close` if it cannot be used again."""
+    response = wsgi.Response(head, connection.outbox, config)
+    if connection.must_close:
         response.force_close()
     body = orjson.dumps(error.body)
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
@@ -146,4 +142,4 @@ def _write_failure(
         [*headers.items(), ("X-Request-ID", request_id)],
     )
     response.write(body if head.method != "HEAD" else b"")
-    return bool(response.should_close())
+    connection.must_close = response.should_close()

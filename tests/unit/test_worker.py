@@ -117,7 +117,8 @@ def test_what_never_reaches_the_application_is_told_in_the_envelope(worker, requ
     head, _, body = raw(worker, request_).partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
     assert json.loads(body)["error"]["code"] == code
-    assert b"Connection: close" in head
+    for header in (b"Connection: close", b"Server: ", b"Date: ", b"X-Request-ID: "):
+        assert header in head
 
 
 def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, model, monkeypatch):
@@ -220,6 +221,21 @@ def test_a_request_waits_for_a_thread_no_longer_than_its_deadline(worker, ask, m
     status, body, headers = ask("POST", "/v1/embeddings", BODY, {"x-stainless-read-timeout": "0.1"})
     assert (status, body["error"]["code"], headers["Connection"]) == (504, "deadline_exceeded", "keep-alive")
     assert not worker.requests.pool.waiting
+    model.route.backend.proceed.set()
+    for thread in threads:
+        thread.join(10)
+
+
+def test_what_comes_behind_a_request_whose_deadline_passed_is_answered(worker, ask, model):
+    model.route.backend.proceed.clear()
+    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    until(lambda: worker.requests.pool.n_running == 2)
+    head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nx-stainless-read-timeout: 0.1\r\nContent-Length: "
+    late, last = f"{head}{len(BODY)}\r\n\r\n{BODY}", "GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = raw(worker, (late + last).encode())
+    assert [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [504, 200]
     model.route.backend.proceed.set()
     for thread in threads:
         thread.join(10)
