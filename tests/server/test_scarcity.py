@@ -22,7 +22,8 @@ from tests.fakes import fake_engine, fake_model
 
 app = create_app(engine=fake_engine(fake_model(), exchange=Exchange(8)))
 """
-USER = 54_321
+# Of no other process: a limit counts all processes and threads of a user.
+USER = 100_000 + os.getpid()
 BODY = json.dumps({"model": "org/fake", "input": "a cat"})
 CURE = "raise the limit on processes and threads (ulimit -u, pids of a container, TasksMax)"
 
