@@ -106,7 +106,7 @@ class Pool(Generic[T]):
         while (job := self._jobs.get()) is not None:
             try:
                 self._run(job)
-            except Exception:
+            except BaseException:
                 logger.exception("a request ended with an error in the server; this is a bug")
             # The thread would hold it until the next one comes.
             del job

@@ -43,7 +43,7 @@ _ERRORS: dict[type[Exception], type[ServiceError]] = {
 }
 
 
-def of(error: Exception, config: Config) -> ServiceError:
+def of(error: BaseException, config: Config) -> ServiceError:
     """Return our error for what Gunicorn raised while it read a request or sent its response."""
     if isinstance(error, ServiceError):
         return error

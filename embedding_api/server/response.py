@@ -56,7 +56,8 @@ def write_answer(
         chunks = application(environ, response.start_response)
         _write(chunks, response, must_close=connection.must_close or not may_keep())
         connection.must_close = response.should_close()
-    except Exception as error:
+    # Also a panic of a library in Rust, which is no Exception and would end the thread.
+    except BaseException as error:
         connection.must_close = True
         if response is None or not response.headers_sent:
             write_refusal(connection, error, config)
@@ -106,7 +107,7 @@ def write_error(
     log.end_request()
 
 
-def write_refusal(connection: Connection, error: Exception, config: Config) -> None:
+def write_refusal(connection: Connection, error: BaseException, config: Config) -> None:
     """Put the response to a request that was not read or not answered into the connection's outbox.
 
     Args:

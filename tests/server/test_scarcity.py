@@ -30,7 +30,10 @@ CURE = "raise the limit on processes and threads (ulimit -u, pids of a container
 
 @pytest.fixture
 def limited(launch, tmp_path):
-    """Starts the service as a user who may have so many threads, and who reads and writes what root may."""
+    """Starts the service as a user who may have so many threads, and who reads and writes what root may.
+
+    As in the real service, tokenizers start no threads of their own.
+    """
     (tmp_path / "wsgi.py").write_text(APP)
     tmp_path.chmod(0o777)
     files = "+dac_override,+dac_read_search"
@@ -39,7 +42,15 @@ def limited(launch, tmp_path):
 
     def start(n_threads, **options):
         before = (*user, "prlimit", f"--nproc={n_threads}")
-        return launch(*conf, before=before, cwd=tmp_path, PYTHONPATH=str(ROOT), WORKERS="2", **options)
+        return launch(
+            *conf,
+            before=before,
+            cwd=tmp_path,
+            PYTHONPATH=str(ROOT),
+            WORKERS="2",
+            TOKENIZERS_PARALLELISM="false",
+            **options,
+        )
 
     return start
 

@@ -327,3 +327,19 @@ def test_a_worker_whose_batch_hangs_answers_and_ends(worker, ask, engine, model,
     until(lambda: codes)
     assert codes == [1]
     model.route.backend.proceed.set()
+
+
+def test_a_panic_of_a_library_is_an_error_and_ends_no_thread(worker, ask, engine, monkeypatch):
+    """Such as a library in Rust raises where the system refuses it a thread."""
+
+    class PanicError(BaseException):
+        pass
+
+    def panic(*_, **__):
+        raise PanicError
+
+    monkeypatch.setattr(engine, "embed", panic)
+    for _ in range(10):
+        assert ask("POST", "/v1/embeddings", BODY)[0] == 500
+    monkeypatch.undo()
+    assert ask("POST", "/v1/embeddings", BODY)[0] == 200
