@@ -26,6 +26,8 @@ _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 class Parser:
     """The request of a client that arrives, and the bytes that came after it.
 
+    It holds the state of a head, of a body and of what follows, so it has more attributes than other classes.
+
     Args:
         config: Gunicorn's, with the limits of a head.
         client: The address of the client.

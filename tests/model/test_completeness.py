@@ -15,6 +15,7 @@ from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError, UnsupportedTokenError
 from embedding_api.settings import load_settings
 from tests import models
+from tests.model.conftest import LOADED
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +46,6 @@ def changed(saved, tmp_path):
         return folder
 
     return change
-
-
-# The engines of the test that runs.
-LOADED = []
-
-
-@pytest.fixture(autouse=True)
-def close_engines():
-    """An engine that a test does not close would leave its sockets open."""
-    yield
-    while LOADED:
-        LOADED.pop().close()
 
 
 def load(monkeypatch, source, **variables):

@@ -16,6 +16,7 @@ from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
 from tests import models
+from tests.model.conftest import LOADED
 
 BOUND = 1e-5
 
@@ -31,18 +32,6 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
-
-
-# The engines of the test that runs.
-LOADED = []
-
-
-@pytest.fixture(autouse=True)
-def close_engines():
-    """An engine that a test does not close would leave its sockets open."""
-    yield
-    while LOADED:
-        LOADED.pop().close()
 
 
 def load(monkeypatch, source):

@@ -17,7 +17,7 @@ from embedding_api.engine.work import Address, Ids, Lane, Result, Work
 
 
 class Backlog:
-    """The texts of this worker's jobs that are not answered.
+    """The texts of this worker's jobs that are not answered. It has a method for each way in which a batch ends.
 
     Fair queueing decides which text is next. Imagine that all jobs are served at the same time, each at an equal share
     of the speed: a text is due when its job would reach it. A small job passes a large one, and no text starves.
@@ -40,6 +40,11 @@ class Backlog:
         # Virtual time: seconds of computing that a job would have had since the start, had it always been there.
         self._virtual_s = 0.0
         self._numbers = itertools.count(1)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is no text that is not answered."""
+        return not self._batches and not self.n_waiting_texts
 
     @property
     def n_waiting_texts(self) -> int:

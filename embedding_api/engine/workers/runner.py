@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 # How long a process that ends waits for its batch: several times what the largest models take for one.
 _LAST_BATCH_S = 20
 
-# A message that wakes a worker can be missed; see `Scheduler._match`. Ten looks a second cost nothing to speak of.
-_LOOK_AGAIN_S = 0.1
+# Seconds until a worker looks at the board again, since it can miss a message; see docs/decisions/0012.
+_LOOK_AGAIN_S, _LOOK_AGAIN_IDLE_S = 0.1, 1.0
 
 
 class Runner:
@@ -58,9 +58,8 @@ class Runner:
         self.admission = Admission(seat.board, setup.limits, time.monotonic)
         self._exchange = exchange
         self.inference_timeout_s = setup.inference_timeout_s
-        self._inference = Inference(setup.names, setup.backends)
-        self._mailbox = Mailbox(exchange, seat)
         self._names = setup.names
+        self._inference, self._mailbox = Inference(setup.names, setup.backends), Mailbox(exchange, seat)
         # Guards the scheduler and what follows.
         self._changed = threading.Condition()
         self._backlog = Backlog(seat.address, setup.backends, setup.costs, str(os.getpid()))
@@ -233,7 +232,7 @@ class Runner:
     def _read_mailbox(self) -> None:
         """Report what other workers send, and look around from time to time."""
         while self._scheduler.phase is not Phase.CLOSED:
-            message = self._mailbox.receive(_LOOK_AGAIN_S)
+            message = self._mailbox.receive(_LOOK_AGAIN_IDLE_S if self._backlog.is_empty else _LOOK_AGAIN_S)
             with self._changed:
                 try:
                     match message:
