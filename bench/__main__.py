@@ -29,6 +29,7 @@ from bench.report import Results
 from bench.servers import ROOT
 from bench.texts import Shelf
 from embedding_api.engine.models import sources
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.settings import Settings, load_settings
 
 CONTESTANTS = (
@@ -101,7 +102,7 @@ def main() -> None:
 
 def _measure(results: Results, settings: Settings, names: Sequence[str], wanted: str) -> None:
     spec = settings.supported_models[0]
-    folder = sources.locate(spec, settings)
+    folder = sources.locate(spec, settings, Checksums())
     shelf, started = Shelf(), time.monotonic()
     probe = [shelf.text(kind) for kind in PROBE]
     expected = reference.vectors(folder, probe)
@@ -132,7 +133,7 @@ def _measure(results: Results, settings: Settings, names: Sequence[str], wanted:
 
 def _memory(settings: Settings, names: Sequence[str]) -> None:
     spec = settings.supported_models[0]
-    folder = sources.locate(spec, settings)
+    folder = sources.locate(spec, settings, Checksums())
     shelf = Shelf()
     measured = {}
     for name in names:  # one after the other, so that each has the whole machine

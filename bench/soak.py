@@ -20,6 +20,7 @@ from bench.site import Known, Site
 from bench.texts import Shelf
 from bench.verdict import THREADS, Counts, Course, Span, clients, complaints, outcomes
 from embedding_api.engine.models import sources
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.settings import Settings, load_settings
 
 # The first flood fills all threads, the second one the queue.
@@ -61,7 +62,7 @@ def main(duration_s: float) -> None:
 def run(settings: Settings, duration_s: float) -> Course:
     """Start the service, run the clients, and return the record."""
     spec = settings.supported_models[0]
-    known = _known(sources.locate(spec, settings))
+    known = _known(sources.locate(spec, settings, Checksums()))
     command = [sys.executable, "-m", "gunicorn"]
     with servers.start("soak", command, _SERVICE, n_workers=N_WORKERS) as server:
         server.wait("/health/ready")

@@ -55,7 +55,7 @@ def load_models(settings: Settings) -> Registry:
     fetch = partial(sources.fetch_code, settings=settings)
     with contextlib.ExitStack() as stack:
         # All models are found before the first is loaded, so that a missing one ends the start at once.
-        located = [(spec, sources.locate(spec, settings)) for spec in settings.supported_models]
+        located = [(spec, sources.locate(spec, settings, checksums)) for spec in settings.supported_models]
         models = [stack.enter_context(inspected(spec, source, settings, fetch)) for spec, source in located]
         require_trust_used(models, settings)
         registry = Registry([_load(model, settings, checksums) for model in models])

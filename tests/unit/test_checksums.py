@@ -64,6 +64,13 @@ def test_a_file_behind_a_link_is_the_same_file(folder, file, tmp_path):
     assert Checksums(folder).sha256(file) == "0" * 64
 
 
+def test_a_checksum_is_computed_anew_where_that_is_asked_for(folder, file):
+    remember(folder, file)
+    checksums = Checksums(folder, later)
+    assert checksums.sha256(file, anew=True) == actual(file)
+    assert checksums.sha256(file) == actual(file)
+
+
 def rewritten_with_its_old_mtime(file):
     before = file.stat()
     file.write_bytes(b"1" + LARGE[1:])

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 
 from embedding_api.engine.models import sources
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.models.hub import addresses
 from embedding_api.engine.models.hub import download as hub
 from embedding_api.errors import ModelLoadError
@@ -122,13 +123,24 @@ def locate(monkeypatch, models, **variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
-    return sources.locate(settings.supported_models[0], settings)
+    return sources.locate(settings.supported_models[0], settings, Checksums())
 
 
 def test_the_default_model_comes_from_the_package_without_the_hub(monkeypatch, small_hub):
     folder = locate(monkeypatch, "sentence-transformers/all-MiniLM-L6-v2")
     assert (folder / "model.safetensors").stat().st_size > 90_000_000
     assert Hub.asked == []
+
+
+def test_the_weights_of_the_package_are_read_at_each_start(monkeypatch):
+    """Given a record of their checksum that is wrong, then it is not believed."""
+
+    class Wrong(Checksums):
+        def sha256(self, path, *, anew=False):
+            return super().sha256(path) if anew else "0" * 64
+
+    settings = load_settings()
+    assert (sources.locate(settings.supported_models[0], settings, Wrong()) / "model.safetensors").exists()
 
 
 def test_a_revision_of_it_comes_from_the_hub(monkeypatch, small_hub):

@@ -48,11 +48,16 @@ class Checksums:
         self._clock_ns = clock_ns
         self._known = self._read()
 
-    def sha256(self, path: Path) -> str:
-        """Return the SHA-256 of a file's content, in hexadecimal."""
+    def sha256(self, path: Path, *, anew: bool = False) -> str:
+        """Return the SHA-256 of a file's content, in hexadecimal.
+
+        Args:
+            path: The file.
+            anew: True to read the file in any case.
+        """
         name, identity, started_ns = os.path.realpath(path), _identity(path), self._clock_ns()
         known = self._known.get(name)
-        if known is not None and known[0] == identity:
+        if known is not None and known[0] == identity and not anew:
             return known[1]
         checksum = sha256(path)
         *_, n_bytes, mtime_ns, ctime_ns = identity

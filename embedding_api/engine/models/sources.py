@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from embedding_api.engine.models import snapshots
-from embedding_api.engine.models.checksums import sha256
+from embedding_api.engine.models.checksums import Checksums
 from embedding_api.errors import ModelLoadError
 from embedding_api.machine import programs
 from embedding_api.settings import Settings
@@ -32,17 +32,18 @@ _PACKAGES = {
 }
 
 
-def locate(spec: ModelSpec, settings: Settings) -> Path:
+def locate(spec: ModelSpec, settings: Settings, checksums: Checksums) -> Path:
     """Return the folder with a model's files. Download them if need be.
 
     Args:
         spec: The entry of SUPPORTED_MODELS.
         settings: HF_TOKEN and ALLOW_PICKLE matter.
+        checksums: Checks the weights of a packaged model.
 
     Raises:
         ModelLoadError: The files cannot be found or downloaded, or are not the expected ones.
     """
-    return _local(spec) or _packaged(spec) or _downloaded(spec, settings)
+    return _local(spec) or _packaged(spec, checksums) or _downloaded(spec, settings)
 
 
 def fetch_code(repository: str, commit: str | None, settings: Settings) -> Path:
@@ -83,7 +84,7 @@ def _local(spec: ModelSpec) -> Path | None:
     return folder
 
 
-def _packaged(spec: ModelSpec) -> Path | None:
+def _packaged(spec: ModelSpec, checksums: Checksums) -> Path | None:
     package = _PACKAGES.get(spec.source)
     if package is None or spec.revision is not None:
         return None
@@ -92,8 +93,8 @@ def _packaged(spec: ModelSpec) -> Path | None:
         return None
     folder = Path(found.origin).parent / "model"
     try:
-        # No remembered checksum: the package is what this service vouches for.
-        checksum = sha256(folder / "model.safetensors")
+        # Anew, because this service vouches for the package. The conversion then reads the file no second time.
+        checksum = checksums.sha256(folder / "model.safetensors", anew=True)
     except OSError as error:
         raise ModelLoadError(
             f"model {spec.name}: the package {package.name} cannot be read ({error}); install it again"
