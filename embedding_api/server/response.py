@@ -18,7 +18,6 @@ from embedding_api.errors import EngineError, RequestTimeoutError, ServiceError
 from embedding_api.request import REQUEST, Request
 from embedding_api.server import refusals
 from embedding_api.server.connection import Connection
-from embedding_api.service import service_of
 from embedding_api.telemetry import access, log, metrics
 from embedding_api.web import observe
 from embedding_api.web.routing import route_of
@@ -92,18 +91,14 @@ def write_error(
         error: What its client reads.
         config: Gunicorn's.
     """
-    head, headers, arrived_s = request.head, request.headers, request.caller.arrived_s
-    request_id = access.request_id(headers.get("x-request-id", ""))
-    _write_failure(connection, head, error, request_id, config)
+    head, arrived_s = request.head, request.caller.arrived_s
     route = route_of(application, head.method, head.path)
-    rule, traceparent = route.rule if route else "", headers.get("traceparent", "")
-    trace_id, tracing = access.trace_id(traceparent), service_of(application).tracing
-    if tracing is not None and route is not None and route.endpoint.startswith(observe.TRACED):
-        span = tracing.begin(head.method, rule, head.scheme, traceparent if trace_id else "", arrived_s)
-        trace_id = span.trace_id or trace_id
-        span.end(error.status, request_id, {}, [])
-    log.begin_request(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
+    request_id, span = observe.begin(application, route, head.method, head.scheme, request.headers.get, arrived_s)
+    _write_failure(connection, head, error, request_id, config)
+    rule = "" if route is None else route.rule
     access.record(head.method, rule, error.status, time.monotonic() - arrived_s, code=error.code)
+    if span is not None:
+        span.end(error.status, request_id, {}, [])
     log.end_request()
 
 

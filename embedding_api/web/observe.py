@@ -2,8 +2,11 @@
 
 import logging
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flask import Flask, Response, current_app, g, request
+from werkzeug.routing import Rule
 
 from embedding_api.engine.engine import Embeddings
 from embedding_api.engine.scheduling.timing import Timing
@@ -12,8 +15,12 @@ from embedding_api.service import service_of
 from embedding_api.telemetry import access, log, metrics
 from embedding_api.web import spans
 
+if TYPE_CHECKING:
+    # OpenTelemetry is optional.
+    from embedding_api.telemetry.tracing import RequestSpan
+
 # Of endpoints whose requests have spans, refused requests included. Health checks would outnumber all others.
-TRACED = ("embeddings.", "models.")
+_TRACED = ("embeddings.", "models.")
 
 
 def init_app(app: Flask) -> None:
@@ -34,20 +41,38 @@ def timing() -> Timing:
     return made
 
 
+def begin(
+    app: Flask, route: Rule | None, method: str, scheme: str, header: Callable[[str, str], str], arrived_s: float
+) -> "tuple[str, RequestSpan | None]":
+    """Let the log lines of this thread carry the ids of a request, until `log.end_request`.
+
+    Args:
+        app: The application with its service.
+        route: The route of the request; None if there is none.
+        method: Its method.
+        scheme: http or https.
+        header: Returns the value of a header by its name, or the second argument if it is missing.
+        arrived_s: When it had arrived, in seconds on the monotonic clock.
+
+    Returns:
+        The id of the request, and its span, which the caller must end; None if it has none.
+    """
+    request_id, traceparent = access.request_id(header("x-request-id", "")), header("traceparent", "")
+    trace_id, tracing, span = access.trace_id(traceparent), service_of(app).tracing, None
+    if tracing is not None and route is not None and route.endpoint.startswith(_TRACED):
+        span = tracing.begin(method, route.rule, scheme, traceparent if trace_id else "", arrived_s)
+        trace_id = span.trace_id or trace_id
+    log.begin_request(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
+    return request_id, span
+
+
 def _begin() -> None:
     record = request.environ.get(REQUEST)
     # The request may have waited for a thread.
     g.arrived_s = time.monotonic() if record is None else record.caller.arrived_s
-    g.request_id = access.request_id(request.headers.get("X-Request-ID", ""))
-    traceparent = request.headers.get("traceparent", "")
-    trace_id = access.trace_id(traceparent)
-    tracing = service_of(current_app).tracing
-    if tracing is not None and request.url_rule is not None and request.url_rule.endpoint.startswith(TRACED):
-        g.span = tracing.begin(
-            request.method, request.url_rule.rule, request.scheme, traceparent if trace_id else "", g.arrived_s
-        )
-        trace_id = g.span.trace_id or trace_id
-    log.begin_request(request_id=g.request_id, **({"trace_id": trace_id} if trace_id else {}))
+    g.request_id, g.span = begin(
+        current_app, request.url_rule, request.method, request.scheme, request.headers.get, g.arrived_s
+    )
 
 
 def _end(response: Response) -> Response:
@@ -78,7 +103,7 @@ def _end(response: Response) -> Response:
         level=logging.DEBUG if is_healthy else logging.INFO,
         **computed,
     )
-    if "span" in g:
+    if g.span is not None:
         attributes = spans.attributes(embeddings) if embeddings else {}
         parts = spans.parts(g.timing) if "timing" in g else []
         g.span.end(response.status_code, g.request_id, attributes, parts)
