@@ -49,3 +49,16 @@ def test_a_process_that_cannot_fork_safely_is_refused():
     alone = Setup(["m"], [FakeBackend()], [COST])
     with pytest.raises(RuntimeError, match="need an exchange"), ForkedWorkers(alone, 2):
         pass
+
+
+def test_a_backend_that_cannot_be_prepared_leaves_no_process_behind(no_leaked_threads):
+    class Broken(FakeBackend):
+        def prepare(self):
+            raise RuntimeError("no device")
+
+    setup = Setup(["m"], [Broken()], [COST], Exchange(4), n_computing=3)
+    workers = ForkedWorkers(setup, 3)
+    with pytest.raises(RuntimeError, match="no device"), workers:
+        pass
+    assert workers.pids == []
+    setup.exchange.close()

@@ -8,9 +8,10 @@ import signal
 import threading
 import time
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from embedding_api.engine.scheduling.board import Seat
+from embedding_api.engine.workers.exchange import Exchange
 from embedding_api.engine.workers.runner import Runner
 from embedding_api.engine.workers.setup import Setup
 from embedding_api.machine import programs
@@ -42,7 +43,6 @@ class ForkedWorkers:
         self._setup = setup
         self._n_workers = n_workers
         self._seats: dict[int, Seat] = {}
-        self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
 
     def __enter__(self) -> Self:
         exchange = self._setup.exchange
@@ -50,6 +50,7 @@ class ForkedWorkers:
             raise RuntimeError("forked workers need an exchange, and a process without threads that it may fork")
         # Closed when this process ends, however it does.
         closed, self._open = os.pipe()
+        parent = os.getpid()
         own = exchange.board.take_seat()
         for _ in range(self._n_workers - 1):
             if (seat := exchange.board.take_seat()) is None:
@@ -57,12 +58,17 @@ class ForkedWorkers:
             pid = os.fork()
             if pid == 0:
                 os.close(self._open)
-                _serve(self._setup, seat, closed)
+                _serve(self._setup, seat, closed, parent)
             self._seats[pid] = seat
         os.close(closed)
+        self._reaper = threading.Thread(target=self._reap, args=(exchange,), name="reaper", daemon=True)
         self._reaper.start()
         self.runner = Runner(self._setup, own)
-        self.runner.start()
+        try:
+            self.runner.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -79,9 +85,8 @@ class ForkedWorkers:
         """The other processes that live."""
         return list(self._seats)
 
-    def _reap(self) -> None:
+    def _reap(self, exchange: Exchange) -> None:
         """Wait for the ends of the workers, and give up their seats."""
-        exchange = self._setup.exchange
         fds = {os.pidfd_open(pid): pid for pid in self._seats}
         while fds:
             for fd in select.select(list(fds), [], [])[0]:
@@ -90,15 +95,14 @@ class ForkedWorkers:
                 _, status = os.waitpid(pid, 0)
                 if status:
                     logger.warning("worker %d ended with code %d", pid, os.waitstatus_to_exitcode(status))
-                if exchange is not None:
-                    exchange.leave(self._seats.pop(pid))
+                exchange.leave(self._seats.pop(pid))
 
 
-def _serve(setup: Setup, seat: Seat, closed: int) -> None:
-    """Compute for the others until the first process closes its end of the pipe; never return."""
+def _serve(setup: Setup, seat: Seat, closed: int, parent: int) -> NoReturn:
+    """Compute for the others until the process that forked this one closes its end of the pipe."""
     code = 1
     try:
-        programs.end_with_parent(os.getppid())
+        programs.end_with_parent(parent)
         runner = Runner(setup, seat)
         runner.start()
         while not select.select([closed], [], [], _TICK_S)[0]:
