@@ -1,4 +1,4 @@
-"""A real Chromium without a window, told what to do over a pair of pipes."""
+"""A real Chromium without a window, controlled through two pipes."""
 
 import contextlib
 import itertools
@@ -19,14 +19,14 @@ PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 
 @contextlib.contextmanager
 def open_page(url: str):
-    """A page of a browser of its own; skips the test where there is none."""
+    """Return a page in a new browser. Skip the test if no browser is installed."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip(f"needs one of {', '.join(PROGRAMS)}; Debian has it as chromium-headless-shell")
     to_browser, from_browser = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            # It reads from descriptor 3 and writes to 4. Its sandbox is not for root, whom containers run tests as.
+            # Chromium reads from descriptor 3 and writes to 4. Its sandbox refuses root, who runs tests in containers.
             ["/bin/sh", "-c", f'exec "$@" 3</dev/fd/{to_browser[0]} 4>/dev/fd/{from_browser[1]}', "sh",
              program, "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu",
              "--disable-dev-shm-usage", "--disable-background-networking", f"--user-data-dir={profile}"],
@@ -44,11 +44,11 @@ def open_page(url: str):
 
 
 class Page:
-    """One page, after it was asked for.
+    """One page, after the browser was told to load it.
 
     Attributes:
-        complaints: What the browser says that it did not like, a broken Content-Security-Policy above all.
-        asked: The addresses that it asked for, those inside the page left out.
+        complaints: The browser's error messages, mainly violations of the Content-Security-Policy.
+        asked: The addresses that the page requested, without data: addresses.
     """
 
     def __init__(self, write: int, read: int, url: str) -> None:
@@ -65,16 +65,16 @@ class Page:
         self._call("Page.navigate", url=url)
 
     def evaluate(self, script: str):
-        """The value of an expression in the page; None if it fails."""
+        """Return the value of an expression in the page; None if the expression fails."""
         return self._call("Runtime.evaluate", expression=script)["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """Clicks the first element that fits, once there is one."""
+        """Wait for an element that matches the selector, and click it."""
         until(lambda: self.evaluate(f"!!document.querySelector({selector!r})"), what=selector)
         self.evaluate(f"document.querySelector({selector!r}).click()")
 
     def fill(self, selector: str, text: str) -> None:
-        """Types a text into a field, once it is there."""
+        """Wait for a field, and type a text into it."""
         until(lambda: self.evaluate(f"!!document.querySelector({selector!r})"), what=selector)
         self.evaluate(f"document.querySelector({selector!r}).focus()")
         self._call("Input.insertText", text=text)

@@ -21,7 +21,7 @@ from tests.conftest import CACHE_DIR, SETTINGS, until
 ROOT = Path(__file__).parents[2]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
-# Before a server's command: lets it read all settings but the cache's folder from its .env.
+# Words before a server's command. With them the server reads all settings except CACHE_DIR from its .env.
 FROM_FILE = ["env", *(f"--unset={name}" for name in SETTINGS if name != "CACHE_DIR")]
 
 
@@ -32,19 +32,19 @@ def free_port() -> int:
 
 
 def environment(**settings) -> dict[str, str]:
-    """The environment of whoever runs the tests, without thread counts, Gunicorn's arguments and make's own variables.
+    """Return the environment of this process, without thread counts, Gunicorn's arguments and make's own variables.
 
-    An empty setting is the default one, whatever a .env in the checkout says.
+    Each setting is empty unless given. An empty setting has its default value, even if a .env in the checkout sets it.
     """
     drop = {"OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "GUNICORN_CMD_ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
     kept = {name: value for name, value in os.environ.items() if name not in drop}
-    # Most tests end their server, and would wait for it.
+    # Most tests stop their server. With the default DRAIN_S each of them would wait longer.
     ours = {**dict.fromkeys(SETTINGS, ""), "CACHE_DIR": str(CACHE_DIR), "DRAIN_S": "0"}
     return {**kept, **ours, **settings}
 
 
 def request(port, method, path, body=None, headers=None, *, timeout=60):
-    """Status, JSON and headers of one request on a connection of its own."""
+    """Send one request on a new connection; return status, JSON and headers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     with contextlib.closing(connection):
         connection.request(method, path, body, headers or {})
@@ -55,7 +55,7 @@ def request(port, method, path, body=None, headers=None, *, timeout=60):
 class Server:
     """A master and its workers, in the checkout or another folder.
 
-    `before` are words before their command; `command` is another command.
+    `before` holds words that stand before the command; `command` replaces the command.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Server:
         return request(self.port, *arguments, **options)
 
     def embed(self, texts, model=MINILM, **fields):
-        """The vectors of texts; fails on anything but 200."""
+        """Return the vectors of texts; fail if the status is not 200."""
         status, answer, _ = self.request(
             "POST", "/v1/embeddings", json.dumps({"model": model, "input": texts, **fields})
         )
@@ -109,14 +109,14 @@ class Server:
         return [item["embedding"] for item in answer["data"]]
 
     def metric(self, sample, **labels) -> float:
-        """A number of GET /metrics: the sum of the samples of this name that have these labels, 0 if there is none."""
+        """Return the sum of the samples in GET /metrics with this name and these labels; 0 if there are none."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
             families = text_string_to_metric_families(response.read().decode())
         samples = [one for family in families for one in family.samples if one.name == f"embeddings_{sample}"]
         return sum(one.value for one in samples if labels.items() <= one.labels.items())
 
     def is_busy(self) -> bool:
-        """Whether a short request does not come through at once; it leaves then."""
+        """Return True if a short request gets no response within 0.2 s; its connection is then closed."""
         try:
             self.request("POST", "/v1/embeddings", json.dumps({"model": MINILM, "input": "busy?"}), timeout=0.2)
         except TimeoutError:
@@ -128,7 +128,7 @@ class Server:
         return psutil.Process(self.process.pid).children()
 
     def stop(self, deadline_s=60) -> int:
-        """Ends it as an operator would; its exit code."""
+        """Stop the server with SIGTERM, as an operator would; return its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
         return self.process.wait(deadline_s)
@@ -157,7 +157,7 @@ def _launch(tmp_path_factory):
 
 @pytest.fixture
 def launch(_launch):
-    """Starts a server with these settings; it is gone when the tests are."""
+    """Return a function that starts a server with these settings. The servers stop after the test."""
     servers = []
 
     def launch(*arguments, **options):
@@ -171,5 +171,5 @@ def launch(_launch):
 
 @pytest.fixture(scope="session")
 def server(_launch):
-    """One server without any setting, for all tests that only ask it something."""
+    """One server with default settings, for all tests that only send requests."""
     return _launch()

@@ -1,4 +1,4 @@
-"""The real service and the real model, with a backend that fails where a text holds one of these words."""
+"""The real service and the real model, with a backend that fails if a text contains one of these words."""
 
 import dataclasses
 import time
@@ -11,10 +11,10 @@ from embedding_api.engine.start import load_models, make_engine
 from embedding_api.settings import load_settings
 from embedding_api.telemetry import log
 
-# What Gunicorn runs: a call, so that a test which needs only the words loads no model.
+# The application that Gunicorn runs. It is a call, so that a test that imports only the words loads no model.
 APP = "tests.server.faulty:make_app()"
 
-# What each word does to the batch that holds it, or to its own vector.
+# Each word causes a fault in the batch that contains it, or in its own vector.
 RAISES, HANGS, SPOILS, SLOW = "volcano", "glacier", "desert", "river"
 
 # Seconds that a batch with the slow word takes.
@@ -22,7 +22,7 @@ SLOW_S = 0.5
 
 
 class Faulty:
-    """A model's backend, but for what the words say."""
+    """A model's backend, with the faults that the words cause."""
 
     def __init__(self, backend, reader):
         self._backend = backend

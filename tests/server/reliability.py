@@ -1,8 +1,9 @@
 """docs/reliability.md, written by a run of the tests: `make reliability`.
 
 A test that makes a fault happen names it, `@pytest.mark.fault("overload")`, and passes what it saw to the fixture
-`observed`. `pytest --reliability=FILE` writes a section for each fault. (The sign = is needed: pytest looks for its
-plugins before it knows this option, and would search beside a FILE that stands alone.)
+`observed`. `pytest --reliability=FILE` writes a section for each fault. (The sign = is
+necessary. pytest looks for its plugins before it knows this option. Without the sign it takes FILE for a test path,
+and looks for conftest files there.)
 """
 
 import shlex
@@ -163,12 +164,12 @@ class Run(NamedTuple):
     observed: tuple[str, ...] = ()
 
 
-# Of one fault, by the name of the test function; a function with parameters runs several times.
+# The runs of one fault's tests, by the name of the test function. A function with parameters runs several times.
 Tests = Mapping[str, Sequence[Run]]
 
 
 class Record:
-    """The outcome of every fault test that exists, those left out of this run included."""
+    """The outcome of every fault test that exists, including tests that this run leaves out."""
 
     def __init__(self, config):
         self.config = config
@@ -190,7 +191,7 @@ class Record:
             self.runs[report.nodeid] = Run(report.outcome, noted)
 
     def pytest_sessionfinish(self):
-        from bench import machine  # here, since most runs need none of it
+        from bench import machine  # imported here, because most test runs do not need it
 
         command = shlex.join(["pytest", *self.config.invocation_params.args])
         self.file.write_text(document({"command": f"`{command}`", **machine.here()}, self.outcomes()))

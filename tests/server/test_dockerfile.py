@@ -1,11 +1,11 @@
 """The Dockerfile, read and run step by step without Docker, below a temporary folder.
 
-- Every absolute path that it names, but /dev, is moved below one root. Each stage begins with that root empty, the
-  stage before having been put aside, so that /opt/venv is the same path in all of them: the scripts of a virtual
-  environment name their interpreter by its path.
+- The build moves each absolute path in it below one root, except /dev. Each stage begins with an empty root, and the
+  build renames the root of the stage before. So /opt/venv is the same path in all stages, as it must be: the scripts of
+  a virtual environment contain the path of their interpreter.
 - The base image is this Python, as /usr/local/bin/python, and this machine's /usr/bin.
-- `useradd`, `chown`, USER, VOLUME and EXPOSE need root or Docker: they are read, not run.
-- RUN sees this environment, which may tell pip where packages are; the service sees the image's alone.
+- `useradd`, `chown`, USER, VOLUME and EXPOSE need root or Docker. The tests read them and do not run them.
+- RUN has this process's environment variables, which may tell pip where packages are. The service has only the image's.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ import pytest
 
 from tests.server.conftest import MINILM, ROOT, free_port, request
 
-# A slash that begins a word, as those after `http:` and `python3*` do not.
+# A slash that begins a word. The slashes after `http:` and `python3*` do not.
 ABSOLUTE_PATH = re.compile(r"""(?<![^\s"'=:(<>])/(?!dev/)(?=\w)""")
 INSTALLING = {"requirements.txt", "scripts/install.sh"}
-# In seconds; imports from a cold disk of a busy machine.
+# In seconds. The imports may read from a cold disk of a busy machine.
 READY_WITHIN_S = 180
-# It had 1.11 GB without OpenVINO, which has 0.19; a torch with CUDA is several GB more.
+# The image had 1.11 GB without OpenVINO, and OpenVINO has 0.19 GB. A torch with CUDA adds several GB.
 MAX_IMAGE_BYTES = 1.4e9
 
 
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """As the kernel would get it; what is no JSON array goes to a shell."""
+        """The command's words, as the kernel gets them. A command that is not a JSON array runs in a shell."""
         text = self.rest.removeprefix("CMD ") if self.word == "HEALTHCHECK" else self.rest
         return json.loads(text) if text.startswith("[") else ["/bin/sh", "-c", text]
 
@@ -72,7 +72,7 @@ def read_stages() -> list[list[Step]]:
 
 
 def is_ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path from the build: the last pattern that matches it or a parent decides."""
+    """Return True if .dockerignore excludes a path: the last pattern that matches the path or a parent decides."""
     ignored = False
     paths = [path, *map(str, PurePosixPath(path).parents)]
     for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
@@ -83,7 +83,7 @@ def is_ignored(path: str) -> bool:
 
 
 def copied(step: Step) -> dict[str, str]:
-    """Where each file of the context goes that a COPY takes: path below the context to path in the image."""
+    """Return the files that a COPY copies: path in the build context to path in the image."""
     *sources, target = step.rest.split()
     files = {}
     for source in sources:
@@ -98,7 +98,7 @@ def copied(step: Step) -> dict[str, str]:
 
 
 class Build:
-    """Runs the Dockerfile; afterwards `root` is the image, `env` its environment and `workdir` where CMD starts."""
+    """Runs the Dockerfile. Then `root` is the image, `env` its environment, and `workdir` the working folder of CMD."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,7 +108,7 @@ class Build:
             getattr(self, f"_{step.word.lower()}")(step)
 
     def run(self, word: str, **overrides: str) -> subprocess.Popen:
-        """Starts CMD or HEALTHCHECK in the image, with variables that the caller of Docker would give."""
+        """Start CMD or HEALTHCHECK in the image, with variables that a user would give to Docker."""
         return subprocess.Popen(self.commands[word], cwd=self.workdir, env=self.env | overrides)
 
     def _inside(self, text: str) -> str:
@@ -140,7 +140,7 @@ class Build:
         if "from" in step.flags:
             source, target = step.rest.split()
             made = Path(source.replace("/", f"{self.folder / step.flags['from']}/", 1))
-            # Links, since the environment is large.
+            # Hard links instead of copies, because the environment is large.
             shutil.copytree(made, self._inside(target), symlinks=True, copy_function=os.link)
             return
         for path, target in copied(step).items():
@@ -150,7 +150,7 @@ class Build:
 
     def _run(self, step: Step) -> None:
         program = f"useradd() {{ :; }}; chown() {{ :; }}; {self._inside(step.rest)}"
-        # Whether this Python writes bytecode is no matter of the image.
+        # Without the variables of this Python: PYTHONDONTWRITEBYTECODE, for example, must not change the image.
         outside = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
         subprocess.run(["/bin/sh", "-c", program], cwd=self.workdir, env=outside | self.env, check=True)
 
@@ -167,7 +167,7 @@ class Build:
 
 @pytest.fixture
 def image():
-    # Not tmp_path, which keeps what the last three runs made.
+    # Not tmp_path: pytest keeps the folders of the last three runs, and the image is large.
     with tempfile.TemporaryDirectory() as folder:
         yield Build(Path(folder).resolve())
 
@@ -176,7 +176,7 @@ def image():
 @pytest.mark.timeout(900)
 def test_the_image_builds_and_serves_and_stops_on_sigterm(image):
     port = free_port()
-    # Quotes as `docker run --env-file` leaves them, and a proxy that would keep a health check from its own machine.
+    # Quotes, because `docker run --env-file` does not remove them. A health check through this proxy would fail.
     told = {"HOST": "127.0.0.1", "PORT": f'"{port}"', "http_proxy": "http://127.0.0.1:9"}
     with image.run("CMD", **told) as server:
         try:
@@ -259,7 +259,7 @@ def test_the_caches_are_volumes_that_their_user_owned_before():
     words = [step.word for step in last]
     volumes, user = (last[words.index(word)].rest for word in ("VOLUME", "USER"))
     assert volumes.split() == [told["HF_HOME"], told["CACHE_DIR"]]
-    # What changes in a volume after VOLUME is lost.
+    # Docker discards changes to a volume's folder after VOLUME.
     for volume in volumes.split():
         assert any(f"chown {user} {volume}" in step.rest for step in last[: words.index("VOLUME")])
 

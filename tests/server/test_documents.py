@@ -1,4 +1,4 @@
-"""Every example in README and in the manual gives the response that is shown below it."""
+"""Every example in README and in the manual gives the response that the document shows below it."""
 
 import base64
 import contextlib

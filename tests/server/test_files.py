@@ -1,6 +1,6 @@
-"""A route may take its body as a file and answer with a file, of any size, without much memory and without a thread.
+"""A route may receive its body as a file and answer with a file. Files of any size need little memory and no thread.
 
-No route of the service does so yet; the test has one of its own.
+No route of the service does so yet, so the test adds its own.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def answers_others(server) -> bool:
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_a_large_upload_goes_to_a_file_while_others_are_answered(server, tmp_path, framing):
-    """Given an upload that takes longer than CLIENT_TIMEOUT_S, but goes on, then it is not given up."""
+    """Given a steady upload that takes longer than CLIENT_TIMEOUT_S, then the server receives all of it."""
     assert answers_others(server)
     before_mb, most_mb = private_mb(server), 0.0
     digest = hashlib.sha256()
@@ -89,7 +89,7 @@ def test_a_large_upload_goes_to_a_file_while_others_are_answered(server, tmp_pat
     assert json.loads(response.read()) == {"sha256": digest.hexdigest(), "is_file": True}
     most_mb = max(most_mb, private_mb(server))
     assert most_mb - before_mb < 50
-    # The connection is good for more, and the file is gone.
+    # The connection can carry another request, and the file is deleted.
     connection.request("GET", "/health/live")
     assert connection.getresponse().status == 200
     connection.close()
@@ -120,7 +120,7 @@ def test_a_client_without_a_key_uploads_nothing(launch, tmp_path):
 
 
 def test_a_large_file_is_sent_in_pieces_to_a_slow_reader_while_others_are_answered(server, tmp_path):
-    """Given a reader that takes longer than CLIENT_TIMEOUT_S, but goes on, then it gets all of it."""
+    """Given a steady reader that takes longer than CLIENT_TIMEOUT_S, then it receives the whole file."""
     digest = hashlib.sha256()
     with (tmp_path / "large").open("wb") as file:
         for _ in range(N_PIECES):

@@ -1,4 +1,4 @@
-"""HTTP as bytes: chunks, bodies that break off, connections that are used again."""
+"""HTTP as bytes: chunks, incomplete bodies, and connections that carry several requests."""
 
 import http.client
 import json
@@ -53,7 +53,7 @@ def test_expect_100_continue_is_answered(server):
 
 @pytest.mark.fault("malformed")
 def test_a_connection_is_good_after_a_refusal(launch, observed):
-    """Given refusals that leave a body unread, when the connection is used again, then the answer is the right one."""
+    """Given a refusal that leaves its body unread, when the connection is used again, then it gets the right answer."""
     server = launch(API_KEY_SECRET="k", MAX_BODY_BYTES="100000")
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     good, bad = {"Authorization": "Bearer k"}, {"Authorization": "Bearer wrong"}
@@ -99,7 +99,8 @@ def test_what_is_malformed_is_not_quoted_in_the_log(launch):
 
 def test_a_chunked_body_that_goes_on_over_the_limit_is_413(launch):
     server = launch(WORKERS="1", MAX_BODY_BYTES="100000")
-    # No more behind the refusal than is read and thrown away: on what goes on longer, the connection is cut.
+    # The server reads and discards a limited number of bytes after a refusal, and then resets the connection. This body
+    # stays below that limit.
     head, _, answer = raw(server, chunked(*[b" " * 50_000] * 4)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 413")
     assert json.loads(answer)["error"]["code"] == "body_too_large"

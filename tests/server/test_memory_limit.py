@@ -1,4 +1,4 @@
-"""Lack of memory: the kernel really kills a worker, in a control group of the test's own."""
+"""Lack of memory: the kernel really kills a worker, in a control group that the test makes."""
 
 import contextlib
 import http.client
@@ -17,10 +17,10 @@ ROOM_MB = 64
 
 
 class Group:
-    """A control group that can limit memory, in whichever version this machine has.
+    """A control group that can limit memory, in the version of control groups that this machine has.
 
     Raises:
-        OSError: It cannot be made here.
+        OSError: This machine does not allow a new control group.
     """
 
     def __init__(self) -> None:
@@ -35,18 +35,18 @@ class Group:
             raise
 
     def add(self, pid: int) -> None:
-        """A process, and the children that it will have."""
+        """Add a process. Its later children join the group as well."""
         (self.folder / "cgroup.procs").write_text(str(pid))
 
     def n_anonymous(self) -> int:
-        """Bytes in use that the kernel cannot take back."""
+        """Return the number of bytes in use that the kernel cannot reclaim."""
         stat = (self.folder / "memory.stat").read_text()
         return int(re.search(rf"^{self._anonymous} (\d+)$", stat, re.MULTILINE)[1])
 
     def limit(self, n_bytes: int) -> None:
-        """The most that its processes may use together from now on."""
+        """Limit the memory that the processes may use together from now on."""
         (self.folder / f"memory.{self._limit}").write_text(str(n_bytes))
-        # Where there is swap it must not help.
+        # The processes must not use swap instead.
         for name, text in {"swap.max": "0", "memsw.limit_in_bytes": str(n_bytes)}.items():
             if (file := self.folder / f"memory.{name}").exists():
                 file.write_text(text)
@@ -68,7 +68,7 @@ def group():
 
 @pytest.fixture
 def limited(group, launch):
-    """A service that has little more memory than it needs to be idle."""
+    """A service whose memory limit is a little higher than its use when idle, and that limit."""
     server = launch(wait=False, WORKERS="2")
     group.add(server.process.pid)
     server.wait_until_ready()
@@ -110,6 +110,6 @@ def test_the_kernel_prefers_a_worker_to_the_master(limited):
     def score(pid):
         return int(Path(f"/proc/{pid}/oom_score").read_text())
 
-    # The service is ready with its first worker; the second may not have raised its score yet.
+    # The service is ready when its first worker is. The second worker may not have raised its OOM score yet.
     until(lambda: min(score(worker.pid) for worker in server.workers) > score(server.process.pid), what="higher scores")
     assert len(server.workers) == 2

@@ -1,4 +1,4 @@
-"""GET /metrics across workers, and across those that are replaced."""
+"""GET /metrics adds up all workers, including workers that have been replaced."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ def two(_launch):
 
 
 def test_all_workers_count_together(two):
-    """Given requests on many connections, then every scrape, from whichever worker, counts all of them."""
+    """Given requests on many connections, then a scrape from any worker counts all of them."""
     before = two.metric("texts_total", model=MINILM)
     with ThreadPoolExecutor(8) as clients:
         list(clients.map(lambda n: two.embed([f"text {n}", f"another {n}"]), range(40)))
@@ -40,7 +40,7 @@ def test_metrics_show_the_models_and_the_number_of_workers(two):
     assert two.metric("workers") == 2
     assert two.metric("queue_limit_tokens") > 0
     assert two.metric("queue_texts") == two.metric("batches_in_progress") == 0
-    # The scrape itself; the one before may not have ended yet.
+    # The one request is the scrape itself. The scrape before it may not have ended yet.
     until(lambda: two.metric("requests_in_progress") == 1)
 
 
@@ -70,7 +70,7 @@ def test_waiting_texts_and_running_batches_are_shown(launch):
 
 @pytest.mark.fault("kill")
 def test_numbers_outlive_their_workers(launch, observed):
-    """Given workers that are killed one after the other, then no count decreases."""
+    """Given workers that are killed in turn, then no count decreases."""
     server = launch(APP, WORKERS="2")
     seen = []
     for n in range(N_KILLS):

@@ -1,4 +1,4 @@
-"""deploy/nginx/nginx.conf in the real nginx: what it refuses, what it passes on, and what it makes up for."""
+"""deploy/nginx/nginx.conf in the real nginx: what it refuses, what it forwards, and what it repeats."""
 
 import contextlib
 import http.client
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is 
 
 
 def directive(name: str) -> str:
-    """The value of a directive, which must stand in the file once."""
+    """Return the value of a directive, which the file must have exactly once."""
     (value,) = re.findall(rf"^ *{name} (.*);$", CONFIGURATION, re.MULTILINE)
     return value
 
@@ -44,7 +44,7 @@ def seconds(name: str) -> int:
 
 
 class Nginx:
-    """nginx with the file as it ships, but for addresses, paths and what a test replaces."""
+    """nginx with the configuration in deploy/, except for addresses, paths, and what a test replaces."""
 
     def __init__(self, folder: Path, upstream_port: int, replaced: dict[str, str]) -> None:
         self.port = free_port()
@@ -84,7 +84,7 @@ class Nginx:
         return request(self.port, *arguments, **options)
 
     def connections_to(self, port: int) -> set[int]:
-        """The local ports of its open connections to a port."""
+        """Return the local ports of nginx's open connections to a port."""
         (worker,) = psutil.Process(self.process.pid).children()
         return {
             connection.laddr.port
@@ -99,12 +99,12 @@ class Nginx:
 
 @pytest.fixture(scope="module")
 def start_nginx():
-    """Starts nginx in front of a port; it is gone when the tests are."""
+    """Return a function that starts nginx in front of a port. nginx stops after the tests."""
     with contextlib.ExitStack() as stack:
 
         def start(upstream_port, replaced=()):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nginx-")))
-            # Started by root, nginx works as nobody, who must get to its files.
+            # If root starts nginx, its worker process runs as the user nobody, who must be able to read these files.
             folder.chmod(0o755)
             nginx = Nginx(folder, upstream_port, dict(replaced))
             stack.callback(nginx.stop)
@@ -116,13 +116,13 @@ def start_nginx():
 
 @pytest.fixture(scope="module")
 def nginx(server, start_nginx):
-    """nginx in front of the server without any setting."""
+    """nginx in front of the server with default settings."""
     return start_nginx(server.port)
 
 
 @pytest.fixture
 def silent():
-    """An upstream that accepts, and says nothing."""
+    """An upstream that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0)
         yield listener
@@ -130,11 +130,11 @@ def silent():
 
 @contextlib.contextmanager
 def upstream(answer):
-    """An upstream whose requests `answer` gets; gives its port."""
+    """Start an upstream that calls `answer` for each request; yield its port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        do_POST = answer  # noqa: N815 - the name is http.server's
+        do_POST = answer  # noqa: N815 - http.server demands this name
 
         def log_message(self, *arguments):
             pass
@@ -155,7 +155,7 @@ def ask(port: int, request: bytes) -> wire.Answer:
 
 
 def assert_refused(answer: wire.Answer, status: int, code: str) -> None:
-    """It is the envelope of the contract, from whoever refused."""
+    """Assert that an answer has the error body of the API, whether nginx or the service refused the request."""
     error = wire.error(answer)
     assert (answer.status, error["code"], error["param"]) == (status, code, None)
     assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
@@ -167,7 +167,7 @@ def test_its_limits_are_those_of_the_service():
     settings = load_settings()
     assert int(directive("client_max_body_size")) == settings.max_body_bytes
     assert f"the body is larger than {settings.max_body_bytes} bytes" in CONFIGURATION
-    # nginx has one limit for both. It refuses nothing that Gunicorn takes, and lets little through that it does not.
+    # nginx has one limit for both. It refuses nothing that Gunicorn accepts, and forwards little that Gunicorn refuses.
     n_buffers, buffer_bytes = map(int, directive("large_client_header_buffers").split())
     takes = gunicorn.config.Config()
     largest_bytes = max(takes.limit_request_line, takes.limit_request_field_size)
@@ -188,9 +188,9 @@ def test_its_timeouts_are_just_above_those_of_the_service():
 
 
 def test_it_lets_go_of_idle_connections_before_gunicorn_does(monkeypatch):
-    """And keeps no more of them than one worker of Gunicorn can hold while all of its threads work."""
+    """nginx also keeps no more idle connections than one Gunicorn worker can hold while all of its threads work."""
     monkeypatch.setenv("PORT", str(free_port()))
-    # It is for a process that has counted nothing yet, and forks.
+    # The configuration would share the counters, which only a process that has counted nothing yet may do.
     monkeypatch.setattr("embedding_api.telemetry.metrics.counters.share", lambda _: None)
     config = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
     assert seconds("keepalive_timeout") < config["keepalive"]
@@ -265,14 +265,14 @@ def test_without_the_service_it_says_when_to_come_again(start_nginx):
 
 def test_a_fault_of_nginx_itself_is_500_in_the_envelope(start_nginx):
     nginx = start_nginx(free_port())
-    # Where a body goes that is larger than its buffer.
+    # nginx stores a body that is larger than its buffer in this folder.
     (nginx.folder / "client_body").rmdir()
     assert_refused(ask(nginx.port, wire.post(b" " * 2_000_000)), 500, "internal_error")
 
 
 @pytest.fixture
 def impatient(start_nginx, silent):
-    """nginx that waits a second for a service that never answers."""
+    """nginx with a timeout of one second, in front of a service that never answers."""
     return start_nginx(silent.getsockname()[1], {"proxy_read_timeout 65s": "proxy_read_timeout 1s"})
 
 
@@ -332,7 +332,7 @@ def test_a_refusal_of_the_service_is_not_asked_for_twice(start_nginx):
 
 
 def test_a_request_on_which_connections_are_lost_is_tried_three_times(start_nginx):
-    """Again, since workers can be killed; and no more, since the request may be what kills them."""
+    """nginx sends a request again because workers can be killed, and only twice because the request may kill them."""
     asked = []
 
     def die(handler):
@@ -381,7 +381,7 @@ def test_a_hundred_requests_share_one_connection_to_the_service(server, nginx):
 
 @pytest.fixture(scope="module")
 def narrow(_launch):
-    """A server of four threads. Four of its largest answers are more than the kernel holds, and less than one may."""
+    """A server with four threads. Four of its largest answers exceed the kernel's buffers, but not a worker's limit."""
     server = _launch(WORKERS="1", THREADS="4", MAX_INPUTS="3000")
     yield server
     server.kill()
@@ -389,7 +389,7 @@ def narrow(_launch):
 
 @pytest.mark.fault("slow clients")
 def test_bodies_that_come_slowly_take_no_thread(narrow, start_nginx, observed):
-    """Given twice as many half-sent bodies as threads, then others are served; the rest of the bodies is, too."""
+    """Given twice as many half-sent bodies as threads, then others are answered, and these after the rest."""
     nginx = start_nginx(narrow.port)
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(wire.Connection(nginx.port)) for _ in range(8)]
@@ -404,7 +404,7 @@ def test_bodies_that_come_slowly_take_no_thread(narrow, start_nginx, observed):
 
 @pytest.mark.fault("slow clients")
 def test_answers_that_are_read_slowly_take_no_thread(narrow, start_nginx, observed):
-    """Given as many large answers as threads, none of which is read, then others are served."""
+    """Given as many clients as threads that do not read a large answer, then other requests are answered."""
     nginx = start_nginx(narrow.port)
     request = wire.post(json.dumps({"model": MINILM, "input": ["a"] * 3000}).encode())
     with contextlib.ExitStack() as stack:
@@ -425,7 +425,7 @@ def test_answers_that_are_read_slowly_take_no_thread(narrow, start_nginx, observ
 
 
 def embed_until(stop, port, texts, vectors, answered, index):
-    """Asks for some of the texts again and again on a kept connection, and counts right answers in its place."""
+    """Embed random texts on one connection until `stop` is set, and count the right answers in `answered[index]`."""
     choose = random.Random(index)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection), contextlib.ExitStack() as stack:
@@ -443,7 +443,7 @@ def embed_until(stop, port, texts, vectors, answered, index):
 
 
 def is_served_by(worker, server):
-    """Whether it is this worker that answers a new connection, and that the service is ready."""
+    """Return True if this worker answers a new connection, and the service is ready."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.connect()
@@ -456,7 +456,7 @@ def is_served_by(worker, server):
 
 
 def kill_one(server):
-    """Kills a worker; the seconds until the one in its place answers."""
+    """Kill a worker; return the seconds until the new worker answers."""
     before = {worker.pid for worker in server.workers}
     began = time.monotonic()
     random.choice(server.workers).kill()
@@ -467,7 +467,7 @@ def kill_one(server):
 
 @pytest.mark.fault("kill")
 def test_twenty_killed_workers_cost_no_request(launch, start_nginx, observed):
-    """Given eight clients, when a worker is killed each time all were answered, then every answer is right."""
+    """Given eight clients, when a worker is killed after each client got an answer, then every answer is right."""
     server = launch(WORKERS="2")
     nginx = start_nginx(server.port)
     texts = [f"text number {n} " + "word " * (n % 40) for n in range(60)]
@@ -484,7 +484,7 @@ def test_twenty_killed_workers_cost_no_request(launch, start_nginx, observed):
             stop.set()
         for client in clients:
             client.result(60)
-    # nginx logs a status for each time it sent a request.
+    # nginx logs one status for each time that it sent the request.
     n_again = len(re.findall(r"upstream=\d+,", nginx.log))
     assert n_again > 0
     assert np.median(ready_s) < 2

@@ -82,12 +82,12 @@ def test_a_base_url_without_v1_lists_and_embeds(keyed):
             client.models.retrieve("text-embedding-3-small")
 
 
-# Of more work than a second can do.
+# More work than the server can do in a second.
 N_TEXTS, N_WORDS = 2048, 250
 
 
 def test_the_python_client_is_answered_in_the_time_that_it_says(client):
-    """Its own clock is stopped, so that it reads what the server has to say."""
+    """Given a client that sends a timeout of 1 s but waits longer, then the server answers after about that time."""
 
     def wait(request):
         request.extensions["timeout"]["read"] = 60
@@ -104,14 +104,14 @@ def test_the_python_client_is_answered_in_the_time_that_it_says(client):
 JAVASCRIPT = """
 import OpenAI from "openai";
 const [url, model, nTexts, nWords] = process.argv.slice(2);
-// Its own clock is stopped, so that it reads what the server has to say.
+// The client itself does not time out, so that it reads the server's answer.
 const patient = (url, init) => fetch(url, { ...init, signal: undefined });
 const client = new OpenAI({ baseURL: url, apiKey: "the-key", maxRetries: 0, fetch: patient });
 const names = (await client.models.list()).data.map((model) => model.id);
 const name = (await client.models.retrieve(model)).id;
 const dimensions = (await client.embeddings.create({ model, input: "a cat" })).data[0].embedding.length;
 const input = Array.from({ length: +nTexts }, (_, n) => `${n} ${"word ".repeat(+nWords)}`);
-// It says the timeout of a call, and not that of the client.
+// The request header has the timeout of the call, and not that of the client.
 const error = await client.embeddings.create({ model, input }, { timeout: 1000 }).catch((error) => error);
 const { status, code, message } = error;
 console.log(JSON.stringify({ names, name, dimensions, status, code, message }));
@@ -138,7 +138,7 @@ def test_the_javascript_client_lists_embeds_and_is_answered_in_the_time_that_it_
 
 @pytest.fixture(scope="module")
 def javascript(tmp_path_factory):
-    """A folder with the client for JavaScript."""
+    """A folder with OpenAI's client for JavaScript."""
     folder = tmp_path_factory.mktemp("javascript")
     (folder / "package.json").write_text("{}")
     command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "openai@6.49.0"]
@@ -148,7 +148,7 @@ def javascript(tmp_path_factory):
 
 
 def test_queries_and_documents_of_a_model_with_prompts(launch, tmp_path):
-    """Of many requests at the same time in one server, each with its own prompt."""
+    """Given many requests at the same time, then each text gets the prompt of its own request."""
     source = models.save(models.bert_prompts, tmp_path)
     server = launch(SUPPORTED_MODELS=f"m={source}")
     reference = SentenceTransformer(str(source), device="cpu")

@@ -1,4 +1,4 @@
-"""The OpenAPI document and its page, at a real server: requests made from it, and a browser that shows it."""
+"""The OpenAPI document at a real server: requests made from the document, and a browser that shows its page."""
 
 import json
 import re
@@ -13,19 +13,19 @@ from tests.server.browser import open_page
 from tests.server.conftest import MINILM, ROOT
 
 KEY = "a-key"
-# Each phase makes its own number of cases; this bounds those that are made at random, for each operation.
+# The highest number of random cases for each operation. Each phase of schemathesis makes its own number of cases.
 N_EXAMPLES = "60"
 
 
 @pytest.fixture(scope="module")
 def keyed(_launch, tmp_path_factory):
-    """A server that wants a key, with a model that has prompts and one that has none."""
+    """A server that requires a key, with a model that has prompts and a model without prompts."""
     prompted = models.save(models.bert_prompts, tmp_path_factory.mktemp("models"))
     return _launch(WORKERS="1", API_KEY_SECRET=KEY, SUPPORTED_MODELS=f"{MINILM},prompted={prompted}")
 
 
 def schemathesis(server, cwd, *arguments: str) -> str:
-    """What it says of a server; fails if that is anything wrong."""
+    """Run schemathesis against a server; return its output, and fail if it finds an error."""
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", f"--config-file={ROOT}/tests/server/schemathesis.toml", "run",
          "--checks=all", "--mode=all", "--max-examples", N_EXAMPLES, "--no-color", *arguments,
@@ -37,7 +37,7 @@ def schemathesis(server, cwd, *arguments: str) -> str:
 
 
 def test_the_document_that_is_kept_is_the_one_that_is_served_by_default(server):
-    """Made by `memementor-embeddings openapi > docs/openapi.json`."""
+    """If this fails, run `memementor-embeddings openapi > docs/openapi.json`."""
     with urllib.request.urlopen(f"{server.url}/openapi.json", timeout=30) as response:
         assert json.load(response) == json.loads((ROOT / "docs" / "openapi.json").read_text())
 
@@ -59,7 +59,7 @@ def test_requests_with_and_without_a_key_are_answered_as_the_document_says(keyed
 def test_a_browser_shows_the_page_and_asks_nobody_else(keyed):
     with open_page(f"{keyed.url}/docs") as page:
         page.wait_for("Turn texts into vectors")
-        # Authorizes, and sends the first example.
+        # Enters the key, and sends the first example.
         page.click(".authorize")
         page.fill("#auth-bearer-value", KEY)
         page.click(".modal-btn.authorize")
@@ -74,7 +74,7 @@ def test_a_browser_shows_the_page_and_asks_nobody_else(keyed):
 
 
 def test_a_browser_tells_of_what_the_page_may_not_do(keyed):
-    """What the test above counts on."""
+    """The test above relies on this."""
     with open_page(f"{keyed.url}/docs") as page:
         page.wait_for("Turn texts into vectors")
         page.evaluate("fetch('http://localhost:9/').catch(() => { document.title = 'refused' })")

@@ -1,4 +1,4 @@
-"""More work than the queue takes: refused at once and told when to come again, while what was accepted is answered."""
+"""More work than the queue holds: the service refuses it at once with Retry-After, and answers accepted requests."""
 
 import http.client
 import json
@@ -30,7 +30,7 @@ class Answered(NamedTuple):
 
 
 class Load:
-    """Clients that send the same again and again, each on its connection, and take note of what they get."""
+    """Clients that keep sending similar texts, each on its own connection, and record the answers."""
 
     def __init__(self, server, n_clients, texts):
         self.server, self.texts = server, texts
@@ -45,7 +45,7 @@ class Load:
         n_sent = 0
         while not self._stop.is_set():
             n_sent += 1
-            # New ones each time: equal texts that wait are computed once.
+            # New texts each time, because the service computes equal waiting texts only once.
             sent = body([f"{text} {number} {n_sent} {n}" for n, text in enumerate(self.texts)])
             started = time.monotonic()
             connection.request("POST", "/v1/embeddings", sent)
@@ -53,7 +53,7 @@ class Load:
             answer = json.loads(response.read())
             self.answers.append(Answered(response.status, started, time.monotonic(), answer, response.headers))
             if response.status == 429:
-                # Sooner than it was told, so that the overload lasts.
+                # Sooner than Retry-After says, so that the overload lasts.
                 self._stop.wait(0.2)
         connection.close()
 
@@ -61,12 +61,12 @@ class Load:
         return [answered.status for answered in list(self.answers)]
 
     def accepted(self):
-        """Those that were sent when the server refused already: all that come to an idle one at once may be taken."""
+        """Accepted requests that were sent after the first refusal. An idle server may accept all requests at first."""
         first_s = min((answered.came_s for answered in list(self.answers) if answered.status == 429), default=math.inf)
         return [answered for answered in list(self.answers) if answered.status == 200 and answered.sent_s > first_s]
 
     def tell_to_stop(self):
-        """No client sends anything more; what they have sent is still to be answered."""
+        """Let the clients send nothing more. They still wait for their answers."""
         self._stop.set()
 
     def join(self):
@@ -77,7 +77,7 @@ class Load:
 
 
 def refused_s(server):
-    """Seconds until a client is refused, in a process of its own: hundreds of threads here wait for each other."""
+    """Return the seconds until a separate process is refused. In this one hundreds of threads wait for each other."""
     wanted = [
         "curl",
         "--silent",
@@ -130,8 +130,8 @@ def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, ob
     for answered in refused:
         assert answered.json["error"]["type"] == "rate_limit_error"
         assert answered.json["error"]["code"] == "server_overloaded"
-    # The queue may hold the last request of each worker beyond its limit. How fast it moves is seen, and not what was
-    # measured at the start: clients and server share the machine, and others may.
+    # The queue may exceed its limit by the last request of each worker. Its speed is that of this run and not the one
+    # measured at the start, because clients, server and perhaps other programs share the machine.
     done = [answered for answered in load.answers if answered.status == 200]
     tokens = [answered.json["usage"]["prompt_tokens"] for answered in done]
     tokens_per_s = sum(tokens) / (max(answered.came_s for answered in done) - load.started_s)
@@ -142,14 +142,14 @@ def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, ob
     assert max(retry_s) <= 60
     accepted_s = [answered.came_s - answered.sent_s for answered in accepted]
     assert np.median(accepted_s) < 1 + 4 * queue_s
-    # At once: not after the wait of those that were accepted.
+    # A refusal comes at once, and does not wait as accepted requests do.
     assert np.median(until_refused_s) < 1
-    # What was accepted before is computed first.
+    # The service computes the accepted requests first.
     assert recovered_s < 2 + queue_s
     grown_mb = (np.max(during_mb, axis=0) - before_mb).max()
     assert grown_mb < 100
     assert len(server.workers) == 2
-    # Those of the probes, too.
+    # The count includes the probes.
     n_counted = server.metric("requests_refused_total", reason="server_overloaded")
     assert n_counted == server.metric("http_requests_total", status="429") >= len(refused) + len(until_refused_s)
     observed(
@@ -162,7 +162,7 @@ def test_overload_is_refused_at_once_and_what_is_accepted_is_answered(launch, ob
 
 
 def embedded(server, text):
-    """Its vector; None if the server takes no more."""
+    """Return the text's vector; None if the server refuses the request."""
     status, answer, _ = server.request("POST", "/v1/embeddings", body(text))
     return answer["data"][0]["embedding"] if status == 200 else None
 

@@ -1,4 +1,4 @@
-"""deploy/prometheus and deploy/grafana: held to what the service counts, and run by the real Prometheus."""
+"""deploy/prometheus and deploy/grafana agree with the metrics of the service, and work in the real Prometheus."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ ALERTS = (FOLDER / "alerts.yml").read_text()
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "embeddings.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 METRICS = [one for one in vars(metrics).values() if isinstance(one, Counter | Gauge | Histogram)]
-# What Grafana fills in.
+# Grafana replaces these variables.
 FILLED = {"$__rate_interval": "10s", "$__range": "1m", "$instance": ".*", "$model": ".*"}
 KEY = "secret"
 
@@ -36,7 +36,7 @@ needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason
 
 
 def expressions(panel) -> list[str]:
-    """What a panel asks Prometheus, as Grafana would with everything chosen."""
+    """Return a panel's queries, as Grafana would send them with all servers and models selected."""
     return [
         re.sub("|".join(map(re.escape, FILLED)), lambda found: FILLED[found[0]], target["expr"])
         for target in panel["targets"]
@@ -44,7 +44,7 @@ def expressions(panel) -> list[str]:
 
 
 def samples(metric) -> list[str]:
-    """The names of a metric's numbers; a histogram has several."""
+    """Return the names of a metric's samples. A histogram has several."""
     endings = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
     (family,) = metric.describe()
     return [family.name + ending for ending in endings[family.type]]
@@ -55,7 +55,7 @@ def names(text: str) -> set[str]:
 
 
 def promtool(*arguments, **options) -> None:
-    """Fails if promtool does, or has something to say."""
+    """Run promtool; fail if it fails."""
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -108,7 +108,7 @@ def test_no_panel_lies_over_another():
 
 
 def test_the_dashboard_can_be_imported_anywhere():
-    """Nothing in it is of the Grafana in which it was made."""
+    """The dashboard contains nothing specific to one Grafana."""
     assert "id" not in DASHBOARD
     variables = [variable["name"] for variable in DASHBOARD["templating"]["list"]]
     assert variables == ["datasource", "instance", "model"]
@@ -126,7 +126,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do():
         assert re.search(r'^ +summary: ".*\{\{ \$labels.instance }}.*"$', alert, re.MULTILINE)
         description = " ".join(alert.split("description: >-")[1].split())
         assert set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", description)) <= settings
-        # Lines of the log.
+        # Words in quotes must occur in the service's log messages.
         for words in re.findall(r'"([^"]+)"', description):
             assert words in said
     tested = (FOLDER / "alerts_test.yml").read_text()
@@ -153,7 +153,7 @@ def test_the_rules_tests_notice_an_alert_that_is_not_there(tmp_path):
 
 
 class Prometheus:
-    """Prometheus with the files as they ship, but for where the service is and how often it is asked."""
+    """Prometheus with the files in deploy/, except for the service's address and the scrape interval."""
 
     def __init__(self, folder: Path, target_port: int) -> None:
         self.port = free_port()
@@ -228,7 +228,7 @@ def test_promtool_finds_no_fault_in_what_is_told(protected):
 
 @needs_prometheus
 def test_prometheus_reads_a_protected_server_and_has_data_for_every_panel_and_rule(protected, prometheus):
-    """Given one request of each kind that no number is told before: answered, refused, and left while texts wait."""
+    """Given one request of each kind that creates new samples: answered, refused, and left while its texts wait."""
     until(lambda: prometheus.query('up{job="embeddings"} == 1'), what="a scrape with the key")
     with wire.Connection(protected.port) as client:
         assert client.ask(post(["a cat", "a cat"])).status == 200
@@ -241,7 +241,7 @@ def test_prometheus_reads_a_protected_server_and_has_data_for_every_panel_and_ru
     missing = {one: panel["title"] for panel in PANELS for one in expressions(panel)}
 
     def is_all_there():
-        # Shares of what does not happen are none.
+        # A ratio is NaN while its denominator does not grow.
         client.ask(post(["a cat", "tax law"]))
         for one in list(missing):
             if any(series["value"][1] != "NaN" for series in prometheus.query(one)):

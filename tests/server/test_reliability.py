@@ -31,7 +31,7 @@ def names_in(observed):
 
 
 def test_the_document_has_the_sections_of_all_fault_tests(tmp_path):
-    """Whoever adds a test for a fault, or renames one, runs `make reliability` before it is committed."""
+    """If this fails because you added or renamed a fault test, run `make reliability` before you commit."""
     now = tmp_path / "now.md"
     done = run("tests/server", "--collect-only", "-q", "--reliability", now)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""SIGHUP: what it takes of the settings, and that a mistake in them costs nothing."""
+"""SIGHUP: which settings a reload changes, and that a wrong setting leaves the service as it was."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def server(launch, file, tmp_path):
-    """One with 1 worker that reads its settings from the file, in another folder than the checkout's."""
+    """A server with 1 worker that reads its settings from the file, in a folder outside of the checkout."""
     port = free_port()
     file.write_text(f"PORT={port}\nWORKERS=1\n")
     server = launch("-c", str(ROOT / "gunicorn.conf.py"), wait=False, cwd=tmp_path, before=FROM_FILE, PORT=str(port))
@@ -31,7 +31,7 @@ def server(launch, file, tmp_path):
 
 @pytest.fixture
 def asking(server):
-    """Asks the server again and again, on one connection, until the test calls it; then none may have failed."""
+    """Send requests on one connection until the test calls the result, which fails if a request failed."""
     ended, statuses, lost = threading.Event(), [], []
 
     def ask():
@@ -61,7 +61,7 @@ def asking(server):
 
 
 def error_after_sighup(server) -> str:
-    """The one line of level ERROR that a reload is answered with."""
+    """Send SIGHUP; return the one ERROR line that the server logs."""
     errors = lambda: [line for line in server.log.splitlines() if " ERROR [" in line]  # noqa: E731
     n_before = len(errors())
     server.process.send_signal(signal.SIGHUP)
@@ -84,7 +84,7 @@ def test_a_mistake_costs_a_line_and_the_settings_are_taken_once_it_is_mended(ser
             "DRAIN_S=30": r"DRAIN_S=30 must be less than GRACEFUL_TIMEOUT_S=30.*lower DRAIN_S",
             "GRACEFUL_TIMEOUT_S=5": r"GRACEFUL_TIMEOUT_S=5 is no more than the DRAIN_S=5 with which.*restart",
             "API_KEY=s3cret": r"\.env sets 'API_KEY', which is no setting; write API_KEY_SECRET=",
-            # Nor does the log change, which LOG_FORMAT would.
+            # LOG_FORMAT does not take effect either, so the log keeps its format.
             f"PORT={taken}\nLOG_FORMAT=json": rf"cannot listen on 127\.0\.0\.1 port {taken}: Address already in use",
             "HOST=192.0.2.1": r"cannot listen on 192\.0\.2\.1 port \d+: Cannot assign .*; check HOST and PORT",
             "WORKERS=99": r"WORKERS=99 is more than the 4 for which a service that was started with WORKERS=1 has room",
@@ -110,7 +110,7 @@ def test_a_mistake_costs_a_line_and_the_settings_are_taken_once_it_is_mended(ser
     server.port = port
     until(lambda: len(server.workers) == 2 and workers.isdisjoint(worker.pid for worker in server.workers))
     server.wait_until_ready()
-    # The key waits for a restart, which is told.
+    # The key changes only with a restart, and the log says so.
     assert len(server.embed("a cat")) == 1
     told = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
     (waits,) = (line["message"] for line in told if line["level"] == "WARNING")

@@ -1,4 +1,4 @@
-"""A limit on processes and threads: requests wait for the threads that there are; a start without any is refused."""
+"""A limit on processes and threads: requests wait for the existing threads, and a start without any thread fails."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.getuid() != 0 or shutil.which("setpriv") is None,
     reason="needs root, to become a user of whom nothing else runs",
 )
-# Its models need no time to load, and its batches no threads.
+# Its model loads at once, and its batches need no threads.
 APP = """
 from embedding_api.app import create_app
 from embedding_api.engine.workers.exchange import Exchange
@@ -22,7 +22,7 @@ from tests.fakes import fake_engine, fake_model
 
 app = create_app(engine=fake_engine(fake_model(), exchange=Exchange(8)))
 """
-# Of no other process: a limit counts all processes and threads of a user.
+# A user that no other process runs as, because the limit counts all processes and threads of a user.
 USER = 100_000 + os.getpid()
 BODY = json.dumps({"model": "org/fake", "input": "a cat"})
 CURE = "raise the limit on processes and threads (ulimit -u, pids of a container, TasksMax)"
@@ -30,9 +30,9 @@ CURE = "raise the limit on processes and threads (ulimit -u, pids of a container
 
 @pytest.fixture
 def limited(launch, tmp_path):
-    """Starts the service as a user who may have so many threads, and who reads and writes what root may.
+    """Return a function that starts the service as a user with a limit of threads, who may read and write all files.
 
-    As in the real service, tokenizers start no threads of their own.
+    As in the real service, tokenizers start no threads.
     """
     (tmp_path / "wsgi.py").write_text(APP)
     tmp_path.chmod(0o777)

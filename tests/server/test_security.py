@@ -1,6 +1,6 @@
-"""What stays inside: keys and texts out of log and answers, names out of the file system, the workers' business theirs.
+"""Keys and texts stay out of logs and answers, model names out of the file system, and other users out of the workers.
 
-And what goes out: nothing.
+The service sends nothing to other hosts.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.server.wire import Connection, chunked, error, post
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 
-# In everything that a client or the operator would not see in a log; letters alone, so that it can be a method too.
+# A part of each secret, which must not appear in a log. It has only letters, so that it can also be an HTTP method.
 MARK = "QZMARKQZ"
 KEY, TOKEN = f"key-{MARK}", f"token-{MARK}"
 BEARER = f"Authorization: Bearer {KEY}".encode()
@@ -34,7 +34,7 @@ def body(**fields) -> bytes:
     return json.dumps({"model": MINILM, "input": "a", **fields}).encode()
 
 
-# A client's own mistakes, each with a key or a text where it does not belong.
+# A client's mistakes: each request has a key or a text in a wrong place.
 LEAKY = {
     "the right key": post(BODY, BEARER),
     "a wrong key": post(BODY, BEARER + b"x"),
@@ -63,7 +63,7 @@ LEAKY = {
             "X-Request-ID",
         )
         for value in ("", "x")
-        # An id that follows its rule is kept and told: that is what it is for.
+        # A valid request id is logged and returned, as it should be.
         if (name, value) != ("X-Request-ID", "")
     },
     **{
@@ -109,7 +109,7 @@ MODEL = post(body(model=KEY), BEARER)
 
 
 def everything(port: int, request: bytes) -> bytes:
-    """All that the server says to one request, nothing included."""
+    """Return all bytes that the server sends for one request; they may be none."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(request)
         client.shutdown(socket.SHUT_WR)
@@ -139,7 +139,7 @@ def test_no_key_and_no_text_is_in_log_answer_or_command_line(launch, log_format)
         answer = everything(server.port, request)
         assert not holds_mark(answer), f"{name}: {answer!r}"
     with Connection(server.port) as connection:
-        # A model's name is echoed to whoever asked, and nowhere else.
+        # The answer repeats the model's name to the client, and no other place has it.
         assert KEY in error(connection.ask(MODEL))["message"]
         assert connection.ask(post(BODY, BEARER)).status == 200
     for process in (server.process.pid, *(worker.pid for worker in server.workers)):
@@ -210,7 +210,7 @@ def test_no_name_that_a_client_sends_reaches_the_file_system(launch, tmp_path):
         *(f"{ROOT}/passwd", f"{MINILM}/../passwd", f"{MINILM}@passwd", f"passwd={MINILM}"),
     ]
     try:
-        # Gunicorn's sign of life shows that the tracer sees what the worker does, before and after.
+        # Gunicorn's heartbeats before and after the requests show that the tracer sees the worker's calls.
         until(n_heartbeats, what="the tracer")
         with Connection(server.port) as connection:
             for name in names:
@@ -230,7 +230,7 @@ def test_no_name_that_a_client_sends_reaches_the_file_system(launch, tmp_path):
     assert [line for line in trace.read_text().splitlines() if "passwd" in line] == []
 
 
-# Prints what a user who is not the server's can do with its processes and files, and with a process of his own.
+# Prints what another user than the server's can do with the server's processes and files, and with their own process.
 STRANGER = r"""
 import ctypes, json, os, signal, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -289,7 +289,7 @@ def test_no_other_user_can_read_or_write_what_passes_between_workers(launch):
     server.embed([f"{n} " + "word " * 200 for n in range(64)])
     pids = [server.process.pid, *(worker.pid for worker in server.workers)]
     paths = {path for pid in pids for path in opened(pid)}
-    # Programs and libraries may be read by anyone; what was made here, in a temporary folder, may not.
+    # Everyone may read programs and libraries. Other users must not read the files that this test makes.
     installed = ("/usr/", "/lib", *(str(Path(prefix).resolve()) for prefix in (sys.prefix, sys.base_prefix)))
     made = {path for path in paths if not path.startswith(installed)}
     assert made
@@ -297,7 +297,7 @@ def test_no_other_user_can_read_or_write_what_passes_between_workers(launch):
     done = subprocess.run([sys.executable, "-c", STRANGER], input=asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    # What he can do with a process of his own shows that the questions are right.
+    # The user can do all of this with their own process, so the checks themselves work.
     assert all(told["own"].values()), told["own"]
     assert [able for able in told["theirs"] if any(able.values())] == []
     assert (told["readable"], told["writable"]) == ([], [])
@@ -315,19 +315,19 @@ def test_what_workers_share_has_no_name_that_another_process_could_open(launch):
         ours = inodes & names.keys()
         assert len(ours) >= 4, "two seats have two sockets each"
         assert [names[inode] for inode in ours if names[inode]] == []
-    # Memory that is shared and can be written is that of no file, or of one that is gone.
+    # Writable shared memory belongs to no file, or to a deleted one.
     shared = {path for pid in pids for path in writably_shared(pid)}
     assert shared
     assert [path for path in shared if not path.endswith(" (deleted)")] == []
 
 
 def descriptors(pid: int) -> set[str]:
-    """What a process has open, as /proc names it."""
+    """Return the open descriptors of a process, as /proc names them."""
     return {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
 
 
 def opened(pid: int) -> set[str]:
-    """The files that a process has open or mapped, by path, without those that are gone."""
+    """Return the paths of the existing files that a process has open or mapped."""
     links = descriptors(pid)
     maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     links |= {line.split(maxsplit=5)[5] for line in maps if "/" in line}
@@ -339,8 +339,8 @@ def writably_shared(pid: int) -> set[str]:
     return {"".join(columns[5:]) for columns in maps if columns[1][1] == "w" and columns[1][3] == "s"}
 
 
-# Stands before the C library in every program that inherits it: tells of each connection and each name that is looked
-# up, and lets nothing beyond this machine pass.
+# A library that each program loads before the C library. It records each connection and each host name that a program
+# looks up, and blocks connections to other machines.
 RECORDER = r"""
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -440,7 +440,7 @@ int res_query(const char *name, int a, int b, unsigned char *c, int d) {
 int res_search(const char *name, int a, int b, unsigned char *c, int d) { return res_query(name, a, b, c, d); }
 """
 
-# One that calls home in each way, from a program that another one starts.
+# A program that contacts other hosts in each way, from a program that it starts.
 CALLING = r"""
 import contextlib, socket, sys
 for act in (
@@ -459,7 +459,7 @@ for act in (
 
 @pytest.fixture
 def recorder(tmp_path):
-    """The variables with which a program tells of its connections, and the file where it does."""
+    """Variables that make a program record its connections, and the file of the records."""
     compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
     source, library, record = (tmp_path / name for name in ("recorder.c", "recorder.so", "connections"))
     source.write_text(RECORDER)
@@ -484,7 +484,7 @@ def test_nothing_calls_home(launch, recorder, tmp_path):
     }
     record.unlink()
 
-    # An empty cache, so that the conversion runs, in a program of its own.
+    # An empty cache, so that the conversion runs. It is a separate program.
     server = launch(WORKERS="2", CACHE_DIR=str(tmp_path / "cache"), LOG_LEVEL="DEBUG", **variables)
     assert len(server.embed(["a cat", "a dog " * 300])) == 2
     with Connection(server.port) as connection:

@@ -1,4 +1,5 @@
-"""Starts: what cannot work ends with one line that says what and how to mend it; what can be mended, is."""
+"""A start that cannot work ends with one line that names the fault and the cure. A fault that the service can repair
+does not end the start."""
 
 import os
 import shutil
@@ -19,7 +20,7 @@ PREFIX = "memementor-embedding-service cannot start: "
 
 
 def refusal(server, *, deadline_s=30) -> str:
-    """The one line that says why a service did not start; what was logged before it is no more than its progress."""
+    """Return the one line that says why the service did not start. The lines before it must only report progress."""
     assert server.process.wait(deadline_s) == 1
     *progress, last = server.log.splitlines()
     assert last.startswith(PREFIX)
@@ -30,7 +31,7 @@ def refusal(server, *, deadline_s=30) -> str:
 
 @pytest.fixture
 def ordinary() -> list[str]:
-    """Words before a command with which permissions bind it, as they do not bind root."""
+    """Words before a command that make file permissions apply to it, because root ignores them."""
     if os.geteuid():
         return []
     if shutil.which("setpriv") is None:
@@ -40,7 +41,7 @@ def ordinary() -> list[str]:
 
 @pytest.fixture
 def disk(tmp_path):
-    """Mounts a disk of so many bytes. To be asked for before `launch`, so that no server uses it when it is removed."""
+    """Return a function that mounts a disk. Tests name it before `launch`, so that servers stop before the unmount."""
     folder = tmp_path / "disk"
 
     def mount(n_bytes, *options):
@@ -154,7 +155,7 @@ def test_a_port_in_use_is_found_out_before_models_load(launch, observed):
 
 
 def test_gunicorns_own_bind_wins_over_the_settings(launch):
-    """A taken PORT is no obstacle where the command line says another."""
+    """Given a PORT that is in use, when the command line names another port, then the service starts."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -262,7 +263,7 @@ def test_an_env_file_that_cannot_be_read_is_told(launch, ordinary, tmp_path, kin
 
 
 def test_without_shared_memory_heartbeats_go_elsewhere(launch, ordinary, converted, tiny):
-    """As where /dev/shm is missing, or belongs to somebody else."""
+    """Given /dev/shm that the service cannot write to, then it starts and answers."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespace can be had here")
     cache, vectors = converted
@@ -274,7 +275,7 @@ def test_without_shared_memory_heartbeats_go_elsewhere(launch, ordinary, convert
 
 @pytest.mark.fault("start")
 def test_nowhere_to_write_is_told_before_models_load(launch, observed):
-    """As in a container whose root is read-only, without a tmpfs."""
+    """Given no writable temporary folder, as in a read-only container without a tmpfs, then the start fails early."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespace can be had here")
     close = (
@@ -292,7 +293,7 @@ def test_nowhere_to_write_is_told_before_models_load(launch, observed):
 def test_from_elsewhere_it_serves_what_lies_beside_its_configuration_with_the_settings_of_its_working_folder(
     launch, tmp_path, tiny
 ):
-    """That is the folder of --chdir, which Gunicorn enters only after it has read its configuration."""
+    """The working folder is that of --chdir. Gunicorn enters it only after it has read its configuration."""
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     shutil.copytree(tiny, there / "model")
@@ -323,7 +324,7 @@ def test_a_start_that_is_interrupted_ends_at_once_with_all_that_it_started(
     until(lambda: "converting" in server.log, what="the conversion")
     *_, converting = until(lambda: psutil.Process(server.process.pid).children(recursive=True)[is_first_process:])
     if number == signal.SIGINT:
-        # A terminal sends it to all that run in it.
+        # A terminal sends SIGINT to the whole process group.
         os.killpg(server.process.pid, number)
     else:
         converting.parent().send_signal(number)
@@ -339,7 +340,7 @@ def test_a_start_that_is_interrupted_ends_at_once_with_all_that_it_started(
 
 @pytest.mark.fault("start")
 def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path, observed):
-    """As on a GPU without memory for the model: no respawning for ever."""
+    """Given a GPU without enough memory, then the service ends. It does not restart workers for ever."""
     (tmp_path / "wsgi.py").write_text(
         "from embedding_api.app import create_app\n"
         "from tests.fakes import fake_engine, fake_model\n"

@@ -15,7 +15,7 @@ from tests.server.faulty import APP, SLOW
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
-# Models that need no time to load.
+# A fake model, which loads at once.
 FAKE = (
     "from embedding_api.telemetry import log\n"
     "from embedding_api.app import create_app\n"
@@ -55,7 +55,7 @@ def ask(server, text="a cat", model="org/fake", **headers):
 
 
 def test_two_requests_that_shared_a_batch_show_it_in_their_own_traces(launch, collector):
-    """Given batches that take half a second each, when two requests wait behind one, then they share a batch."""
+    """Given batches of half a second, when two requests wait for a running batch, then they share the next batch."""
     server = launch(APP, WORKERS="1", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50")
     numbers = itertools.count(1)
 
@@ -103,7 +103,7 @@ def test_a_trace_goes_on_in_a_worker_and_is_in_the_line_of_the_request(launch_fa
 
 
 def test_each_worker_sends_for_itself_and_its_last_spans_when_it_ends(launch_fake, collector):
-    """Given a delay of an hour between batches of spans."""
+    """Given a delay of an hour between exports, when the workers end, then the collector has the spans of both."""
     server = launch_fake(WORKERS="2", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="3600000")
 
     def by_both():

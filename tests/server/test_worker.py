@@ -1,4 +1,4 @@
-"""What the worker does with clients that are slow, rude or gone, and how it ends. The model is a fake."""
+"""The worker with clients that are slow, do not read, or leave, and the worker's end. The model is a fake."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ import pytest
 from tests.server.conftest import ROOT, until
 
 THREADS = 4
-# Each file stands for a fault while it is there.
+# Each file causes a fault as long as it exists.
 APP = """
 import logging
 from pathlib import Path
@@ -61,7 +61,7 @@ app.wsgi_app = wsgi_app
 
 
 class Client:
-    """A connection of bytes."""
+    """A connection that sends and receives bytes."""
 
     def __init__(self, server, *, receive_buffer=None):
         self.socket = socket.socket()
@@ -84,7 +84,7 @@ class Client:
         return self
 
     def answer(self):
-        """Status, JSON and headers of the next answer."""
+        """Read the next answer; return status, JSON and headers."""
         line = self.file.readline()
         assert line, "the connection was closed without an answer"
         headers = http.client.parse_headers(self.file)
@@ -121,7 +121,7 @@ def assert_refused(answer, status, code, type_="invalid_request_error"):
 
 
 class Faulty:
-    """A server in a folder, whose faults are files there."""
+    """A server in a folder. Files in that folder cause its faults."""
 
     def __init__(self, launch, folder: Path, *arguments, **settings):
         self.folder = folder
@@ -142,18 +142,18 @@ class Faulty:
             (self.folder / name).unlink(missing_ok=True)
 
     def ask(self, *requests: bytes):
-        """The answers to requests on one connection of their own."""
+        """Send requests on one new connection; return the answers."""
         with Client(self) as client:
             client.send(b"".join(requests))
             return [client.answer() for _ in requests]
 
     def lines(self, word) -> list[str]:
-        """What the fakes have said, from this word on."""
+        """Return the log lines of the fakes, each from this word on."""
         return re.findall(rf"\] ({word}.*)$", self.log, re.MULTILINE)
 
     @contextlib.contextmanager
     def all_threads_taken(self, n_waiting=2):
-        """Runs requests until each thread has one, and so many more wait; gives what they will answer."""
+        """Send requests until each thread has one and `n_waiting` more wait; yield the futures of their answers."""
         waiting = f"arriving {n_waiting * len(post('cat 0').partition(b'{')[2] + b'{') // 4} "
         n_said = len(self.lines(waiting))
         with self.fault("hold"), ThreadPoolExecutor(THREADS + n_waiting) as clients:
@@ -176,14 +176,14 @@ def faulty(_launch, tmp_path_factory):
 
 @pytest.mark.fault("slow clients")
 def test_clients_that_never_finish_get_408_and_hold_nobody_up(faulty, observed):
-    """Given more half-sent heads and bodies than threads, when others ask, then they are served."""
+    """Given more half-sent heads and bodies than threads, when other clients send requests, then they are answered."""
     heads = [get(headers=b"X-Slow: ")[:-2] for _ in range(THREADS + 1)]
     bodies = [post(headers=b"X: y\r\n")[:-40] for _ in range(THREADS + 1)]
     chunks = [b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\n"]
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Client(faulty)).send(half) for half in (*heads, *bodies, *chunks)]
         answers = {}
-        # Before the first of them is answered, which would free a thread.
+        # The slow clients have no answer yet. An answer would free a thread, if they occupied one.
         n_served = n_rounds = 0
         started = time.monotonic()
 
@@ -228,7 +228,7 @@ def test_a_connection_that_is_kept_alive_is_closed_without_a_word_in_the_end(fau
 
 
 def test_clients_that_do_not_read_are_let_go_and_hold_nobody_up_for_longer(faulty):
-    """Given as many as there are threads, when others ask, then what needs no thread is answered at once."""
+    """Given as many clients as threads that do not read, then requests that need no thread are answered at once."""
     (worker,) = faulty.workers
     with contextlib.ExitStack() as stack:
         rude = [stack.enter_context(Client(faulty, receive_buffer=4096)) for _ in range(THREADS)]
@@ -244,7 +244,7 @@ def test_clients_that_do_not_read_are_let_go_and_hold_nobody_up_for_longer(fault
         until(are_gone, what="an end with those who do not read")
 
 
-# What waits, and what does not
+# Requests that wait for a thread, and requests that need none
 
 
 @pytest.mark.fault("overload")
@@ -325,7 +325,7 @@ def test_expect_100_is_not_answered_where_the_body_is_too_large(faulty):
 
 
 def test_a_refusal_reaches_a_client_that_is_still_sending(faulty):
-    """Its body is over the limit by as much again, all of which it sends before it reads; and it closes late."""
+    """Given a client that sends a body of twice the limit before it reads, then it gets 413, even if it closes late."""
     body = b" " * 1_900_000
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(faulty)) for _ in range(6)]
@@ -334,7 +334,7 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(faulty):
             answer = client.answer()
             assert_refused(answer, 413, "body_too_large")
             assert answer[2]["Connection"] == "close"
-            # None of those that linger holds up the next.
+            # A connection that is closing does not delay other requests.
             assert faulty.ask(get())[0][0] == 200
 
 
@@ -367,7 +367,7 @@ LONG = b"a" * 10_000
     ],
 )
 def test_what_gunicorn_refuses_is_told_in_the_envelope(faulty, request_, status, code, said, observed):
-    """At once, though the client sends no more; by rule and cure, and with nothing of the request in it."""
+    """The answer comes at once, even if the client sends no more. It has the cure, and no part of the request."""
     with Client(faulty) as client:
         answer = client.send(request_).answer()
         assert_refused(answer, status, code)
@@ -382,7 +382,7 @@ def test_what_gunicorn_refuses_is_told_in_the_envelope(faulty, request_, status,
 
 
 def test_a_fault_in_the_application_is_500_in_the_envelope(launch, tmp_path):
-    """One that not even Flask catches: a header that it may not send."""
+    """Given an application that returns an invalid header, which Flask does not catch, then the answer is 500."""
     broken = "app.wsgi_app = lambda environ, start_response: start_response('200 OK', [('X', 'a\\nb')]) or [b'']\n"
     server = Faulty.__new__(Faulty)
     server.folder = tmp_path
@@ -399,7 +399,7 @@ def test_a_fault_in_the_application_is_500_in_the_envelope(launch, tmp_path):
 
 
 def connect_and_ask(stack, server):
-    """A client whose request has come."""
+    """Return a client whose request the worker has received."""
     (worker,) = server.workers
     client = stack.enter_context(Client(server)).send(post())
     port = client.socket.getsockname()[1]
@@ -409,7 +409,7 @@ def connect_and_ask(stack, server):
 
 
 def share_of_core(worker) -> float:
-    """What a worker uses of a core, over a second in which it has nothing to do; near 1 if it goes round and round."""
+    """Return the share of a core that a worker uses in one idle second; near 1 if it is in a busy loop."""
     started, spent_s = time.monotonic(), sum(worker.cpu_times()[:2])
     until(lambda: time.monotonic() > started + 1, what="a second")
     return (sum(worker.cpu_times()[:2]) - spent_s) / (time.monotonic() - started)
@@ -437,7 +437,7 @@ def test_it_is_noticed_that_a_client_left_while_its_request_is_in_line(faulty):
 
 
 def test_clients_that_reset_while_in_work_cost_no_place(faulty):
-    """Given many times more of them than there are threads, when others ask, then they are served."""
+    """Given ten times as many such clients as threads, when other clients send requests, then they are answered."""
     for n in range(10 * THREADS):
         with faulty.fault("hold"):
             client = Client(faulty).send(post(f"cat {n}"))
@@ -471,7 +471,7 @@ def test_what_is_sent_ahead_of_an_answer_waits_in_the_kernel_beyond_some_bytes(f
         assert share_of_core(worker) < 0.5
 
 
-# Its end
+# The worker's end
 
 
 def is_refused(server) -> bool:
@@ -509,7 +509,7 @@ def test_a_server_that_stops_says_so_while_it_drains(launch, tmp_path, observed)
 
 
 def test_a_second_request_that_waits_for_a_thread_is_told_when_the_grace_time_ends(launch, tmp_path):
-    """Given one that hangs until then, though not for ever: it is answered, and the other is told."""
+    """Given a request that hangs, and one behind it, when the grace time ends, then one gets 200 and the other 503."""
     server = Faulty(launch, tmp_path, GRACEFUL_TIMEOUT_S="6", THREADS="1")
     with ThreadPoolExecutor(2) as clients, server.fault("hold"):
         running = [clients.submit(server.ask, post("cat")) for _ in range(2)]
@@ -526,7 +526,7 @@ def test_a_second_request_that_waits_for_a_thread_is_told_when_the_grace_time_en
 @pytest.mark.fault("sighup")
 @pytest.mark.parametrize("renew", [signal.SIGHUP, signal.SIGTTOU], ids=["SIGHUP", "SIGTTOU"])
 def test_a_renewal_loses_nothing_and_refuses_nothing(launch, tmp_path, renew, observed):
-    """Though the server would drain if it stopped: others serve in the place of those that end."""
+    """A renewal does not drain, although the server drains when it stops, because new workers replace the old ones."""
     server = Faulty(launch, tmp_path, WORKERS="2", DRAIN_S="5")
     old = {worker.pid for worker in until(lambda: len(server.workers) == 2 and server.workers, what="two workers")}
     is_over = threading.Event()

@@ -1,4 +1,4 @@
-"""The number of workers: every worker is counted and takes part in the exchange, however it came to be."""
+"""The number of workers: every worker is counted and takes part in the exchange, no matter how it was started."""
 
 import signal
 
@@ -40,7 +40,7 @@ def test_workers_that_gunicorn_is_told_to_start_are_counted(start):
     server = start("-w", "14", WORKERS="1")
     until(lambda: server.metric("workers") == 14, what="all workers")
     assert "seats" not in server.log
-    # Each counts where all can see it.
+    # Every worker's requests are in the shared counters.
     before = server.metric("http_requests_total", route="/health/live")
     for _ in range(60):
         assert server.request("GET", "/health/live")[0] == 200

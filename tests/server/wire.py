@@ -6,12 +6,12 @@ import socket
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
-# Seconds after which an answer that does not come fails the test.
+# Seconds to wait for an answer. After that the test fails.
 TIMEOUT_S = 60
 
 
 class Answer(NamedTuple):
-    """What came back; names of headers in lower case."""
+    """A response. The names of its headers are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -23,12 +23,12 @@ class Answer(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Whether the server takes no other request on this connection."""
+        """True if the server accepts no other request on this connection."""
         return self.headers.get("connection", "").lower() == "close"
 
 
 class Connection:
-    """A connection on which one request after another is sent; opened anew where the server closed it."""
+    """A connection that sends one request after another. It opens again if the server closed it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -53,7 +53,7 @@ class Connection:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._stream = self._socket.makefile("rb")
             self.n_opened += 1
-        # What is refused at its first line may be answered, and the connection closed, before all of it is sent.
+        # The server may refuse a request at its first line, and close the connection before all of the request is sent.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(request)
 
@@ -66,7 +66,7 @@ class Connection:
         return answer
 
     def ask_last(self, request: bytes) -> Answer:
-        """Sends a request whose end may not be marked, so that nothing can follow it, and reads its answer."""
+        """Send a request without a marked end, so that no other request can follow; read its answer."""
         self.close()
         self.send(request)
         with contextlib.suppress(OSError):
@@ -92,20 +92,20 @@ class Connection:
 
 
 def post(body: bytes, *headers: bytes, path: bytes = b"/v1/embeddings", length: bytes | None = None) -> bytes:
-    """A POST with these header lines more, and a Content-Length that need not be right."""
+    """Return the bytes of a POST with additional header lines. `length` replaces the right Content-Length."""
     lines = [b"POST %s HTTP/1.1" % path, b"Host: x", *headers]
     lines.append(b"Content-Length: " + (b"%d" % len(body) if length is None else length))
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
 def chunked(*chunks: bytes, headers: tuple[bytes, ...] = ()) -> bytes:
-    """A POST whose body is in chunks; the last should be empty, and marks the end."""
+    """Return the bytes of a POST with a chunked body. The last chunk should be empty, because that marks the end."""
     lines = [b"POST /v1/embeddings HTTP/1.1", b"Host: x", *headers, b"Transfer-Encoding: chunked"]
     return b"\r\n".join(lines) + b"\r\n\r\n" + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
 
 
 def error(answer: Answer) -> dict[str, Any]:
-    """The error that an answer tells, after a check that it is the one envelope."""
+    """Return the error in an answer, after a check that the answer has the form of an error body."""
     assert answer.headers["content-type"] == "application/json", answer
     document = answer.json
     assert document.keys() == {"error"}, document
