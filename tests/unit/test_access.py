@@ -32,7 +32,7 @@ def test_a_trace_id_is_read_from_a_well_formed_traceparent(traceparent, trace_id
 
 @pytest.fixture
 def line(caplog):
-    """Calls `access.record` and returns the fields of its one line, and its level."""
+    """Return a function that calls `access.record` and returns the fields and the level of its one log line."""
 
     def line(*arguments, **computed):
         caplog.clear()

@@ -1,4 +1,4 @@
-"""How much waits in all workers, and when a client that was refused shall come again."""
+"""The number of waiting tokens in all workers, and the time after which a refused client should try again."""
 
 import pytest
 

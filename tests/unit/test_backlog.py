@@ -1,4 +1,4 @@
-"""The backlog: whose turn it is, what goes together, and that every text is answered once."""
+"""The backlog: which text comes next, which texts share a batch, and that every text is answered once."""
 
 import gc
 import itertools
@@ -18,7 +18,7 @@ COST = Cost(start_s=1e-3, token_s=1e-4)
 
 
 def texts(n, n_tokens=8, first=1):
-    """Distinct ids, int64, (n_tokens,)."""
+    """Return the token ids of `n` different texts, each int64, (n_tokens,)."""
     return [np.array([first + i, *range(2, n_tokens + 1)], dtype=np.int64) for i in range(n)]
 
 
@@ -26,7 +26,7 @@ OWNER = Address(0, 1)
 
 
 class OneClock(Backlog):
-    """A backlog whose events are a second apart."""
+    """A backlog with one second between events."""
 
     now_s = 0.0
 
@@ -97,7 +97,7 @@ def test_models_and_prompts_are_not_mixed(backlog, add):
 
 
 def test_a_short_job_passes_the_backlog_of_large_ones(backlog, add):
-    """Given large jobs that came long ago and are half done, when a short one comes, then it is next."""
+    """Given large jobs that are half done, when a short job comes, then it is next."""
     for n in range(4):
         add(texts(100, n_tokens=16, first=1000 * n))
     for _ in range(40):
@@ -195,7 +195,7 @@ def test_when_all_is_refused_every_job_is_told(backlog, add):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_whatever_happens_every_text_is_answered_once(seed):
-    """Given jobs, and batches that end in any order, come back undone or fail, then all jobs are answered right."""
+    """Given jobs whose batches end in any order, come back undone or fail, then all jobs get the right answer."""
     random = np.random.default_rng(seed)
     backlog = OneClock(OWNER, [FakeBackend()], [COST], "process")
     jobs, away, n_new = [], [], 0
@@ -253,7 +253,7 @@ def test_a_batch_that_comes_back_undone_keeps_only_what_is_wanted(backlog, add):
 
 
 def test_a_failing_text_takes_the_rest_of_its_job_along(backlog, add):
-    """Given a job whose first text fails, then its others are not computed, and do not count as waiting."""
+    """Given a job whose first text fails, then its other texts are not computed, and do not count as waiting."""
     job = add([*texts(1, n_tokens=60), *texts(20, n_tokens=30, first=50)])
     batch = backlog.form_batch(1)
     assert len(batch.work.inputs) == 1

@@ -12,7 +12,7 @@ from bench.drive import Background, drive, post
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Answers `{"n": 3}` with as many thousand bytes; `closes`, `breaks` and `waits` do what they say."""
+    """Answers `{"n": 3}` with 3001 bytes. `waits` delays, `closes` ends the connection, `breaks` cuts the body off."""
 
     protocol_version = "HTTP/1.1"
 

@@ -11,7 +11,7 @@ from bench.workloads import ONE, ONE_X_32
 
 
 class Clockwork:
-    """A side whose runs are known; notes in what order sides ran, and what they were asked."""
+    """A side with known runs. It records the order in which sides ran, and their requests."""
 
     def __init__(self, name, order, rates, cpu_ms=1.0):
         self.name, self.order, self.rates, self.cpu_ms, self.asked = name, order, itertools.cycle(rates), cpu_ms, []
@@ -30,8 +30,8 @@ def sides(before, after):
 def test_a_ratio_is_after_over_before_pair_by_pair():
     before, after = [Run(100, 4), Run(50, 4), Run(10, 2)], [Run(110, 2), Run(60, 1), Run(9, 2)]
     comparison = Comparison("w", before, after)
-    assert comparison.rate.median == pytest.approx(1.1)  # of 1.1, 1.2 and 0.9
-    assert comparison.cpu.median == pytest.approx(0.5)  # of 0.5, 0.25 and 1
+    assert comparison.rate.median == pytest.approx(1.1)  # median of 1.1, 1.2 and 0.9
+    assert comparison.cpu.median == pytest.approx(0.5)  # median of 0.5, 0.25 and 1
     assert comparison.row()[:4] == ["w", "3", "50.0", "60.0"]
     assert comparison.row()[5:7] == ["4.00", "2.00"]
 
@@ -73,7 +73,7 @@ def test_a_run_gets_more_requests_than_the_faster_side_answers_in_its_time():
     ("rates", "n_pairs"),
     [
         pytest.param([10], 30, id="steady: the least"),
-        # The interval of the median of half 0.8 and half 1.2 stays wide.
+        # One half of the ratios is 0.8 and the other 1.2, so the interval of their median stays wide.
         pytest.param([8, 12], 120, id="unsteady: the most"),
     ],
 )

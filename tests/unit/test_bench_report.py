@@ -1,4 +1,4 @@
-"""The bench's arithmetic: rounds to rows, rows to ratios and targets, and how they are shown."""
+"""The bench's arithmetic: rounds to rows, rows to ratios and targets, and the tables that show them."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from bench.texts import Shelf
 
 
 class Clockwork:
-    """A variant that takes a fixed time for each request, and says which it was asked."""
+    """A variant that takes a fixed time for each request, and records the requests."""
 
     def __init__(self, settings: str, request_s: float, fault: str = "") -> None:
         self.settings, self.request_s, self.fault = settings, request_s, fault
@@ -67,8 +67,8 @@ def test_all_contestants_answer_the_same_new_texts_each_as_many_as_fill_the_time
 def test_a_target_is_met_or_not_by_the_median_of_the_rounds_ratios():
     rows = [
         row(workloads.ONE, PEER, 10, 20, 10),
-        row(workloads.ONE, "service float32", 26, 40, 30),  # 2.6, 2, 3
-        row(workloads.ONE, "service int8", 40, 40, 40),  # 4, 2, 4
+        row(workloads.ONE, "service float32", 26, 40, 30),  # ratios 2.6, 2, 3
+        row(workloads.ONE, "service int8", 40, 40, 40),  # ratios 4, 2, 4
     ]
     first, second, third, *_ = targets.outcomes(rows, [])
 

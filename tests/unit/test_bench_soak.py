@@ -1,4 +1,4 @@
-"""The soak's verdict: what must fail it, and what must not."""
+"""The soak's verdict: which records fail it, and which do not."""
 
 import dataclasses
 from collections import Counter
@@ -9,7 +9,7 @@ from bench import verdict
 from bench.site import Visit
 from bench.verdict import Counts, Course, Span
 
-# Memory at rest wavers; MB, once a second.
+# Samples of a worker's memory without a leak, in MB, one a second.
 WAVES = [30.0, 31.5, 30.2, 33.0, 30.1]
 
 
@@ -18,7 +18,7 @@ def visits(latency_s=0.05):
 
 
 def course(**seen):
-    """A minute in which all was well, but for what is said."""
+    """Return the record of a minute without faults, changed by `seen`."""
     counts = {1: Counts(31, 1), 2: Counts(35, 37), 3: Counts(35, 37)}
     steady = [(at_s, WAVES[at_s % 5]) for at_s in range(60)]
     usual = {
@@ -91,7 +91,7 @@ def test_slower_answers_are_found_unless_others_took_the_machine(monkeypatch):
 def test_what_no_client_may_see_is_found():
     assert missed(course(flaws=Counter({"short: wrong vectors": 1}))) == ["every response as it must be"]
     assert missed(course(visits=[*visits(), Visit("batch", 50, 0.1, 500)])) == ["5xx"]
-    # Of who left before the answer only the log tells.
+    # For clients that left before the answer, only the log has the status.
     assert missed(course(log="INFO [1] request status=504 ms=3")) == ["5xx"]
 
 

@@ -1,4 +1,4 @@
-"""The bench's texts: distinct, as long as they say, the same in every run."""
+"""The bench's texts: all different, of the stated lengths, and the same in every run."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ def tokenizer() -> Tokenizer:
 
 def test_no_text_is_given_twice():
     shelf = Shelf()
-    # Far enough to meet docstrings that the library repeats.
+    # So many texts include docstrings that occur several times in the library.
     texts = [shelf.text("short") for _ in range(20_000)]
 
     assert len(set(texts)) == 20_000
@@ -38,7 +38,7 @@ def test_texts_have_about_as_many_tokens_as_they_say(tokenizer, kind, low, high)
     lengths = sorted(len(tokenizer.encode(shelf.text(kind))) for _ in range(100))
 
     assert low <= lengths[50] <= high
-    # Even the lower half of the long ones fill the model's window, or nearly so.
+    # Most long texts fill the model's window, or nearly fill it.
     assert lengths[10] >= 0.8 * low
 
 

@@ -1,4 +1,4 @@
-"""The cache: entries whole or not there, folders of this user alone."""
+"""The cache: an entry is complete or missing, and its folder belongs to this user only."""
 
 import errno
 import logging
@@ -67,7 +67,7 @@ def test_a_failure_leaves_no_entry(folder):
 def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_kept(folder):
     (folder / "k.unfinished").mkdir(parents=True)
     (folder / "dead.unfinished").mkdir()
-    # Gone by the time its lock is had, as far as removing it can tell.
+    # The removal cannot delete this link, as if another process had removed the folder first.
     (folder / "finished.unfinished").symlink_to(folder / "finished")
     folder.chmod(0o700)
 

@@ -1,4 +1,4 @@
-"""What control groups say, in both versions, on a host, in a container, and where there are none."""
+"""Values from control groups: both versions, on a host, in a container, and on a machine without them."""
 
 import pytest
 
@@ -10,7 +10,7 @@ V1 = "9:name=systemd:/\n4:memory:/kubepods/pod\n2:cpu,cpuacct:/kubepods/pod\n0::
 
 @pytest.fixture
 def machine(tmp_path):
-    """A machine whose control group files are made here."""
+    """Return a function that writes the control group files of a machine."""
 
     def write(**files):
         for path, text in {"proc/self/cgroup": files.pop("group", None), **files}.items():

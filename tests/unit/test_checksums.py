@@ -1,4 +1,4 @@
-"""Checksums: right whatever happens to a file, and not computed twice for a large file that stays as it was."""
+"""Checksums: right after any change to a file, and computed only once for a large file that does not change."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ LARGE = bytes(2**20)
 
 
 def later() -> int:
-    """A clock for which the files of this test have not changed for a while."""
+    """Return a time at which the files of this test have not changed for a while."""
     return time.time_ns() + 10_000_000_000
 
 
@@ -34,7 +34,7 @@ def actual(path) -> str:
 
 
 def remember(folder, *paths, clock_ns=later) -> list[str]:
-    """Saves checksums, and replaces each in the record by zeros: whoever returns zeros has not read the file."""
+    """Save checksums, then set each to zeros in the record, so that a caller that gets zeros did not read the file."""
     checksums = Checksums(folder, clock_ns)
     for path in paths:
         assert checksums.sha256(path) == actual(path)
@@ -100,7 +100,7 @@ def test_a_file_that_changed_is_read_again(folder, file, change):
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(folder, file):
-    """A change within the same tick of the clock would not show in its times."""
+    """Given a file that has just changed, then it is not recorded: another change could leave its times the same."""
     assert remember(folder, file, clock_ns=time.time_ns) == []
     assert remember(folder, file, clock_ns=lambda: file.stat().st_ctime_ns + 1_999_999_999) == []
     assert remember(folder, file, clock_ns=lambda: file.stat().st_ctime_ns + 2_000_000_001) == [str(file)]

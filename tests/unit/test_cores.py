@@ -1,4 +1,4 @@
-"""Cores are what affinity and control groups leave, not what the machine has."""
+"""The number of cores is limited by affinity and control groups, and may be lower than the machine's."""
 
 import os
 
@@ -9,7 +9,7 @@ from embedding_api.machine import cores
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine of eight cores whose control group files are made here."""
+    """Return a function that writes the control group files of a machine with eight cores."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
 
     def write(path, text):

@@ -1,4 +1,4 @@
-"""Counters of several processes. Forks happen in a program of its own; tests/server has the same with Gunicorn."""
+"""Counters of several processes. A separate program forks; tests/server does the same with Gunicorn."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ print(value("embeddings_texts_total", {"model": "m"}),
 
 
 def test_processes_count_together_and_go_on_where_an_ended_one_stopped():
-    """Given two workers in one slot, one after the other, then their counts add up and their gauges end with them."""
+    """Given two workers in one slot, one after the other, then their counts add up, and their gauges end with them."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["21.0", "20.0", "0.0", "2.0", "6.0", "7.0", "3.0", "0.0"]
 
@@ -59,7 +59,7 @@ def test_a_single_process_writes_no_file_into_the_folder_of_the_environment(tmp_
 
 @pytest.fixture
 def counters():
-    """Slots for two workers, in this process alone."""
+    """Slots for two workers, in this process only."""
     made = Counters()
     made.share(2)
     return made
@@ -104,7 +104,7 @@ def test_a_key_that_a_killed_process_had_not_finished_is_replaced():
     killed.numbers[killed.index(key("first"))] = 1.0
     count = bytes(memory[:8])
     killed.index(key("second, which is longer than the third"))
-    # As if the process had been killed before the last step, which counts the key.
+    # The state after a kill before the last step, which counts the key.
     memory[:8] = count
     after = Slot(memory)
     after.numbers[after.index(key("third"))] = 3.0
@@ -114,7 +114,7 @@ def test_a_key_that_a_killed_process_had_not_finished_is_replaced():
 
 @pytest.mark.parametrize("help_", ["help", "h" * (N_KEY_BYTES // 50)])
 def test_a_key_without_room_is_left_out_and_logged(caplog, help_):
-    """Given more keys than there are numbers, or longer ones than there are bytes."""
+    """Given keys that exceed the slot's numbers or bytes, then the rest is not counted, and the log says so."""
     slot = Slot(memoryview(bytearray(SLOT_BYTES)))
     indices = [slot.index(key(f"number {n}", help_)) for n in range(N_NUMBERS + 2 if help_ == "help" else 60)]
     with_room = [name.sample for name, _ in slot.read()]

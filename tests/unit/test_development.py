@@ -1,4 +1,4 @@
-"""Serving for development: Flask's own command, which tests/server runs."""
+"""The server for development. tests/server runs the command itself."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The engine and its dispatcher: order, turns, threads, faults."""
+"""The engine and its workers: order of requests, threads, faults."""
 
 import itertools
 import threading
@@ -15,7 +15,7 @@ from tests.fakes import DIM, QUERY, FakeBackend, fake_engine, fake_model, fake_r
 
 
 def wait_until_one_waits(engine, n_tokens=1):
-    """Until so many tokens wait behind the batch in work."""
+    """Wait until `n_tokens` tokens wait behind the running batch."""
     deadline = time.monotonic() + 10
     while sum(engine.runner.seat.board.columns.waiting_tokens) < n_tokens:
         assert time.monotonic() < deadline, "no request was handed in"
@@ -76,7 +76,7 @@ def test_many_requests_at_once_each_get_their_own(engine):
 
 
 def test_a_short_request_waits_for_one_batch_of_a_long_one_not_for_all(engine, backend):
-    """Given a request of many batches in work, when a short one comes, then it is computed right after the batch."""
+    """Given a running request of many batches, when a short one comes, then it is computed right after the batch."""
     backend.proceed.clear()
     with ThreadPoolExecutor(2) as clients:
         texts = [" ".join(words) for words in itertools.product(["cat", "law"], repeat=7)]
@@ -182,7 +182,7 @@ def test_a_request_that_comes_while_the_process_ends_is_told(backend):
 
 
 def test_a_request_whose_turn_does_not_come_any_more_is_told(backend):
-    """Given a batch in work and one behind it, when the engine closes, then one is done and the other told."""
+    """Given a running batch and one behind it, when the engine closes, then one is computed and the other fails."""
     engine = fake_engine(fake_model("m", backend=backend))
     backend.proceed.clear()
     with ThreadPoolExecutor(3) as clients:
@@ -220,7 +220,7 @@ def test_the_timing_of_a_request_that_fails_is_told_as_far_as_it_came(engine, ba
 
 
 def test_a_route_of_its_own_computes_with_its_own_backend():
-    """Given a model whose queries take another backend, when it embeds both at once, then each comes from its own."""
+    """Given a model with another backend for queries, when both run at once, then each uses its own backend."""
     plain, query = FakeBackend(), FakeBackend()
     routes = {None: fake_route(plain), "query": fake_route(query, prompt=QUERY)}
     engine = fake_engine(fake_model("before"), fake_model("m", routes=routes))

@@ -30,7 +30,7 @@ def test_every_setting_is_in_the_example_and_can_be_uncommented(monkeypatch, tmp
     lines = [line[2:] for line in config.env_example().splitlines() if line.startswith(f"# {key}=")]
     assert len(lines) == 1
     more = 'SUPPORTED_MODELS="your-organisation/your-model"\n' if key == "TRUST_REMOTE_CODE" else ""
-    # Placeholders of secrets are refused.
+    # The service refuses placeholders of secrets.
     (tmp_path / ".env").write_text(more + lines[0].replace("your_", "my_") + "\n")
     load_settings()
 

@@ -1,4 +1,4 @@
-"""`make` and the environment that its targets use, with requirements of a few bytes in place of the service's."""
+"""`make` and the environment that its targets use, with tiny requirements instead of the service's."""
 
 import os
 import re
@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Its program gunicorn prints the environment that it runs in, and the arguments that it got.
+# The output of the fake program gunicorn: its environment's folder and its arguments.
 SERVED = "serves from {folder}: wsgi:app"
 
 
 def write_wheel(index: Path, name: str, version: str = "1.0", program: str = "pass") -> None:
-    """Adds to an index of packages, a folder, one with a program of its own name."""
+    """Add a package to an index, which is a folder. The package has a program of the same name."""
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": f"import sys\n\n\ndef main():\n    {program}\n",
@@ -35,10 +35,10 @@ def write_wheel(index: Path, name: str, version: str = "1.0", program: str = "pa
 
 
 class Checkout:
-    """What `make` needs of this one, with requirements of its own.
+    """The files of this checkout that `make` needs, with other requirements.
 
     Args:
-        index: Where pip finds packages if not told otherwise.
+        index: Folder where pip finds packages by default.
     """
 
     def __init__(self, folder: Path, index: Path) -> None:
@@ -57,7 +57,7 @@ class Checkout:
         (self.folder / "requirements.txt").write_text("\n".join(lines))
 
     def run(self, *words: str | Path, **variables: str) -> subprocess.CompletedProcess:
-        """Runs a program with this index as pip's default one, none for torch, and make's own defaults."""
+        """Run a program with this index as pip's default, no index for torch, and make's own defaults."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON", "MAKE"))}
         pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": self.index.as_uri()}
         told = {**kept, **pip, "TORCH_INDEX_URL": "", **variables}
@@ -68,14 +68,14 @@ class Checkout:
         return self.run("make", "--silent", f"PYTHON={sys._base_executable}", *words, **variables)
 
     def assert_serves(self, *words: str, folder: Path | None = None, **variables: str) -> str:
-        """`make run` starts the program of the environment; what was said on the way."""
+        """Assert that `make run` starts the program of the environment; return the standard error output."""
         done = self.make("run", *words, **variables)
         served = SERVED.format(folder=folder or self.environment)
         assert (done.returncode, done.stdout) == (0, f"{served}\n"), done.stderr
         return done.stderr
 
     def refusal(self, *words: str, **variables: str) -> str:
-        """The one line with which make ends, without make's own."""
+        """Return the one error line, without make's own lines."""
         done = self.make(*words, **variables)
         assert done.returncode == 2
         (line,) = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
@@ -93,7 +93,7 @@ def index(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(index, tmp_path_factory):
-    """A checkout with a whole environment."""
+    """A checkout with a complete environment."""
     checkout = Checkout(tmp_path_factory.mktemp("made").resolve() / "checkout", index)
     said = checkout.assert_serves()
     assert said == "installing requirements.txt into .venv\n"
@@ -108,7 +108,7 @@ def empty(index, tmp_path):
 
 @pytest.fixture
 def whole(made, empty):
-    """A checkout with a copy of a whole environment."""
+    """A checkout with a copy of a complete environment."""
     shutil.copytree(made.environment, empty.environment, symlinks=True)
     return empty
 
@@ -179,7 +179,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(whole):
     python = whole.environment / "bin" / "python"
     python.unlink()
     python.symlink_to("/usr/bin/python3.99")
-    # So it was before it told anything.
+    # Older versions of the script wrote an empty stamp.
     (whole.environment / "bin" / ".installed").write_text("")
     assert whole.assert_serves().startswith(".venv: its Python is gone or of another version; making")
 
@@ -191,7 +191,7 @@ def test_an_environment_of_another_version_of_python_is_made_anew_with_nothing_l
 
 
 def test_an_interrupted_install_is_finished(whole):
-    """Given a pip that was killed between a package's files and its scripts, then the package is installed again."""
+    """Given a pip that was killed before it wrote a package's scripts, then make installs the package again."""
     (whole.environment / "bin" / ".installed").unlink()
     (whole.environment / "bin" / "gunicorn").unlink()
     (packages(whole.environment) / "gunicorn-1.0.dist-info" / "RECORD").unlink()
@@ -210,7 +210,7 @@ def test_requirements_that_changed_are_installed_and_so_are_those_that_a_file_na
         done = whole.run("scripts/environment.sh", sys.executable, whole.environment, target)
         assert done.returncode == 0, done.stderr
         assert (packages(whole.environment) / f"gunicorn-{version}.dist-info").exists()
-    # What was right before is not taken for right now.
+    # The stamp from before the change is not right any more.
     assert whole.assert_serves() == "installing requirements.txt into .venv\n"
     assert whole.assert_serves() == ""
 
@@ -264,5 +264,5 @@ def test_only_an_index_without_torch_is_said_to_give_none(whole, tmp_path):
     assert done.returncode == 2
     assert "torch-1.0-py3-none-any.whl" in done.stderr
     assert "did not provide" not in done.stderr
-    # The default index has one, which may be of another build.
+    # torch came from the default index, which may have another build.
     assert (packages(whole.environment) / "torch-2.0.dist-info").exists()

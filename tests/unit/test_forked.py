@@ -1,4 +1,4 @@
-"""Workers that a plain process forks; tests/model has them with a real model."""
+"""Workers that a plain process forks. tests/model tests them with a real model."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ VECTORS = np.stack([vector(ids) for ids in TEXTS])
 
 
 class Slow(FakeBackend):
-    """Long enough for another process to fetch a batch."""
+    """A backend whose batches last long enough for another process to fetch one."""
 
     def compute(self, inputs, n_prompt_tokens):
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""What a model's files say of it, before it is loaded: other kinds of model, weights that are not there, code."""
+"""The inspection of a model's files before it is loaded: other kinds of model, missing weights, code."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def write(file: Path, content) -> Path:
 
 @pytest.fixture
 def model(tmp_path):
-    """An embedding model of two modules, as far as its files tell."""
+    """The files of an embedding model with two modules."""
     folder = tmp_path / "model"
     modules = [("", f"{BASE}.transformer.Transformer"), ("1_Pooling", POOLING)]
     write(folder / "modules.json", [{"path": path, "type": type_} for path, type_ in modules])
@@ -55,7 +55,7 @@ def settings_of(monkeypatch, **variables):
 
 
 def inspect(folder, monkeypatch, fetch=nobody, **variables):
-    """Inspects a folder as the only model; what was found, with the contents of what is loaded read in its context."""
+    """Inspect a folder as the only model; return what was found, and the contents of the files that would be loaded."""
     settings = settings_of(monkeypatch, SUPPORTED_MODELS=f"m={folder}", **variables)
     with inspected(settings.supported_models[0], folder, settings, fetch) as found:
         require_trust_used([found], settings)

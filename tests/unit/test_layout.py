@@ -42,7 +42,7 @@ def test_a_pack_holds_the_texts_one_behind_the_other():
 
 
 def test_the_padding_token_is_not_counted_where_the_model_counts_from_padding_idx():
-    """As transformers does it for RoBERTa, also where a text spells the padding out."""
+    """As in transformers for RoBERTa, even if a text itself contains the padding token."""
     made = Packing(1, first_position=2)([np.array([0, 5, 1, 6]), np.array([0, 1, 7])])
     assert made.positions[0, :7].tolist() == [2, 3, 1, 4, 2, 1, 3]
 

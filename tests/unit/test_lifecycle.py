@@ -1,4 +1,4 @@
-"""A worker's phases follow from what happens to it and when; no clock is read, so each moment is given."""
+"""A worker's phases depend on events and their times. The code reads no clock, so the tests give each time."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from embedding_api.server.lifecycle import Lifecycle, Phase
 
 
 def phases(lifecycle, moments, *, is_told_to_stop=True, server_stops=False, n_connections=1):
-    """The phase at each moment, in seconds."""
+    """Return the phase at each moment. Moments are in seconds."""
     given = {"is_told_to_stop": is_told_to_stop, "server_stops": server_stops, "n_connections": n_connections}
     return [lifecycle.advance(now_s, **given) for now_s in moments]
 

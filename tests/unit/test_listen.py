@@ -1,4 +1,4 @@
-"""Ports that are taken are found out; the announcement tells where to ask."""
+"""A start finds ports that are in use. The announcement names the service's addresses."""
 
 import logging
 import socket
@@ -22,7 +22,7 @@ def _as_at_a_start(monkeypatch):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """A taken port, in the settings."""
+    """A port that is in use, as PORT in the settings."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -81,7 +81,7 @@ def test_what_can_be_no_address_is_told_in_a_line(monkeypatch, told, said):
 
 
 def listening(*sockets, told=(("127.0.0.1", 8000),), systemd=False):
-    """Gunicorn's arbiter with sockets of these names."""
+    """Return a fake of Gunicorn's arbiter whose sockets have these names."""
     named = [SimpleNamespace(sock=SimpleNamespace(getsockname=lambda name=name: name)) for name in sockets]
     return SimpleNamespace(LISTENERS=named, cfg=SimpleNamespace(address=list(told)), systemd=systemd)
 
@@ -104,7 +104,8 @@ def test_a_running_master_refuses_what_it_could_not_listen_on(monkeypatch, taken
 def test_a_running_master_cannot_give_its_port_another_host(monkeypatch, taken):
     address = ("127.0.0.1", taken)
     listen.announce(listening(address, told=[address]), load_settings())
-    # Nobody listens there: it is tried, and refused, since this port is taken on one of all addresses.
+    # No socket of this service has that address, so the check tries it. It fails, because 0.0.0.0 includes an address
+    # where the port is in use.
     monkeypatch.setenv("HOST", "0.0.0.0")
     with pytest.raises(AddressError, match=r"cannot listen on 0\.0\.0\.0 port .*; restart the service"):
         listen.refuse_used_addresses(load_settings())
@@ -149,7 +150,7 @@ def test_the_announcement_asks_for_the_key_and_does_not_tell_it(caplog, monkeypa
     ids=str,
 )
 def test_loopback_and_unix_sockets_are_for_this_machine_alone(monkeypatch, caplog, address):
-    """Whatever the settings say of the address."""
+    """The announcement depends on the sockets, and not on HOST."""
     monkeypatch.setenv("HOST", "0.0.0.0")
     with caplog.at_level(logging.INFO):
         listen.announce(listening(address), load_settings())

@@ -1,4 +1,4 @@
-"""Which killed workers the log says lacked memory."""
+"""Log lines of killed workers: which of them name a lack of memory."""
 
 import logging
 
@@ -10,7 +10,7 @@ from embedding_api.server.memory_kills import MemoryKills
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """What the control group tells of the kernel's kills."""
+    """A fake control group: its number of out-of-memory kills, and its memory limit."""
     kernel = {"kills": 2, "limit": 2**29}
     monkeypatch.setattr(memory_kills.cgroup, "n_oom_kills", lambda: kernel["kills"])
     monkeypatch.setattr(memory_kills.cgroup, "memory_limit", lambda: kernel["limit"])
@@ -18,7 +18,7 @@ def kernel(monkeypatch):
 
 
 def logged(kills, message="Worker (pid:%s) was sent %s! Perhaps out of memory?", *args):
-    """Return what the log has of a record of Gunicorn."""
+    """Return the message of Gunicorn's log record after the filter."""
     record = logging.makeLogRecord({"msg": message, "args": args or (7, "SIGKILL")})
     assert kills.filter(record)
     return record.getMessage()

@@ -1,4 +1,4 @@
-"""Responses that wait for their clients: bytes and pieces of files, in their order, however little a client takes."""
+"""Responses that wait for their clients: bytes and pieces of files, in order, even if a client reads only a little."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""A request is parsed once, however its bytes come, and means what Gunicorn's blocking parser would make of it."""
+"""A request is parsed once, in pieces of any size, with the same result as from Gunicorn's blocking parser."""
 
 import contextlib
 import random
@@ -38,7 +38,7 @@ WHOLE = {
     "codings in a list": POST + b"Transfer-Encoding: gzip, Chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
     "codings in two headers": POST + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 }
-# A head that is complete, and refused before a body comes.
+# Complete heads that the parser refuses before the body arrives.
 REFUSED = {
     "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n",
     "a list of lengths": POST + b"Content-Length: 5, 5\r\n\r\n",
@@ -80,7 +80,7 @@ def new_parser(max_body_bytes=MAX_BODY, file_bodies=None) -> Parser:
 
 
 class Stream:
-    """A source for Gunicorn's parser; it knows whether it was read beyond its end."""
+    """A source for Gunicorn's parser. `has_run_dry` is True after a read beyond its end."""
 
     def __init__(self, data):
         self.data, self.position, self.has_run_dry = data, 0, False
@@ -93,7 +93,7 @@ class Stream:
 
 
 def parsed_by_gunicorn(data: bytes):
-    """The end of the request and its body as Gunicorn's blocking parser has them; or "refused", or "more"."""
+    """Return the request's end and its body by Gunicorn's blocking parser, or "refused", or "more"."""
     stream = Stream(data)
     parser = RequestParser(CONFIG, stream, ("127.0.0.1", 1))
     try:
@@ -107,7 +107,7 @@ def parsed_by_gunicorn(data: bytes):
 
 
 def parsed(data: bytes, step=None, *, has_ended=False, **options):
-    """The same by ours, with the bytes in pieces of `step`."""
+    """Return the same by our parser, with the bytes in pieces of `step`."""
     parser = new_parser(**options)
     step = step or max(len(data), 1)
     for start in range(0, len(data), step):
@@ -277,7 +277,7 @@ def test_the_body_of_a_route_for_files_goes_to_a_file_and_not_into_memory(name, 
 
 
 def test_it_never_disagrees_with_gunicorns_parser():
-    """Requests cut, joined and damaged at random: where Gunicorn takes one, we find the same end and the same body."""
+    """Given requests cut, joined and damaged at random, when Gunicorn accepts one, then ours has the same result."""
     choose = random.Random(0)
     samples = [*WHOLE.values(), *REFUSED.values()]
     pieces = [
@@ -306,7 +306,7 @@ def test_it_never_disagrees_with_gunicorns_parser():
         if isinstance(wanted, tuple):
             assert got == wanted, data
         elif isinstance(got, tuple):
-            # Gunicorn waited for the request behind it.
+            # Gunicorn waited for the next request.
             assert wanted == "more", data
             assert parsed_by_gunicorn(data[: got[0]] + b"GET") == got, data
     assert n_taken > 2000
@@ -315,7 +315,7 @@ def test_it_never_disagrees_with_gunicorns_parser():
 @pytest.mark.parametrize("spaces", [b" " * 60_000, b" \t" * 30_000])
 @pytest.mark.parametrize("end", [b"", b"y", b"\rx"])
 def test_white_space_costs_no_time(spaces, end):
-    """Given what made a search try every cut of the white space, a few KB were minutes."""
+    """Given white space for which a naive search tries every split and takes minutes, then parsing is fast."""
     head = b"POST / HTTP/1.1\r\nExpect:" + spaces + b"x" + spaces + end + b"\r\n\r\n"
     extension = CHUNKED + b"1;a" + spaces[:4000] + b"=b" + spaces[:4000] + end + b"\r\n"
     for data in (head, extension):

@@ -1,4 +1,4 @@
-"""Jobs run in their order on threads that start as they are needed; urgent jobs overtake, on spare threads."""
+"""Jobs run in order on threads that start when needed. Urgent jobs overtake them, on spare threads."""
 
 import functools
 import threading
@@ -13,7 +13,7 @@ until = functools.partial(conftest.until, deadline_s=10)
 
 
 class Jobs:
-    """Jobs that run until they may end."""
+    """Jobs that run until `may_end` is set."""
 
     def __init__(self):
         self.begun = []

@@ -1,4 +1,4 @@
-"""Programs of their own: what they are given, and what is made of how they end."""
+"""Separate programs: their environment, and the result of each way in which they can end."""
 
 import os
 
@@ -20,7 +20,7 @@ def test_the_answer_is_the_last_line_whatever_was_written_before():
 @pytest.mark.parametrize(("is_quiet", "level"), [(True, "DEBUG"), (False, "WARNING")])
 def test_each_line_of_stderr_is_logged_once(caplog, is_quiet, level):
     caplog.set_level("DEBUG", programs.__name__)
-    # More than a pipe holds, to both.
+    # The program writes more to both streams than a pipe holds.
     code = "import sys; [print('x' * 9999, file=f) for f in (sys.stdout, sys.stderr) for _ in range(9)]; print('{}')"
     assert ask(f"{code}; print('last\\n\\nline', end='', file=sys.stderr)", is_quiet=is_quiet) == {}
     assert {line.levelname for line in caplog.records} == {level}

@@ -1,4 +1,4 @@
-"""What is measured against sentence-transformers, and where the bounds are."""
+"""The measure of the difference from sentence-transformers, and its bounds."""
 
 import numpy as np
 import pytest

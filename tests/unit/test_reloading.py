@@ -1,4 +1,4 @@
-"""What a reload cannot change. tests/server/test_reload.py has the rest, with a real Gunicorn."""
+"""Settings that a reload cannot change. tests/server/test_reload.py has the rest, with a real Gunicorn."""
 
 import logging
 import os
@@ -17,20 +17,20 @@ READ = {
 
 
 class Config(SimpleNamespace):
-    """What Gunicorn has read."""
+    """The configuration that Gunicorn has read."""
 
     def set(self, name, value):
         setattr(self, name, value)
 
 
 def reload(monkeypatch, before, after):
-    """What Gunicorn has read after SIGHUP, if it read `before` at the start of a service with one worker."""
+    """Return Gunicorn's configuration after SIGHUP. The service started with `before` and one worker."""
     monkeypatch.setenv("WORKERS", "1")
     before, after = (Config(**READ | {"chdir": Path.cwd()} | told) for told in (before, after))
     app = SimpleNamespace(cfg=before)
     app.reload = lambda: setattr(app, "cfg", after)
     arbiter = SimpleNamespace(app=app)
-    # As Gunicorn's own begins.
+    # Gunicorn's own method begins with this call.
     arbiter.handle_hup = lambda: app.reload()
     reloading.guard(arbiter, load_settings())
     arbiter.handle_hup()

@@ -1,4 +1,4 @@
-"""A client waits until its earliest deadline, and whoever asked to know is called once when it leaves."""
+"""A request's deadline is its earliest one. A callback for the client's leaving is called once."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Several workers on one exchange: batches travel, come back, and survive whoever had them."""
+"""Several workers on one exchange: batches go to other workers and come back, and none is lost with a worker."""
 
 import functools
 import threading
@@ -24,7 +24,7 @@ until = functools.partial(conftest.until, deadline_s=10)
 
 
 def texts(n, n_tokens=8, first=1):
-    """Distinct ids, int64, (n_tokens,)."""
+    """Return the token ids of `n` different texts, each int64, (n_tokens,)."""
     return [np.array([first + i, *range(2, n_tokens + 1)], dtype=np.int64) for i in range(n)]
 
 
@@ -33,7 +33,7 @@ def assert_right(ids, vectors):
 
 
 class Worker:
-    """What a worker process has of the engine, in threads of the test."""
+    """The engine's part of a worker process, in threads of the test."""
 
     def __init__(self, exchange, backend=None, **options):
         self.backend = backend or FakeBackend()
@@ -56,7 +56,7 @@ class Worker:
 
 
 def n_duplicates():
-    """How many texts of all requests so far were on their way already when they came."""
+    """Return how many texts so far were equal to a text that was waiting or running when they arrived."""
     return counters.registry().get_sample_value("embeddings_texts_deduplicated_total", {"model": "model"}) or 0
 
 
@@ -103,7 +103,7 @@ def test_requests_of_all_workers_at_once_each_get_their_own(workers):
 
 
 def test_a_busy_worker_lets_an_idle_one_compute(workers):
-    """Given a worker whose core is held, when it gets another request, then the other core computes it."""
+    """Given a worker whose core is busy, when it gets another request, then the other worker computes it."""
     one, other = workers(), workers()
     one.backend.proceed.clear()
     with ThreadPoolExecutor(2) as clients:
@@ -117,7 +117,7 @@ def test_a_busy_worker_lets_an_idle_one_compute(workers):
 
 
 def test_a_core_that_gets_free_fetches_what_waits_elsewhere(workers):
-    """Given two held cores and a waiting request, when the other worker's core gets free, then it computes that."""
+    """Given two busy workers and a waiting request, when the other worker is free, then it computes the request."""
     one, other = workers(), workers()
     one.backend.proceed.clear()
     other.backend.proceed.clear()
@@ -133,13 +133,13 @@ def test_a_core_that_gets_free_fetches_what_waits_elsewhere(workers):
 
 
 def test_the_batch_of_a_worker_that_is_gone_is_computed_again(workers, exchange):
-    """Given a batch at another worker, when that is gone, as the master says, then the batch is computed elsewhere."""
+    """Given a batch at another worker, when that worker has died, as the master says, then another computes it."""
     one, other = workers(), workers()
     other.backend.proceed.clear()
     with ThreadPoolExecutor(1) as clients:
         asked = clients.submit(one.compute, texts(60))
         assert other.backend.entered.wait(10)
-        # The master does this for a worker that was killed; here its thread lives on, and answers late.
+        # The master does this for a killed worker. Here the worker's thread keeps running, and answers late.
         exchange.leave(other.seat)
         assert_right(texts(60), asked.result(10))
         other.backend.proceed.set()
@@ -179,7 +179,7 @@ def test_the_next_worker_computes_when_the_first_is_gone(workers, exchange):
 
 
 class Picky(FakeBackend):
-    """Cannot compute what begins with 666."""
+    """A backend that fails if a text begins with 666."""
 
     def compute(self, inputs, n_prompt_tokens):
         if any(ids[0] == 666 for ids in inputs):
@@ -188,7 +188,7 @@ class Picky(FakeBackend):
 
 
 def test_a_text_that_fails_fails_alone(workers):
-    """Given one text that no backend can compute, then the requests that shared its batch still get their vectors."""
+    """Given a text that no backend can compute, then the other requests in its batch still get their vectors."""
     one, _ = workers(backend=Picky()), workers(backend=Picky())
     with ThreadPoolExecutor(8) as clients:
         bad = clients.submit(one.compute, texts(1, first=666))
@@ -200,7 +200,7 @@ def test_a_text_that_fails_fails_alone(workers):
 
 
 def test_a_text_that_fails_at_another_worker_is_tried_here(workers):
-    """Given a worker whose core is held and another that can compute nothing, then it waits for the first."""
+    """Given a busy worker and another that cannot compute a text, then the text waits for the first worker."""
     one, other = workers(), workers(backend=Picky())
     one.backend.proceed.clear()
     with ThreadPoolExecutor(2) as clients:
@@ -226,9 +226,9 @@ def test_vectors_of_a_wrong_shape_are_an_error_and_harm_no_thread(workers):
 
 
 def test_a_request_ends_whoever_computes_while_workers_come_and_go(workers):
-    """Given one computing worker of three, when it is replaced while requests come, then all of them are answered.
+    """Given one computing worker of three, when it is replaced while requests come, then all requests are answered.
 
-    The new one gets the seat of the old one, and is the youngest all the same.
+    The new worker takes the seat of the old one, and still counts as the youngest.
     """
     crew = [workers(n_computing=1) for _ in range(3)]
     stop = threading.Event()
@@ -257,7 +257,7 @@ def test_a_request_ends_whoever_computes_while_workers_come_and_go(workers):
 
 
 def test_load_at_the_computing_worker_does_not_lock_the_others_out(workers):
-    """Given a computing worker that always has texts of its own, then one from another worker is soon computed."""
+    """Given a computing worker that always has its own texts, then it still computes another worker's text soon."""
     owner, other = workers(n_computing=1), workers(n_computing=1)
     stop = threading.Event()
     n_rounds = []
@@ -314,7 +314,7 @@ RESULTS = {
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_a_result_of_any_kind_comes_whole(exchange, kind):
-    """Given a receiver that does not read, then the sender is not held up, and all of it arrives in the end."""
+    """Given a receiver that does not read, then the sender does not block, and the whole result arrives later."""
     result, seats = RESULTS[kind], [exchange.board.take_seat(), exchange.board.take_seat()]
     one, other = (Mailbox(exchange, seat) for seat in seats)
     work = Work(seats[0].address, 7, Lane(1, 2), texts(3))
@@ -326,7 +326,7 @@ def test_a_result_of_any_kind_comes_whole(exchange, kind):
     end = time.monotonic() + 10
     while not isinstance(delivered := one.receive(0.01), Delivered):
         assert time.monotonic() < end
-        # It sends the rest while it waits for messages.
+        # The sender sends the rest while it waits for messages.
         other.receive(0)
     assert (delivered.number, delivered.worker) == (7, seats[1].address)
     assert delivered.result.values.dtype == result.values.dtype
@@ -348,7 +348,7 @@ def test_a_full_exchange_has_no_seat(exchange):
 
 
 def test_equal_texts_are_computed_once(workers):
-    """Given equal texts in one request and in requests that wait, then each distinct one is computed once."""
+    """Given equal texts in one request and in waiting requests, then each different text is computed once."""
     one = workers()
     one.backend.proceed.clear()
     wanted = texts(5, first=10)
@@ -366,7 +366,7 @@ def test_equal_texts_are_computed_once(workers):
 
 
 def hold(worker, clients, ids=None):
-    """Lets a worker's core begin a batch that does not end; the future of whoever wants it."""
+    """Let a worker's core begin a batch that does not end; return the future of its request."""
     worker.backend.proceed.clear()
     held = clients.submit(worker.compute, texts(1, first=900) if ids is None else ids)
     assert worker.backend.entered.wait(10)
@@ -425,7 +425,7 @@ def test_more_than_may_wait_in_all_workers_is_refused_and_one_request_is_taken_w
     one, other = workers(**limits), workers(**limits)
     with ThreadPoolExecutor(4) as clients:
         held = [hold(one, clients), hold(other, clients, texts(1, first=950))]
-        # 160 tokens: more than may wait, but nothing waits yet.
+        # 160 tokens exceed the queue's limit, but the queue is empty.
         large = clients.submit(one.compute, texts(20))
         until(lambda: one.n_waiting_tokens == 160)
         for worker in (one, other):
@@ -441,7 +441,7 @@ def test_more_than_may_wait_in_all_workers_is_refused_and_one_request_is_taken_w
 
 
 def test_a_worker_that_hangs_gives_up_that_batch_and_leaves_the_rest_to_others(workers):
-    """Given a hung batch of a worker's own, when the worker retires, then what waits is computed by the other."""
+    """Given a worker's own batch that hangs, when the worker retires, then the other one computes the waiting texts."""
     one, other = workers(inference_timeout_s=0.01), workers()
     with ThreadPoolExecutor(4) as clients:
         hung = hold(one, clients)
@@ -457,7 +457,7 @@ def test_a_worker_that_hangs_gives_up_that_batch_and_leaves_the_rest_to_others(w
         other.backend.proceed.set()
         assert_right(texts(5), waiting.result(10))
         held.result(10)
-        # It comes to an end after all, and nobody minds.
+        # The hung batch ends late, which has no effect.
         one.backend.proceed.set()
     assert_right(texts(3), other.compute(texts(3)))
 
@@ -468,14 +468,14 @@ def test_a_worker_that_hangs_on_anothers_batch_tells_it_and_sends_back_what_it_d
         owner.backend.proceed.clear()
         hung = clients.submit(other.compute, texts(1))
         assert owner.backend.entered.wait(10)
-        # Where not all compute, one batch more waits at the one that does.
+        # If not all workers compute, one more batch waits at the computing worker.
         not_begun = clients.submit(other.compute, texts(2, first=50))
         until(lambda: not owner.accepts)
         until(owner.runner.retire_if_stuck)
         with pytest.raises(DeadlineExceededError):
             hung.result(10)
         until(lambda: other.n_waiting_tokens == 16)
-        # The master, when the process is gone.
+        # The master does this when the process has ended.
         exchange.leave(owner.seat)
         assert_right(texts(2, first=50), not_begun.result(10))
         owner.backend.proceed.set()

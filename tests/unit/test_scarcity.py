@@ -1,4 +1,4 @@
-"""What the system refuses ends a start in one line, and is tried again in a running service."""
+"""A lack of processes or threads ends a start with one line. A running service tries again."""
 
 import logging
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from embedding_api.server import flags, scarcity
 
 @pytest.fixture(autouse=True)
 def _new_server(monkeypatch):
-    """No worker has served, nothing is lacking, and nobody sleeps."""
+    """Reset the flags, and let no code sleep."""
     for name in ("HAS_SERVED", "LACKS_THREADS"):
         monkeypatch.setattr(flags, name, flags.Flag())
     monkeypatch.setattr(scarcity, "_is_halting", False)
@@ -26,7 +26,7 @@ def given_up():
 
 @pytest.fixture
 def arbiter(given_up):
-    """One whose forks the system refuses."""
+    """A fake of Gunicorn's arbiter whose forks the system refuses."""
 
     def refuse():
         raise BlockingIOError(11, "Resource temporarily unavailable")
@@ -63,7 +63,7 @@ def test_a_worker_without_threads_ends_a_start_once():
         raise StartError("the system refuses thread 1")
     with pytest.raises(HaltServer, match="the threads that a worker needs"):
         scarcity.halt_without_threads()
-    # The master takes note of its other workers' ends while it ends itself.
+    # The master handles the ends of its other workers while it stops. A second call must do nothing.
     scarcity.halt_without_threads()
 
 

@@ -1,4 +1,4 @@
-"""The scheduler, in any order of events, with several workers; and bugs that this must find."""
+"""The scheduler with several workers and events in any order, and planted bugs that the test must find."""
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,7 +22,7 @@ from embedding_api.engine.work import Lane
 from tests.simulation import Simulation
 
 LANES = [Lane(0, 0), Lane(1, 0), Lane(0, 2)]
-# No shrinking: a failure says what happened, in at most 60 steps.
+# No shrinking, because a failure already shows its events, 60 at most.
 SETTINGS = settings(
     max_examples=300,
     stateful_step_count=60,
@@ -35,7 +35,7 @@ SETTINGS = settings(
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Arrivals, abandonments, ends, failures, hangs, deaths and departures, interleaved in any way."""
+    """Arrivals, abandonments, ends, failures, hangs, deaths and departures, in any order."""
 
     @initialize(n_workers=st.integers(1, 3), n_computing=st.integers(1, 3))
     def start(self, n_workers, n_computing):
@@ -110,7 +110,7 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.busy and len(self.simulation.living) > 1)
     @rule(data=st.data())
     def a_worker_dies_with_its_result_on_the_way(self, data):
-        """The owner knows of the death before it reads the result."""
+        """The batch's owner learns of the death before it reads the result."""
         worker = self.pick(data, self.busy)
         self.simulation.end(worker)
         self.simulation.kill(worker)
@@ -163,7 +163,7 @@ def forget_the_batches_of_dead_workers(monkeypatch):
 
 
 def take_late_deliveries(monkeypatch):
-    """Batches are remembered when their texts wait again, and a late delivery ends them once more."""
+    """A planted bug: a late delivery ends a batch a second time, after its texts went back to the queue."""
     answer, find, requeue, known = Backlog.answer, Backlog.find_away, Backlog.requeue, {}
 
     def remember(self, batch, now_s):
@@ -203,6 +203,6 @@ def let_abandoned_texts_wait_again(monkeypatch):
 )
 def test_planted_bugs_are_found(monkeypatch, plant):
     plant(monkeypatch)
-    # A check of the simulation fails, or the scheduler does not know its own batch.
+    # The bug shows as a failed check of the simulation, or as a batch that the scheduler does not know.
     with pytest.raises((AssertionError, KeyError)):
         run_state_machine_as_test(AnyOrder, settings=settings(SETTINGS, max_examples=2000, derandomize=True))

@@ -1,4 +1,4 @@
-"""Temporary files: in memory, where no other folder can be written to."""
+"""Temporary files: in memory if no other folder is writable."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def test_heartbeats_are_in_memory():
 
 
 def test_where_only_memory_can_be_written_to_temporary_files_go_there():
-    """As torch's do, in a container whose root is read-only."""
+    """Given a read-only root, as in some containers, then temporary files, such as torch's, are in /dev/shm."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespace can be had here")
     close = "for folder in /tmp /var/tmp; do mount --bind $folder $folder && mount -o remount,bind,ro $folder; done"

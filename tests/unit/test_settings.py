@@ -1,4 +1,4 @@
-"""Settings are read once; a wrong one is refused with its key, its value and the rule."""
+"""Settings are read once. The error for a wrong setting has its key, its value and the rule."""
 
 import os
 import pwd

@@ -1,4 +1,4 @@
-"""The manual in docs/ is a site that loads nothing from another host, and its links lead somewhere."""
+"""The manual in docs/ is a site that loads nothing from another host and has no broken links."""
 
 import re
 import shutil
@@ -52,14 +52,14 @@ def is_outside(url: str) -> bool:
 
 
 def build(folder: Path, source: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    # As in the Makefile. With --quiet, MkDocs would count no warnings, and --strict would have no effect.
+    # The options of the Makefile. With --quiet, MkDocs would count no warnings, and --strict would have no effect.
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     return subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """Build the site; links and anchors that lead nowhere fail the build."""
+    """The built site. Broken links and anchors fail the build."""
     folder = tmp_path_factory.mktemp("site")
     done = build(folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -154,7 +154,7 @@ def test_each_source_file_that_is_named_exists(document):
 
 
 def pictures(document: Path) -> list[list[set[str]]]:
-    """Return the rows of each picture of imports, each with the modules that stand side by side."""
+    """Return the rows of each picture of imports, each row as the set of its modules."""
     section = document.read_text().partition("\n## Imports\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"^```text\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     return [[set(re.split(" {4}", row)[0].split()) for row in block.splitlines() if "│" not in row] for block in blocks]

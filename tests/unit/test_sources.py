@@ -31,14 +31,14 @@ FILES = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download asks for. `org/private` wants the token, `org/gated` lets nobody in.
+    """The part of the hub that a download uses. `org/private` requires the token, and `org/gated` refuses everyone.
 
-    A model of `fault` is told by what `faults` has for it: a status, a body and headers.
+    A model of the owner `fault` is answered by its entry in `faults`: a status, a body and headers.
     """
 
     asked: ClassVar[list] = []
     faults: ClassVar[dict] = {}
-    # Ends answers that take too long.
+    # Set at the end of a test. It ends responses that still wait.
     is_over = threading.Event()
 
     def do_CONNECT(self):
@@ -101,7 +101,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def small_hub(monkeypatch, tmp_path):
-    """The hub that downloads of this test ask, with an empty cache before it."""
+    """A hub for the downloads of one test, and an empty cache."""
     Hub.asked, Hub.faults = [], {}
     Hub.is_over.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
@@ -133,7 +133,7 @@ def test_the_default_model_comes_from_the_package_without_the_hub(monkeypatch, s
 
 
 def test_the_weights_of_the_package_are_read_at_each_start(monkeypatch):
-    """Given a record of their checksum that is wrong, then it is not believed."""
+    """Given a wrong record of their checksum, then the start does not use it."""
 
     class Wrong(Checksums):
         def sha256(self, path, *, anew=False):
@@ -235,7 +235,7 @@ def test_if_the_hub_fails_the_cache_is_used_and_the_reason_is_logged(monkeypatch
     (line,) = caplog.messages
     assert "model org/good from the Hugging Face hub (org/good): it is served as the cache has it: " in line
     assert "answers 503: Service Unavailable); try again later" in line
-    # A commit cannot change.
+    # A commit cannot change, so the start needs no answer from the hub.
     assert locate(monkeypatch, f"org/good@{COMMIT}") == first
     (first / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=r"503.*\(the cache holds only a part of it\)"):
@@ -267,7 +267,7 @@ def test_a_folder_is_used_as_it_is(monkeypatch, tmp_path):
 
 @pytest.fixture
 def repository(tmp_path):
-    """Makes a folder as the hub's cache has one, with these snapshots."""
+    """Return a function that makes a model's folder in the hub's cache, with these snapshots."""
 
     def make(*commits, main="", files=("config.json", "model.safetensors")):
         folder = tmp_path / "models--org--good"
@@ -328,7 +328,7 @@ def test_code_that_the_hub_does_not_have_is_reported(monkeypatch, small_hub):
 
 @pytest.fixture
 def ask(monkeypatch, small_hub, tmp_path):
-    """The result of the download program in this process, where its lines can be counted."""
+    """Return a function that runs the download in this process, where coverage is measured, and returns its result."""
     addresses._token.cache_clear()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -449,7 +449,7 @@ class TestWhyTheHubGivesNothing:
         assert "the connection to 127.0.0.1" in (problem := ask("org/cut")["problem"])
         assert "failed (peer closed connection" in problem
         assert waits
-        # What came is counted as progress, however often it comes.
+        # With chunks of one byte, the library takes each received byte for progress, and would try again without end.
         monkeypatch.setattr(hub.constants, "DOWNLOAD_CHUNK_SIZE", 1)
         assert "broke off at the same place each time; a proxy" in ask("org/cut")["problem"]
 

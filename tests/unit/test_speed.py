@@ -8,7 +8,7 @@ from tests.fakes import FakeBackend
 
 @pytest.mark.parametrize("window", [None, 512, 16])
 def test_a_cost_is_measured_from_the_backend_within_its_window(monkeypatch, window):
-    """Given a clock that a batch moves by 2 s and 0.01 s a padded token, then the cost says so."""
+    """Given a clock that each batch moves by 2 s plus 0.01 s a padded token, then the cost has these two values."""
     clock = [0.0]
     monkeypatch.setattr("embedding_api.engine.models.speed.time.perf_counter", lambda: clock[0])
 

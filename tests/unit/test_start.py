@@ -1,4 +1,4 @@
-"""The start: its order, and one line with the cure where it fails."""
+"""The start: the order of its steps, and one line with the cure if it fails."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Texts far over the window are read as far as they must be, with the tokens that reading them whole gives."""
+"""Only the necessary part of a long text is read. Its tokens equal those from reading all of it."""
 
 import numpy as np
 import pytest

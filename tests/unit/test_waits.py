@@ -1,4 +1,4 @@
-"""A connection waits for one thing at a time; those that wait for the same expire in the order in which they began."""
+"""A connection waits for one thing at a time. Those that wait for the same thing expire in the order of their start."""
 
 import math
 import time
@@ -10,7 +10,7 @@ READ, WRITE = Wait.REST_OF_REQUEST, Wait.READER
 
 
 def new_waits(timeouts_s):
-    """Waits for connections of which nothing is needed but that they differ."""
+    """Return waits with these timeouts. Any different objects can stand for connections."""
     return Waits(None, None, timeouts_s)
 
 

@@ -1,4 +1,4 @@
-"""The worker in a thread of the test, on a real listener: what it does without a master. tests/server has it whole."""
+"""The worker in a thread of the test, on a real listener and without a master. tests/server tests it in Gunicorn."""
 
 import contextlib
 import functools
@@ -59,7 +59,7 @@ def worker(request, engine, clean_settings, monkeypatch):
     gunicorn_app = SimpleNamespace(wsgi=lambda: app)
     worker = Worker(1, os.getppid(), [listener], gunicorn_app, 30, config, logging.getLogger("gunicorn.test"))
     worker.log = SimpleNamespace(access=lambda *_: None, debug=lambda *_: None, exception=logging.exception)
-    # What `init_process` does beside signals, which only a main thread may.
+    # The steps of `init_process` without the signal handlers, which only a main thread may set.
     monkeypatch.setattr("gunicorn.workers.base.Worker.init_process", lambda self: (self.load_wsgi(), self.run()))
     thread = threading.Thread(target=worker.init_process)
     thread.start()
@@ -122,7 +122,7 @@ def test_what_never_reaches_the_application_is_told_in_the_envelope(worker, requ
 
 
 def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, model, monkeypatch):
-    """Given more requests than threads, then one waits in line, liveness is answered, and a full queue refuses."""
+    """Given more requests than threads, then one waits, liveness is answered, and a full queue refuses requests."""
     model.route.backend.proceed.clear()
     threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(3)]
     for thread in threads:
@@ -141,13 +141,13 @@ def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, mode
 
 @pytest.fixture
 def full(engine, monkeypatch):
-    """The queue is full."""
+    """Make the queue full."""
     monkeypatch.setattr(engine.runner.admission, "is_full", lambda: True)
     monkeypatch.setattr(engine.runner.admission, "overloaded", lambda: OverloadedError("full", retry_after_s=3))
 
 
 def counted():
-    """How many embeddings were refused with 429, by what is counted of requests and of refusals."""
+    """Return the number of requests for embeddings with 429, by the counter of requests and by that of refusals."""
     value = counters.registry().get_sample_value
     labels = {"route": "/v1/embeddings", "method": "POST", "status": "429", "model": ""}
     return (
@@ -157,7 +157,7 @@ def counted():
 
 
 def test_a_refusal_needs_no_thread_and_leaves_what_an_answer_leaves(worker, ask, full, caplog):
-    """Its id is the client's own, it is counted, and its access line has the trace, the route and the status."""
+    """The refusal has the client's id, is counted, and has an access line with the trace, the route and the status."""
     n_requests, n_refusals = counted()
     ids = {"X-Request-ID": "id-1", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
     caplog.handler.addFilter(log.add_ids)
@@ -330,7 +330,7 @@ def test_a_worker_whose_batch_hangs_answers_and_ends(worker, ask, engine, model,
 
 
 def test_a_panic_of_a_library_is_an_error_and_ends_no_thread(worker, ask, engine, monkeypatch):
-    """Such as a library in Rust raises where the system refuses it a thread."""
+    """A library in Rust raises such an exception if the system refuses it a thread."""
 
     class PanicError(BaseException):
         pass
