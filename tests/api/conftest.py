@@ -20,7 +20,7 @@ MODEL = "org/fake"
 
 @pytest.fixture(autouse=True)
 def _push_request_context():
-    """Overrides pytest-flask's own, which shares `flask.g` between the calls of a test."""
+    """Replace pytest-flask's fixture, which shares `flask.g` between the requests of a test."""
     assert hasattr(pytest_flask.plugin, "_push_request_context"), "pytest-flask renamed what this overrides"
 
 
@@ -36,7 +36,7 @@ def api(document: bytes):
 
 
 class Client(FlaskClient):
-    """A client that accepts only responses that the application's own document has."""
+    """A client that accepts only responses that the application's OpenAPI document describes."""
 
     def open(self, *args, **options):
         response = super().open(*args, **options)
@@ -64,7 +64,7 @@ def app(request, clean_settings, no_leaked_threads, monkeypatch, model):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
-    # Without a prompt of any kind.
+    # A model without prompts.
     other = fake_model("org/other", routes={None: fake_route(prompts={})})
     engine = fake_engine(model, other, accepts_token_ids=settings.token_ids == "model")
     app = create_app(settings, engine)
@@ -84,7 +84,7 @@ def of_request(caplog):
 
 @pytest.fixture
 def post(client):
-    """Posts to /v1/embeddings: bytes unchanged, or a dictionary with the model added."""
+    """Return a function that posts to /v1/embeddings: bytes unchanged, or a dictionary with the model added."""
 
     def post(body=None, *, path="/v1/embeddings", headers=None, **fields):
         if isinstance(body, bytes):

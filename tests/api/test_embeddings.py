@@ -78,7 +78,7 @@ def test_a_named_prompt_replaces_the_prompt_of_the_input_type(post):
 
 @pytest.mark.parametrize("word", ["document", "passage", "search_document"])
 def test_words_of_other_apis_for_documents_select_the_route_for_documents(post, model, word):
-    """Given a model with a route for documents."""
+    """Given a route for documents, when a request has another API's word for them, then it takes this route."""
     model.routes["document"] = model.routes["query"]
     np.testing.assert_array_equal(vectors(post(input="a cat", input_type=word)), [QUERY_CAT])
 

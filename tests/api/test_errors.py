@@ -1,4 +1,4 @@
-"""Every failure has the one body, names the field and the cure, and repeats no text."""
+"""Every error has the same form of body, names the field and the cure, and repeats no text of the client."""
 
 import inspect
 import json
@@ -203,11 +203,11 @@ def test_a_debugger_gets_the_exception(app, model):
 
 
 def subclasses(cls) -> set[type]:
-    """Every class below one, at any depth."""
+    """Return all subclasses of a class, at any depth."""
     return {found for sub in cls.__subclasses__() for found in {sub, *subclasses(sub)}}
 
 
-# Errors that are raised only as one of the classes below them.
+# Base classes. Only their subclasses are raised.
 BRANCHES = {errors.RequestError, errors.TransportError}
 RAISED_BY_REQUESTS = subclasses(ServiceError) - subclasses(StartError) - {StartError} - BRANCHES
 

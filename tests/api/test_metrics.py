@@ -10,7 +10,7 @@ from tests.api.conftest import MODEL
 
 @pytest.fixture
 def counted(client):
-    """Returns the growth of a counter since the test began; all tests of a process share the counters."""
+    """Return a function that gives a counter's growth since the test began, because all tests share the counters."""
 
     def families():
         return text_string_to_metric_families(client.get("/metrics").text)

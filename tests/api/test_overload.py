@@ -1,4 +1,4 @@
-"""The view obeys what is known of a request: that it is too much, that its client left, and its deadline."""
+"""The view refuses a request if the queue is full, its client left, or its deadline passed."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from tests.api.test_errors import reported
 
 
 def of(caller):
-    """What the worker adds to the environment of a request of this client."""
+    """Return the worker's additions to the WSGI environment of a request by this client."""
     return {REQUEST: Request(caller=caller)}
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.settings(API_KEY_SECRET="first,second,third")
 
 
 def answers_without_a_key(app) -> set[str]:
-    """Return the endpoints of which some method answers with a status other than 401."""
+    """Return the endpoints with a method that answers with another status than 401."""
     client = app.test_client()
     endpoints = set()
     for rule in app.url_map.iter_rules():
@@ -39,7 +39,7 @@ def test_the_open_list_holds_no_more_than_health_and_documentation():
 
 @pytest.fixture
 def added(app):
-    """Routes that somebody adds later without a thought for keys."""
+    """Routes that a developer adds later and forgets to protect with a key."""
     bp = Blueprint("later", __name__)
     bp.add_url_rule("/later/<int:number>/<path:rest>", "one", lambda **_: "secret", methods=["GET", "PUT", "DELETE"])
     app.register_blueprint(bp, url_prefix="/health")

@@ -59,7 +59,7 @@ def test_the_service_is_live_and_ready(client):
 
 
 def test_the_service_is_not_ready_while_a_batch_is_stuck(app, client, model):
-    """Given a batch that does not end, when its time is over, then readiness fails and liveness does not."""
+    """Given a batch that does not end, when its timeout passes, then readiness fails and liveness does not."""
     engine = service_of(app).engine
     model.route.backend.proceed.clear()
     with ThreadPoolExecutor(1) as requests:
@@ -208,7 +208,7 @@ def test_every_line_of_a_request_and_no_other_has_its_ids(client, model, of_requ
     ids = {record.getMessage(): getattr(record, "fields", {}) for record in of_request.records}
     for line in ("request failed", "request"):
         assert (ids[line]["request_id"], ids[line]["trace_id"]) == ("id-1", TRACE)
-    # By the thread that computes for all, and after the request.
+    # These lines come from the inference thread, which computes for all requests, and from the time after the request.
     assert ids["a batch of 1 texts failed: RuntimeError"] == ids["of none"] == {}
 
 

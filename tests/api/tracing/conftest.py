@@ -12,7 +12,7 @@ from tests.fakes import fake_engine
 
 @pytest.fixture(autouse=True)
 def _variables(monkeypatch, clean_settings, request):
-    """Remove OpenTelemetry's variables, except a short delay and those of the test; use no proxy for loopback."""
+    """Replace OpenTelemetry's variables by a short delay and those of the test; use no proxy for loopback."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")

@@ -1,4 +1,4 @@
-"""What happens when traces cannot be sent, and which settings of tracing refuse the start."""
+"""Traces that cannot be sent, and settings of tracing that end the start with an error."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ from tests.server.conftest import free_port
 
 
 class TestAway:
-    """A collector that does not run."""
+    """Tests without a running collector."""
 
     @pytest.fixture
     def endpoint(self):

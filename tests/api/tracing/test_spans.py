@@ -118,7 +118,7 @@ def test_a_failed_request_is_an_error_and_shows_the_stages_that_it_reached(post,
     assert request.is_error
     assert request.attributes["error.type"] == "500"
     (inference,) = collector.below(request)["inference"]
-    # Both together, and then each alone until one has failed.
+    # A batch of both texts, then one batch for each text until one has failed.
     assert inference.attributes["batches"] == len(collector.below(inference)["batch"]) >= 2
 
 
