@@ -2,13 +2,13 @@
 
 import pytest
 
-# The engines of the test that runs.
+# The engines of the current test.
 LOADED = []
 
 
 @pytest.fixture(autouse=True)
 def close_engines():
-    """An engine that a test does not close would leave its sockets open."""
+    """Close the engines of each test, because an open engine keeps its sockets open."""
     yield
     while LOADED:
         LOADED.pop().close()

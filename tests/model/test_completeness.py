@@ -1,4 +1,4 @@
-"""The model that is served is the one in its files: what libraries would invent or leave out is refused or told."""
+"""The served model equals its files. If libraries would add or omit a part, the start fails or the log says so."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def changed(saved, tmp_path):
-    """A copy of a model whose weights a function changes, and whose config.json gets other values."""
+    """Return a function that copies a model, changes its weights, and sets values in its config.json."""
 
     def change(weights=lambda _: None, make=models.bert_mean, place="", **config) -> Path:
         folder = shutil.copytree(saved(make), tmp_path / "changed")
@@ -73,7 +73,7 @@ def refusal(monkeypatch, source, **variables) -> str:
 
 
 def found(caplog, level=logging.WARNING) -> list[str]:
-    """What was told of the model at that level, without its name."""
+    """Return the log messages about the model at this level, without its name."""
     stored = [record.getMessage() for record in caplog.records if record.levelno == level]
     return [message.removeprefix("model m: ") for message in stored if message.startswith("model m: ")]
 
@@ -100,7 +100,7 @@ class TestMissing:
         assert (
             f"lack weights of BertModel that vectors depend on, which would be random numbers: {LAYER}bias" in message
         )
-        # What a conversion found out is kept, too, so that the next start says it at once.
+        # The cache also keeps the findings of a conversion, so that the next start reports them without converting.
         caplog.clear()
         caplog.set_level(logging.INFO)
         assert message == refusal(monkeypatch, load_settings().supported_models[0].source, BACKEND=backend)
@@ -214,7 +214,7 @@ class TestNumbers:
 
 
 class TestRows:
-    """Tokens that the tokenizer knows and the embedding matrix has no row for."""
+    """Tokens that the tokenizer has and for which the embedding matrix has no row."""
 
     @pytest.fixture
     def added(self, changed):

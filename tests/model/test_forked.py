@@ -1,4 +1,4 @@
-"""All cores of a plain process: no Gunicorn, no Flask, the real model."""
+"""A plain process uses all cores with the real model, without Gunicorn and Flask."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# A program of its own: it forks before it starts a thread, which a process that runs tests cannot promise.
+# A separate program, because it must fork before it starts a thread. A process that runs tests may have threads.
 PROGRAM = """
 import json, os, signal, sys
 from embedding_api.engine.start import load_engine

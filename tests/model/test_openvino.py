@@ -24,12 +24,12 @@ from embedding_api.settings import load_settings
 from tests import models
 from tests.model.test_torch import DOCS, TEXTS, differences
 
-# torch.export uses what torch has deprecated itself; a conversion of ours runs in a process that warns nobody.
+# torch.export uses deprecated parts of torch. The service converts in a separate process, which shows no such warning.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 ROOT = Path(__file__).parents[2]
 BOUND = 2e-6
-# Those that the conversion refuses, and how it says so.
+# Models that the conversion refuses, and a part of the message.
 REFUSED = {
     "bert_prompt_not_pooled": "leaves the prompt out",
     "bert_prompts_not_pooled": "leaves the prompt out",
@@ -40,7 +40,7 @@ REFUSED = {
     "bert_short_queries": "a way of their own",
     "routers_that_disagree": "gain nothing",
 }
-# Those whose texts cannot be packed: tokens that do not look at all others, and a router before the Transformer.
+# Models whose texts cannot be packed: their tokens do not attend to all others, or a router precedes the Transformer.
 PADDED = {"modernbert_cls", "modernbert_long_window", "decoder_last_token", "decoder_last_token_padded_right",
           "router_of_other_tasks"}  # fmt: skip
 
@@ -56,7 +56,7 @@ def converted(source, target, **changes) -> dict:
 
 
 def embed(routes: Routes, texts, task=None):
-    """In one batch of mixed lengths."""
+    """Return the vectors of texts, computed in one batch."""
     route = routes[task]
     return route.backend.compute([tokens.ids for tokens in route.reader.read(texts, route.prompt).tokens], 0).values
 
@@ -159,7 +159,7 @@ def test_int8_multiplies_in_8_bits(folder, tmp_path):
     assert embed(openvino_backend.load(target, precision="int8").routes, TEXTS).shape == (len(TEXTS), 32)
 
 
-# Runs in a child: loads MiniLM, says which modules there are, how many threads, and whether a fork computes and exits.
+# A child process that loads MiniLM. It prints its modules, its number of threads, and if a fork computes and exits.
 _WARM_START = """
 import json, os, sys
 from embedding_api.settings import load_settings
@@ -191,7 +191,7 @@ def test_a_start_from_the_cache_imports_no_torch_leaves_no_thread_and_survives_a
     assert imported == set()
 
 
-# Runs in a child: imports every module of the engine, and says what has changed by that.
+# A child process that imports every module of the engine, and prints the changes that the imports made.
 _IMPORT_ALL = """
 import importlib, json, pkgutil, sys
 import torch, tqdm
@@ -217,7 +217,7 @@ def test_no_module_of_the_engine_acts_when_it_is_imported():
     assert modules == [False, False]
 
 
-# Put before the conversion's own imports by way of sitecustomize.
+# Python runs this as sitecustomize, before the imports of the conversion.
 _RECORD = """
 import os, socket
 def _recorded(name, original):
@@ -236,7 +236,7 @@ def test_a_conversion_to_int8_opens_no_connection(folder, tmp_path, monkeypatch)
     record = tmp_path / "record"
     monkeypatch.setenv("RECORD", str(record))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    # Which hides what openvino's telemetry would do.
+    # If CI is set, openvino's telemetry sends nothing, and the test would not find it.
     monkeypatch.delenv("CI", raising=False)
     environment = programs.environment(())
     probe = "import socket\ntry: socket.create_connection(('127.0.0.1', 9))\nexcept OSError: pass"
@@ -278,7 +278,7 @@ def test_minilm_in_int8_with_the_texts_that_ship_is_within_the_bound_and_kept(tm
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent is gone")
 def test_a_conversion_ends_with_who_started_it(folder, tmp_path):
-    """Given a start that is killed while it converts, then the conversion ends too, and with it the cache's lock."""
+    """Given a start that is killed while it converts, then the conversion ends too, and frees the cache's lock."""
     program = (
         "from embedding_api.settings import load_settings\n"
         "from embedding_api.engine.start import load_engine\n"
@@ -298,7 +298,7 @@ def test_a_conversion_ends_with_who_started_it(folder, tmp_path):
 
 
 def test_signals_reach_a_process_after_one_of_its_models_is_gone(folder, tmp_path):
-    """Each of OpenVINO's cores gives its thread a stack for signals; see `openvino._core`."""
+    """Given two models, when both are deleted, then the process still gets signals; see `openvino._core`."""
     assert converted(models.save(models.bert_mean, folder), tmp_path) == {"warnings": []}
     program = (
         "import signal\n"

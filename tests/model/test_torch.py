@@ -1,4 +1,4 @@
-"""Vectors equal `SentenceTransformer.encode`, whatever the batch they travel in, for every kind of model."""
+"""Vectors equal those of `SentenceTransformer.encode` in any batch, for every kind of model."""
 
 import inspect
 import json
@@ -42,7 +42,7 @@ def load(monkeypatch, source):
 
 
 def differences(reference, vectors):
-    """Largest difference of a component, as a share of its vector's length, for each text."""
+    """Return, for each text, the largest difference of a component divided by the vector's length."""
     return np.abs(reference - vectors).max(axis=1) / np.linalg.norm(reference, axis=1)
 
 
@@ -56,7 +56,7 @@ def assert_equal_in_any_company(engine, source):
     mixed[shuffled] = engine.embed("m", [TEXTS[index] for index in shuffled]).vectors
     for vectors in (together, alone, mixed):
         assert differences(reference, vectors).max() < BOUND
-    # The bound means something only where the texts' vectors differ.
+    # The bound is meaningful only if the texts' vectors differ much more.
     assert differences(reference, np.roll(reference, 1, axis=0)).max() > 100 * BOUND
 
 
@@ -99,7 +99,7 @@ def test_tokens_are_counted_as_the_models_own_tokenizer_does(make, folder, monke
 
 
 def test_the_window_ends_where_the_positions_do(folder, monkeypatch):
-    """A tokenizer that declares more tokens than a RoBERTa has positions would break its model."""
+    """Given a tokenizer that declares more tokens than a RoBERTa has positions, then the window has the positions."""
     source = models.save(models.xlm_roberta_cls, folder)
     copy = shutil.copytree(source, folder / "positions")
     config = copy / "tokenizer_config.json"
@@ -189,7 +189,7 @@ def test_a_model_without_tasks_ignores_the_input_type(make, input_type, folder, 
 
 
 def test_a_prompt_for_passages_is_one_for_documents(folder, monkeypatch):
-    """Which `encode_document` says, and does not do, where a model has no prompt of the name `document`."""
+    """`encode_document` documents this, but does not do it for a model without a prompt of the name `document`."""
     source = models.save(models.bert_default_prompt, folder)
     engine = load(monkeypatch, source)
     vectors = engine.embed("m", TEXTS, input_type="document").vectors
@@ -212,7 +212,7 @@ def test_prompts_that_are_no_texts_refuse_the_start(prompts, message, folder, tm
 
 
 def test_prompts_are_those_that_somebody_gave_the_model(folder, monkeypatch):
-    """sentence-transformers gives each model an empty `query` and `document`, which some models mean so."""
+    """sentence-transformers adds an empty `query` and `document` to each model, but some models really have them."""
 
     def prompts(make):
         engine = load(monkeypatch, models.save(make, folder))
@@ -234,7 +234,7 @@ def test_the_proof_is_measured_and_small(folder, monkeypatch):
 
 
 def test_a_model_that_reads_otherwise_than_encode_is_refused(folder, monkeypatch):
-    """Given a reader that is wrong, when the model is loaded, then the proof sees it."""
+    """Given a wrong attention mask, when the model is loaded, then the proof finds it."""
     original = Padding.__call__
 
     def forgets_the_mask(self, batch):
@@ -251,7 +251,7 @@ def test_a_model_that_reads_otherwise_than_encode_is_refused(folder, monkeypatch
 
 
 def test_a_model_without_its_tokenizer_is_refused(folder, monkeypatch):
-    """transformers makes an empty tokenizer up, to which all words of one length in pieces are the same."""
+    """Without this check, transformers makes an empty tokenizer, for which many different texts are equal."""
     source = shutil.copytree(
         get_model_path(), folder / "no-tokenizer", ignore=shutil.ignore_patterns("tokenizer*", "vocab*")
     )
@@ -311,7 +311,7 @@ def test_threads_and_progress_bars_are_gone_after_loading(folder, monkeypatch):
     ids=lambda m: m.__name__,
 )
 def test_bfloat16_turns_vectors_only_a_little_and_keeps_their_length(make, folder, monkeypatch):
-    """Also those of texts that are far longer than the ones of the proof, whose positions must not be rounded."""
+    """This holds for texts far longer than those of the proof too, because positions are not rounded to bfloat16."""
     source = models.save(make, folder)
     monkeypatch.setenv("PRECISION", "bfloat16")
     engine = load(monkeypatch, source)

@@ -1,4 +1,4 @@
-"""What comes with a model runs, or is unpickled, only where the operator said so for that model."""
+"""A model's own code runs, and its pickles are read, only if the operator allows it for that model."""
 
 import json
 import pickle
@@ -26,7 +26,7 @@ def load(monkeypatch, served, **variables):
 
 
 def with_code_in_a_module(plain: Path, folder: Path) -> Path:
-    """A copy of a model whose pooling is a class of its own, which leaves the file `ran`."""
+    """Copy a model, and replace its pooling by a class in its own file, which makes the file `ran` when imported."""
     shutil.copytree(plain, folder)
     (folder / "own.py").write_text(
         "import pathlib\n"
@@ -41,7 +41,7 @@ def with_code_in_a_module(plain: Path, folder: Path) -> Path:
 
 
 def with_code_in_its_transformer(plain: Path, folder: Path) -> Path:
-    """A copy of a model whose configuration names classes of its own, as transformers' `auto_map` has it."""
+    """Copy a model, and name classes in its own file in its configuration, in transformers' `auto_map`."""
     shutil.copytree(plain, folder)
     (folder / "own.py").write_text(
         "import pathlib\n"
@@ -67,7 +67,7 @@ def test_a_models_code_does_not_run_where_another_model_is_trusted(plain, monkey
 
 @pytest.mark.parametrize("bring", [with_code_in_a_module, with_code_in_its_transformer])
 def test_it_runs_where_that_model_is_trusted(plain, monkeypatch, tmp_path, bring):
-    # Where transformers copies the code to; otherwise it is in the home of who runs the tests.
+    # transformers copies the code to this folder. The default is in the user's home.
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
     source = bring(plain, tmp_path / "with-code")
@@ -77,7 +77,7 @@ def test_it_runs_where_that_model_is_trusted(plain, monkeypatch, tmp_path, bring
 
 @pytest.fixture
 def elsewhere(plain, tmp_path, monkeypatch):
-    """A copy of a model whose code lies in another repository, at two commits in the hub's cache; and those."""
+    """A copy of a model with its code in another repository, and that repository's two commits in the hub's cache."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
     source = with_code_in_its_transformer(plain, tmp_path / "with-code")
@@ -114,7 +114,7 @@ def test_code_in_another_repository_runs_at_the_commit_that_is_trusted(elsewhere
 
 
 class Bomb:
-    """What runs when it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -132,7 +132,7 @@ def test_a_pickle_is_not_read_even_where_safetensors_are_missing_in_one_module_a
     with pytest.raises(ModelLoadError, match="ALLOW_PICKLE=true"):
         load(monkeypatch, f"m={source}")
     assert not (source / "ran").exists()
-    # It is one.
+    # The file is really a pickle that runs code.
     torch.load(bomb, weights_only=False)
     assert (source / "ran").exists()
 
