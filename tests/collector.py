@@ -1,4 +1,4 @@
-"""A collector of traces on loopback, that can be slow, away and back."""
+"""A collector of traces on loopback. It can be slow, stop, and start again."""
 
 import http.server
 import threading
@@ -11,7 +11,7 @@ from tests.conftest import until
 
 
 class Span(NamedTuple):
-    """One span as it arrived; ids in hexadecimal digits."""
+    """One received span. Its ids are hexadecimal digits."""
 
     name: str
     trace_id: str
@@ -34,14 +34,14 @@ def _values(pairs) -> dict:
 
 
 class Collector:
-    """What has arrived.
+    """A running collector, and what it has received.
 
     Attributes:
-        endpoint: Its address, for OTEL_EXPORTER_OTLP_ENDPOINT.
-        spans: In their order.
-        bodies: As they came.
-        proceed: Cleared, it answers nobody.
-        status: What it answers.
+        endpoint: Address of the collector, for OTEL_EXPORTER_OTLP_ENDPOINT.
+        spans: Received spans, in order of arrival.
+        bodies: Bodies of the received requests, in order of arrival.
+        proceed: While this is cleared, the collector answers no request.
+        status: Status of its responses.
     """
 
     def __init__(self, port=0) -> None:
@@ -99,19 +99,19 @@ class Collector:
         self._server.server_close()
 
     def requests(self, n=1) -> list[Span]:
-        """The spans of requests, once so many are there; each comes after what is below it."""
+        """Wait for `n` spans of requests, and return all. A span arrives after the spans below it."""
         found = lambda: [span for span in list(self.spans) if span.kind == 2]  # noqa: E731
         return until(lambda: len(found()) >= n and found(), deadline_s=30, what=f"{n} spans")
 
     def below(self, parent) -> dict[str, list[Span]]:
-        """The spans right below one, by name."""
+        """Return the spans directly below a span, by name."""
         below = [span for span in list(self.spans) if span.parent_id == parent.span_id]
         return {span.name: [other for other in below if other.name == span.name] for span in below}
 
 
 @contextmanager
 def collecting(port=0):
-    """A collector, on this port if one is given."""
+    """Run a collector, on this port if it is not 0."""
     collector = Collector(port)
     try:
         yield collector

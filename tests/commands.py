@@ -1,4 +1,4 @@
-"""Finds the commands that documents and comments show, so that a test can run each of them."""
+"""Find the commands that documents and comments show, so that a test can run each of them."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ COMMENTED = [
 ]
 # Languages of blocks that hold no commands. A block without a language holds commands.
 OTHER_LANGUAGES = {"dotenv", "ini", "json", "python", "text"}
-# A span of code in a sentence is a command if it begins with one of these, or with a program that a block calls.
+# A span of code in a sentence is a command if it begins with one of these programs, or with a program of a block.
 PROGRAMS = {
     "apt-get", "cp", "curl", "docker", "git", "gunicorn", "k6", "kill", "make", "nginx", "pip", "promtool", "pytest",
     "python", "python3", "sudo", "systemctl",
@@ -49,7 +49,7 @@ def _collect(text: str, block: re.Pattern[str], file: Path, blocks: dict[str, st
 
 
 def _commands(block: str) -> list[str]:
-    """Return the commands of a block, each in one line and without its comment."""
+    """Return the commands of a block, each in one line, without comments."""
     # tests/server/test_documents.py runs the curl examples, whose quotes contain line feeds.
     for command, _ in documents.curl_examples():
         block = block.replace(command, "")

@@ -1,4 +1,4 @@
-"""Isolation for every test: no setting from outside, no .env, no thread left behind."""
+"""Isolation of every test: settings come from no other place, and no thread remains after a test."""
 
 import dataclasses
 import logging
@@ -16,8 +16,8 @@ from embedding_api.settings import Settings
 
 pytest_plugins = ["tests.server.reliability"]
 
-# One for the whole session, so that no model is converted twice, and never that of who runs it. A pytest that a test
-# starts uses the outer one's.
+# All tests of a session share one cache, so that each model is converted once. The user's own cache stays untouched. A
+# pytest that a test starts uses the cache of the outer pytest.
 IS_INNER = "TESTS_CACHE_DIR" in os.environ
 if not IS_INNER:
     os.environ["TESTS_CACHE_DIR"] = tempfile.mkdtemp(prefix="memementor-tests-")
@@ -27,7 +27,7 @@ SETTINGS = [field.name.upper() for field in dataclasses.fields(Settings)]
 
 
 def until(condition, *, deadline_s=60.0, what="it"):
-    """What `condition` gives once that is true; fails if it never is."""
+    """Call `condition` until its result is true, and return that. Fail after `deadline_s`."""
     end = time.monotonic() + deadline_s
     while not (value := condition()):
         assert time.monotonic() < end, f"{what} did not happen within {deadline_s} s"
@@ -42,7 +42,7 @@ def pytest_sessionfinish():
 
 @pytest.fixture(autouse=True)
 def clean_settings(monkeypatch, tmp_path):
-    """No test sees the settings of who runs it, from the environment or from a .env in the working folder."""
+    """Hide the user's settings from each test: those in the environment, and those in a .env in the working folder."""
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CACHE_DIR", str(CACHE_DIR))
@@ -51,7 +51,7 @@ def clean_settings(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def clean_logging():
-    """No test logs as another one configured it."""
+    """Restore the configuration of logging after each test."""
     loggers = [logging.getLogger(name) for name in ("", "embedding_api", "gunicorn.error", "gunicorn.access")]
     before = [(each.level, each.propagate, each.handlers[:], each.filters[:]) for each in loggers]
     call_handlers, show_warning = logging.Logger.callHandlers, warnings.showwarning
@@ -66,7 +66,7 @@ def clean_logging():
 
 @pytest.fixture(autouse=True)
 def no_leaked_threads():
-    """A test that leaves a thread running fails."""
+    """Fail a test that leaves a thread running."""
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + 5

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 MANUAL = sorted((ROOT / "docs").rglob("*.md"))
-# The documents whose examples tests run.
+# Tests run the examples of these documents.
 FOR_USERS = [README, *MANUAL]
 ALL = [*FOR_USERS, ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
 

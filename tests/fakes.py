@@ -1,4 +1,4 @@
-"""A model that behaves without torch: a real tokenizer of a few words, vectors made of the ids, faults on demand."""
+"""A model without torch: a real tokenizer of a few words, vectors computed from token ids, and faults on demand."""
 
 import dataclasses
 import threading
@@ -21,7 +21,7 @@ QUERY = Prompt("query: ")
 
 
 def word_tokenizer() -> Tokenizer:
-    """One token a word, [CLS] before and [SEP] behind."""
+    """Return a tokenizer with one token a word, [CLS] before the text and [SEP] after it."""
     words = ["[UNK]", "[CLS]", "[SEP]", "a", "cat", "kitten", "tax", "law", "query:"]
     tokenizer = Tokenizer(models.WordLevel({word: id_ for id_, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -32,13 +32,13 @@ def word_tokenizer() -> Tokenizer:
 
 
 def vector(ids) -> np.ndarray:
-    """The unit vector that stands for these ids, float32, (DIM,); others for others."""
+    """Return the unit vector of these ids, float32, (DIM,). Other ids have other vectors."""
     raw = np.random.default_rng(list(map(int, ids))).normal(size=DIM)
     return (raw / np.linalg.norm(raw)).astype(np.float32)
 
 
 class FakeBackend:
-    """A backend whose batches can be seen, held back and made to fail."""
+    """A backend whose batches a test can read, delay and make fail."""
 
     name, precision, dim = "fake", "float32", DIM
 
@@ -82,7 +82,7 @@ def fake_route(backend=None, **changes) -> Route:
 
 
 def fake_model(name="org/fake", names=None, routes=None, **changes) -> Model:
-    """A model of one route and a prompt for queries; changes are the route's."""
+    """Return a model with one route and a prompt for queries. `changes` are those of the route."""
     route = fake_route(**changes)
     return Model(
         name=name,
@@ -103,6 +103,6 @@ def fake_workers(models: Registry, **options) -> Setup:
 
 
 def fake_engine(*served, accepts_token_ids=False, **options) -> Engine:
-    """An engine of fake models; options are those of `Setup`."""
+    """Return an engine of fake models. `options` are those of `Setup`."""
     models = Registry(served or [fake_model()])
     return Engine(models, fake_workers(models, **options), accepts_token_ids=accepts_token_ids)

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, of the kinds that people serve, made and saved by sentence-transformers itself."""
+"""Tiny models with random weights, of the kinds that users serve. sentence-transformers makes and saves them."""
 
 import inspect
 import json
@@ -16,7 +16,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Router, Transfo
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-# Saving draws progress bars, and those start a thread.
+# sentence-transformers shows progress bars while it saves, and these would start a thread.
 tqdm.tqdm.monitor_interval = 0
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -43,7 +43,7 @@ def _word_piece() -> Tokenizer:
 
 
 def _sentence_piece() -> Tokenizer:
-    """As XLM-RoBERTa and MPNet have it: <s> text </s>, with <pad> at 1."""
+    """Return a tokenizer like that of XLM-RoBERTa and MPNet: <s> text </s>, with <pad> at 1."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -56,7 +56,7 @@ def _sentence_piece() -> Tokenizer:
 
 
 def _bytes() -> Tokenizer:
-    """As decoders have it: byte pairs, no token before a text, <eos> behind it."""
+    """Return a tokenizer like that of decoders: byte pairs, no token before a text, <eos> after it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -77,7 +77,7 @@ _DECODER = {"pad_token": "<pad>", "eos_token": "<eos>"}
 def _transformer(
     folder: Path, config, tokenizer: Tokenizer, tokens: dict, *, window: int = WINDOW, **options
 ) -> Transformer:
-    """A Transformer module of that configuration."""
+    """Return a Transformer module with this configuration."""
     _save_weights(folder / "base", config)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=window, **tokens, **options
@@ -87,10 +87,10 @@ def _transformer(
 
 
 def _save_weights(folder: Path, config, kind=transformers.AutoModel) -> None:
-    """Saves a model of that configuration, its weights random but always the same."""
+    """Save a model with this configuration. Its weights are random, and the same in every run."""
     torch.manual_seed(7)
     model = kind.from_config(config)
-    # Random weights are small, and then every text gives almost the same vector.
+    # Random weights are small, and with small weights every text has almost the same vector.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -115,14 +115,14 @@ def bert_mean(folder):
 
 
 def bert_long_window(folder):
-    """Texts that are longer than a batch usually is."""
+    """A model whose window is longer than a usual batch."""
     config = transformers.BertConfig(**SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=LONG_WINDOW)
     transformer = _transformer(folder, config, _word_piece(), _BERT, window=LONG_WINDOW)
     return SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()])
 
 
 def bert_small_window(folder):
-    """Reads less than what a batch is timed with at the start."""
+    """A model whose window is shorter than the texts of the measurement at the start."""
     config = transformers.BertConfig(**SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=32)
     transformer = _transformer(folder, config, _word_piece(), _BERT, window=32)
     return SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()])
@@ -157,7 +157,7 @@ def bert_default_prompt(folder):
 
 
 def bert_prompts(folder):
-    """As retrieval models have them: for queries and documents, and more; none by default."""
+    """A model with the prompts of retrieval models, one more prompt, and no default prompt."""
     modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
     prompts = {"query": "query: ", "document": "text: ", "topic": "find the topic of this: "}
     return SentenceTransformer(modules=modules, prompts=prompts)
@@ -169,19 +169,19 @@ def bert_prompts_not_pooled(folder):
 
 
 def bert_passage_prompt(folder):
-    """By default, and with none for queries."""
+    """A model with a default prompt for passages, and no prompt for queries."""
     modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
     return SentenceTransformer(modules=modules, prompts={"passage": "passage: "}, default_prompt_name="passage")
 
 
 def bert_nameless_prompt(folder):
-    """Whose name is empty, and which nobody asks for by default."""
+    """A model with a prompt whose name is empty and which is not the default."""
     modules = [_bert(folder), Pooling(32, "mean"), Normalize()]
     return SentenceTransformer(modules=modules, prompts={"": "nameless: "})
 
 
 def bert_short_queries(folder):
-    """Reads less of a query than of a document, and of neither as much as its tokenizer declares."""
+    """A model that reads less of a query than of a document; its tokenizer declares another length."""
     bert = _bert(folder)
     bert.query_length, bert.document_length = 16, 999
     return SentenceTransformer(modules=[bert, Pooling(32, "mean"), Normalize()])
@@ -203,7 +203,7 @@ def bert_truncated_dimensions(folder):
 
 
 def xlm_roberta_cls(folder):
-    """As BAAI/bge-m3 is built."""
+    """A model with the modules of BAAI/bge-m3."""
     config = transformers.XLMRobertaConfig(
         **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW + 2, pad_token_id=1, type_vocab_size=1
     )
@@ -229,7 +229,7 @@ def modernbert_cls(folder):
 
 
 def modernbert_long_window(folder):
-    """Local attention that reaches farther than the probe texts are long."""
+    """A model whose local attention covers more tokens than a probe text has."""
     config = transformers.ModernBertConfig(
         **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=LONG_WINDOW, pad_token_id=0, cls_token_id=2,
         sep_token_id=3, bos_token_id=2, eos_token_id=3, local_attention=256, attn_implementation="sdpa",
@@ -247,7 +247,7 @@ def decoder_last_token_padded_right(folder):
 
 
 def gpt2_declared_too_long(folder):
-    """Declares more tokens than it has positions for."""
+    """A model that declares more tokens than it has positions."""
     config = transformers.GPT2Config(
         n_embd=32, n_layer=2, n_head=4, vocab_size=N_VOCABULARY, n_positions=WINDOW, pad_token_id=0
     )
@@ -257,7 +257,7 @@ def gpt2_declared_too_long(folder):
 
 
 def t5_mean(folder):
-    """Whose encoder and decoder share an embedding matrix."""
+    """A T5 model, whose encoder and decoder share an embedding matrix."""
     config = transformers.T5Config(
         d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=N_VOCABULARY, pad_token_id=1
     )
@@ -283,7 +283,7 @@ def router_with_default(folder):
 
 
 def router_prompts(folder):
-    """Queries go another way than documents, each with a prompt; their vectors are not normalized."""
+    """A model with one route for queries and one for documents, each with a prompt. Only documents are normalized."""
     torch.manual_seed(11)
     query = [_bert(folder), Pooling(32, "cls"), Dense(32, 24)]
     document = [_bert(folder), Pooling(32, "mean", include_prompt=False), Dense(32, 24), Normalize()]
@@ -292,7 +292,7 @@ def router_prompts(folder):
 
 
 def router_mappings(folder):
-    """Whose routes have other names than the tasks."""
+    """A model whose routes have other names than the tasks."""
     torch.manual_seed(12)
     routes = {"fast": [StaticEmbedding(_word_piece(), embedding_dim=32)], "slow": [_bert(folder), Pooling(32, "mean")]}
     mappings = {("query", None): "fast", (None, "text"): "slow"}
@@ -300,7 +300,7 @@ def router_mappings(folder):
 
 
 def router_of_other_tasks(folder):
-    """Of tasks that the service does not have, and with a length for one that it has."""
+    """A model with routes for tasks that the service does not have, and with a window for queries."""
     bert = _bert(folder)
     bert.query_length = 16
     routes = {"prose": [bert, Pooling(32, "mean")], "code": [StaticEmbedding(_word_piece(), embedding_dim=32)]}
@@ -308,7 +308,7 @@ def router_of_other_tasks(folder):
 
 
 def routers_that_disagree(folder):
-    """Of two, one knows queries and documents and the other does not."""
+    """A model with two routers. One has queries and documents, the other does not."""
     torch.manual_seed(13)
     query, document = ([StaticEmbedding(_word_piece(), embedding_dim=32)] for _ in range(2))
     other = Router({"a": [Normalize()], "b": [Dense(32, 32)]}, default_route="a")
@@ -323,7 +323,7 @@ def router_without_default(folder):
 
 
 def _of_pieces(file: Path, config, tokenizer_class: str, **ids) -> SentenceTransformer:
-    """A model whose tokenizer is a file that the sentencepiece package's trainer writes."""
+    """Return a model whose tokenizer is a file in the format of the sentencepiece package."""
     _save_weights(file.parent, config, transformers.AutoModelForTextEncoding)
     with file.open("wb") as model:
         sentencepiece.SentencePieceTrainer.train(
@@ -335,7 +335,7 @@ def _of_pieces(file: Path, config, tokenizer_class: str, **ids) -> SentenceTrans
 
 
 def xlm_roberta_pieces(folder):
-    """XLM-RoBERTa with sentencepiece.bpe.model and without tokenizer.json."""
+    """An XLM-RoBERTa with sentencepiece.bpe.model and without tokenizer.json."""
     config = transformers.XLMRobertaConfig(
         **SIZE, vocab_size=N_VOCABULARY, max_position_embeddings=WINDOW + 2, pad_token_id=1, type_vocab_size=1
     )
@@ -343,8 +343,8 @@ def xlm_roberta_pieces(folder):
 
 
 def t5_pieces(folder):
-    """T5's encoder with spiece.model and without tokenizer.json."""
-    # Its attention is not scaled: five times its usual weights would make rounding errors large.
+    """The encoder of a T5 with spiece.model and without tokenizer.json."""
+    # T5 does not scale its attention, so weights five times as large would cause large rounding errors.
     config = transformers.T5Config(
         vocab_size=N_VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=0.2
     )
@@ -352,7 +352,7 @@ def t5_pieces(folder):
     return _of_pieces(folder / _PIECES[t5_pieces], config, "T5Tokenizer", **ids)
 
 
-# The file below the folder that the function gets, and the only one of the tokenizer in the model that `save` makes.
+# The tokenizer's file, below the folder that the function gets. `save` makes a model with this tokenizer file only.
 _PIECES = {xlm_roberta_pieces: "xlm-roberta/sentencepiece.bpe.model", t5_pieces: "t5/spiece.model"}
 
 SERVED = (
@@ -366,16 +366,16 @@ SERVED = (
 )  # fmt: skip
 
 
-# Those that have a `query` and a `document` among their prompts.
+# Models with a `query` and a `document` among their prompts.
 PROMPTED = (bert_prompts, bert_prompts_not_pooled, router_prompts)
 
 
 def save(make, folder: Path) -> Path:
-    """The folder of a model that one of the functions above makes, as a user would have it on disk."""
+    """Make a model with one of the functions above, and save it as a user would. Return its folder."""
     saved = folder / make.__name__
     make(folder).save(str(saved), create_model_card=False)
     if make in _PIECES:
-        # Saving turns the one into the other.
+        # sentence-transformers saves tokenizer.json instead of this file.
         shutil.copy(folder / _PIECES[make], saved)
         (saved / "tokenizer.json").unlink()
     return saved

@@ -1,7 +1,7 @@
-"""Workers of a server without threads and sockets: real schedulers on a real board, and messages that wait in lists.
+"""A server's workers without threads and sockets: real schedulers on a real board, and messages that wait in lists.
 
-Whatever order events come in, it checks what the schedulers promise, against a model of its own: which texts are
-wanted, and which batches are where.
+The simulation checks the promises of the schedulers for any order of events. It has its own record of the texts that
+clients want, and of the place of each batch.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ from embedding_api.engine.scheduling.scheduler import Scheduler
 from embedding_api.engine.work import Address, Lane, Result, Undone, Work
 
 N_SEATS = 4
-# Of an inbox: a worker that reads nothing takes no more.
+# Size of an inbox. A worker that reads nothing receives no more messages.
 MAX_MESSAGES = 3
 MAX_SENT_IDS = 200
 
@@ -33,17 +33,17 @@ class Rows:
 
 
 def ids(text: int) -> np.ndarray:
-    """Token ids of the text of this number: 1 to 12 of them."""
+    """Return the token ids of the text with this number, 1 to 12 of them."""
     return np.full(1 + text % 12, text, dtype=np.int64)
 
 
 class Request:
-    """A job, and what a client knows of it."""
+    """A job, and its client's record of it."""
 
     def __init__(self, texts, lane):
         self.job = Job()
         self.texts, self.lane = texts, lane
-        # Those that no batch has given yet.
+        # Texts without a result.
         self.missing = set(texts)
         self.is_abandoned = False
         self.n_answers = 0
@@ -59,11 +59,11 @@ class Worker:
         self.seat, self.backlog, self.scheduler = seat, backlog, scheduler
         self.inbox = deque()
         self.requests: list[Request] = []
-        # On the core; and on a core that was given up, and may end nevertheless.
+        # The batch on the core, and a batch that the watchdog gave up, which may still end.
         self.running: Work | None = None
         self.given_up: Work | None = None
         self.is_alive = True
-        # Where its batches are, by the model: the worker that has each.
+        # The batches of this worker's texts by the simulation's record: number to batch and the worker that has it.
         self.batches: dict[int, tuple[Work, Address]] = {}
         self.n_answered_tokens = seat.board.columns.answered_tokens[seat.address.seat]
 
@@ -76,7 +76,7 @@ class Worker:
 
 
 class Simulation:
-    """See the module. Each method is an event; a failed check is an AssertionError.
+    """See the module. Each method is an event. A failed check raises AssertionError.
 
     Args:
         n_computing: How many workers compute at the same time.
@@ -87,7 +87,7 @@ class Simulation:
         self.n_computing = n_computing
         self.now_s = 0.0
         self.workers: list[Worker] = []
-        # Texts that failed, or hung, when they were alone in a batch: their jobs may fail.
+        # Texts that failed or hung alone in a batch. Their jobs may fail.
         self.unlucky: set[tuple[Lane, int]] = set()
 
     @property
@@ -105,27 +105,27 @@ class Simulation:
         return True
 
     def accept(self, worker: Worker, texts: list[int], lane: Lane) -> Request:
-        """A request comes."""
+        """A request arrives."""
         request = Request(texts, lane)
         worker.requests.append(request)
         self._report(worker, worker.scheduler.accept, request.job, lane, [ids(text) for text in texts])
         return request
 
     def abandon(self, worker: Worker, request: Request) -> None:
-        """Its client leaves."""
+        """The request's client leaves."""
         if not request.job.is_done:
             request.is_abandoned = True
         self._report(worker, worker.scheduler.abandon, request.job, TimeoutError())
 
     def idle(self, worker: Worker) -> bool:
-        """The thread of its core looks for work, if it is idle. Return True if it finds any."""
+        """If the worker's core is idle, its thread looks for work. Return True if it finds some."""
         if worker.running is not None or worker.scheduler.phase is Phase.CLOSED:
             return False
         self._report(worker, worker.scheduler.idle)
         return worker.running is not None
 
     def end(self, worker: Worker, error: Exception | None = None) -> None:
-        """Its core ends a batch: with a result, or with an error."""
+        """The worker's core ends a batch with a result or an error."""
         work, worker.running = worker.running, None
         if work.owner == worker.seat.address:
             del worker.batches[work.number]
@@ -138,7 +138,7 @@ class Simulation:
             self._report(worker, worker.scheduler.failed, work, error)
 
     def hang(self, worker: Worker) -> None:
-        """The watchdog finds that the batch on its core hangs."""
+        """The watchdog finds that the batch on the worker's core hangs."""
         if worker.may_refuse:
             return
         self._note_unlucky(worker.running)
@@ -147,16 +147,16 @@ class Simulation:
         self._report(worker, worker.scheduler.hung)
 
     def end_given_up(self, worker: Worker) -> None:
-        """A batch that was given up ends nevertheless."""
+        """A batch that the watchdog gave up ends late."""
         work, worker.given_up = worker.given_up, None
         self._report(worker, worker.scheduler.computed, work, _result(work))
 
     def break_backend(self, worker: Worker) -> None:
-        """A backend cannot compute in it any more."""
+        """A backend in the worker cannot compute any more."""
         self._report(worker, worker.scheduler.broken)
 
     def deliver(self, worker: Worker) -> None:
-        """It reads its next message."""
+        """The worker reads its next message."""
         kind, *message = worker.inbox.popleft()
         if kind == "wake":
             self.look(worker)
@@ -170,7 +170,7 @@ class Simulation:
                 if kind == "result":
                     self._note_computed(worker, work)
                 elif content is Undone.FAILED and len(work.inputs) == 1 and worker.scheduler.may_compute():
-                    # It is kept, and runs here next.
+                    # The worker keeps the batch, and computes it next.
                     worker.batches[number] = work, worker.seat.address
             event = worker.scheduler.delivered if kind == "result" else worker.scheduler.returned
             self._report(worker, event, number, sender, content)
@@ -183,16 +183,16 @@ class Simulation:
         self._report(worker, worker.scheduler.look_at_board)
 
     def kill(self, worker: Worker) -> None:
-        """It dies; what it has sent is still read."""
+        """The worker dies. Others still read the messages that it has sent."""
         worker.is_alive = False
         worker.inbox.clear()
 
     def reap(self, worker: Worker) -> None:
-        """The master notices that it died."""
+        """The master notices that the worker died."""
         worker.seat.leave()
 
     def close(self, worker: Worker) -> None:
-        """It ends in order."""
+        """The worker stops in order."""
         worker.batches = {
             n: one for n, one in worker.batches.items() if one[1] != worker.seat.address or one[0] is worker.running
         }
@@ -206,9 +206,9 @@ class Simulation:
         self.reap(worker)
 
     def settle(self) -> None:
-        """Everything runs until nothing is left to do; then every job of a living worker is answered.
+        """Run all events until no work remains. Then every job of a living worker must have an answer.
 
-        Workers that can compute nothing any more end in between, as the server would have them.
+        Workers that cannot compute any more stop meanwhile, as in the server.
         """
         for worker in self.workers:
             if not worker.is_alive:
@@ -235,7 +235,7 @@ class Simulation:
                 return
 
     def check(self) -> None:
-        """What holds at any moment."""
+        """Check the conditions that hold at every moment."""
         for worker in self.living:
             columns, seat = self.board.columns, worker.seat.address.seat
             assert worker.backlog.n_waiting_tokens == self._waiting_tokens(worker)
@@ -243,7 +243,7 @@ class Simulation:
             assert columns.answered_tokens[seat] == worker.n_answered_tokens
 
     def _waiting_tokens(self, worker: Worker) -> int:
-        """By the model: tokens of the texts that an unanswered job wants, and that are in no batch."""
+        """Return the tokens of texts that an unanswered job wants and no batch has, by the simulation's record."""
         wanted = {
             (request.lane, text) for request in worker.requests if not request.job.is_done for text in request.missing
         }
@@ -282,7 +282,7 @@ class Simulation:
             if worker.seat.address == to and (is_sure or len(worker.inbox) < MAX_MESSAGES):
                 worker.inbox.append(message)
                 return True
-        # Nobody reads the inbox of a worker that died, which takes messages until it is full.
+        # The inbox of a dead worker accepts messages until it is full, and nobody reads them.
         return not is_sure and self.board.is_present(to) and all(one.seat.address != to for one in self.living)
 
     def _check_answer(self, worker: Worker, request: Request) -> None:
@@ -308,5 +308,5 @@ class Simulation:
 
 
 def _result(work: Work) -> Result:
-    """The number of each text, float64, (n_texts,)."""
+    """Return a result with the number of each text, float64, (n_texts,)."""
     return Result(np.array([one[0] for one in work.inputs], dtype=np.float64))
