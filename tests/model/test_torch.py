@@ -99,7 +99,7 @@ def test_tokens_are_counted_as_the_models_own_tokenizer_does(make, folder, monke
 
 
 def test_the_window_ends_where_the_positions_do(folder, monkeypatch):
-    """Given a tokenizer that declares more tokens than a RoBERTa has positions, then the window has the positions."""
+    """Given a tokenizer that declares more tokens than the model has positions, then the positions set the window."""
     source = models.save(models.xlm_roberta_cls, folder)
     copy = shutil.copytree(source, folder / "positions")
     config = copy / "tokenizer_config.json"
