@@ -41,7 +41,7 @@ CONTESTANTS = (
     *(f"bare {precision}" for precision in PRECISIONS),
 )
 
-# Lengths of the probe texts. Those beyond the window find out a contestant that reads more or less of it.
+# Lengths of the probe texts. Texts beyond the window reveal a contestant that reads more or less than the window.
 PROBE = ("short", "passage", "long", "long", "short")
 
 
@@ -136,7 +136,7 @@ def _memory(settings: Settings, names: Sequence[str]) -> None:
     folder = sources.locate(spec, settings, Checksums())
     shelf = Shelf()
     measured = {}
-    for name in names:  # one after the other, so that each has the whole machine
+    for name in names:  # one after another, so that each has the whole machine
         with contextlib.ExitStack() as stack:
             starter = Field(stack, spec.name, folder, workloads.window(folder))
             for contestant in starter.enter([name]):

@@ -15,7 +15,7 @@ class Connection:
 
     Attributes:
         socket: Non-blocking; the driver waits for it.
-        requests: The requests that it sends one after the other, with their numbers.
+        requests: The requests that it sends one after another, with their numbers.
         number: Number of the request under way; -1 for requests of the background.
         started: When that request's first byte was sent, by `time.perf_counter`.
         chunks: Bytes of the response so far.

@@ -22,8 +22,8 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 # Settings that override the environment and .env: only this machine may connect, and without a key.
 OURS = {"HOST": "127.0.0.1", "API_KEY_SECRET": "", "REQUIRE_AUTH": "", "GUNICORN_CMD_ARGS": "", "PORT": "{port}"}
 
-# The peer with its default batch size, to which the service's targets relate; and with the batch size that suits it
-# better. On a CPU a small one does, because each batch is padded to its longest text.
+# The peer with its default batch size, which the service's targets refer to, and with a better batch size. On a CPU a
+# small batch is better, because the peer pads each batch to its longest text.
 PEER, PEER_AT_ITS_BEST = "infinity torch", "infinity torch, batches of 8"
 
 Texts = list[str]

@@ -172,7 +172,7 @@ def looking(site: Site, chance: random.Random) -> Rests:
 
 
 def flood(site: Site, chance: random.Random) -> Rests:
-    """Send as many requests at once as fill every thread, and the next time more texts than the queue takes."""
+    """Send enough requests at once to fill every thread, and the next time more texts than the queue holds."""
     for n_texts, rest_s in zip(itertools.cycle((1, 5)), _ticks(0.2), strict=False):
         yield rest_s
         texts = [site.choose(chance, ["short"] * n_texts) for _ in range(site.n_flood)]

@@ -1,7 +1,8 @@
 """Drives a server over HTTP from one thread, as cheaply as Python can, because it runs on the cores that it measures.
 
-Requests are made before the clock starts, and responses are parsed after it has stopped. In between runs a loop over
-raw sockets that knows only the HTTP that the contestants speak. Every round measures what the loop itself costs.
+Requests are made before the clock starts, and responses are parsed after it has stopped. In between, a loop
+over raw sockets does the requests. It supports only the parts of HTTP that the contestants use. Every round measures
+the loop's own processor time.
 """
 
 import collections
@@ -187,7 +188,7 @@ class _Loop:
 
     def _next(self, connection: Connection) -> None:
         following = next(connection.requests, None)
-        if following is None:  # from now on the server may do with the connection what it likes, such as close it
+        if following is None:  # from now on the server may close the connection
             self._selector.unregister(connection.socket)
             return
         connection.number, request = following

@@ -1,4 +1,4 @@
-"""Virtual environments for peers whose requirements differ from ours, and the files that they need. Made once."""
+"""Virtual environments for peers whose requirements differ from ours, and the files that they need, each made once."""
 
 import contextlib
 import json

@@ -136,7 +136,7 @@ class Field:
                     *("--url-prefix", "/v1", "--device", "cpu", "--batch-size", str(batch_size), *more),
                 ],
                 _OFFLINE | {"HF_HOME": str(environment / "home")},
-                # Its engine with this optimum finds the ONNX file only by a relative name, hence "." and not the path.
+                # infinity with this optimum finds the ONNX file only by a relative name, so the path is ".".
                 cwd=folder,
             )
             started.append((self._stack.enter_context(start), f"batch size {batch_size}"))

@@ -131,7 +131,7 @@ def main() -> None:
         except RuntimeError as error:
             print(f"left out: {precision}: {error}")
             continue
-        # Size of weights and graph.
+        # Size of the weights plus the graph.
         sizes = [file.stat().st_size + file.with_suffix(".xml").stat().st_size for file in cache.rglob("model.bin")]
         found += outcomes(precision, measured, max(sizes) / 2**20 if sizes else None)
     print(report.targets(found))

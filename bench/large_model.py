@@ -1,6 +1,6 @@
 """Makes a model of bge-m3's size with random weights: XLM-RoBERTa large, CLS pooling, Normalize; 2.3 GB on disk.
 
-A program of its own: `python -m bench.large_model FOLDER`. Its vectors mean nothing, but cost as much to compute.
+A separate program: `python -m bench.large_model FOLDER`. The model's vectors mean nothing, but cost as much to compute.
 """
 
 import sys

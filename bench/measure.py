@@ -18,7 +18,7 @@ class Pace:
     Attributes:
         n_rounds: Number of rounds that count.
         share: Share of each workload's `round_s`.
-        heat_s: Seconds of the heat, which warms variants up and finds the fastest.
+        heat_s: Seconds of the warm-up, which also finds the fastest variant.
     """
 
     n_rounds: int = 3

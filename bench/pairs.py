@@ -25,17 +25,17 @@ from embedding_api.machine import cores
 
 WORKLOADS = (workloads.ONE, workloads.ONE_X_32, workloads.MIXED_X_4)
 
-# Seconds of a run. It gets more requests than it should need, so that the time ends it and not the supply.
+# Seconds of a run. It gets more requests than it should need, so that the time ends the run and not a lack of requests.
 RUN_S, SUPPLY = 3.0, 1.3
 
-# Pairs of a workload: at least, and at most. Between the two, pairs go on until both intervals are narrower than this.
+# Least and most pairs of a workload. Between these numbers, pairs go on until both intervals are narrower than WIDTH.
 N_LEAST, N_MOST, WIDTH = 30, 120, 0.06
 
 _N_RESAMPLES = 2000
 
 
 class Run(NamedTuple):
-    """What one side did in a run.
+    """The result of one side in a run.
 
     Attributes:
         requests_per_s: Answered requests per second of wall time.
@@ -147,12 +147,12 @@ def compare(
     """Run pairs of a workload until the comparison is precise. Sides take turns in beginning.
 
     Args:
-        workload: What is asked.
+        workload: Workload of the requests.
         before: The side that ratios are relative to.
         after: The other side.
         shelf: Supplies the texts.
-        n_least: Pairs at least.
-        n_most: Pairs at most.
+        n_least: Least number of pairs.
+        n_most: Most pairs.
     """
     comparison = Comparison(workload.name)
     sides = ((before, comparison.before), (after, comparison.after))
@@ -188,7 +188,7 @@ def _started(name: str, checkout: Path) -> Iterator[Server]:
 
 
 def _served(server: Server) -> dict[str, object]:
-    """Return what the service serves: name, backend and precision of its first model."""
+    """Return name, backend and precision of the service's first model."""
     server.wait("/health/ready")
     model = json.loads(server.wait("/v1/models"))["data"][0]
     return {key: model[key] for key in ("id", "backend", "precision")}

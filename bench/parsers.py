@@ -19,12 +19,12 @@ HEAD = (
     b"User-Agent: OpenAI/Python 1.109.1\r\nAuthorization: Bearer sk-0123456789abcdef\r\n"
     b"X-Stainless-Read-Timeout: 600\r\nContent-Length: %d\r\n\r\n"
 )
-# What one read brings at first.
+# Size of the first read.
 PIECE_BYTES = 65_536
 
 
 def request(n_body_bytes: int) -> list[bytes]:
-    """Return a request in the pieces in which it comes."""
+    """Return the pieces in which a request arrives."""
     whole = HEAD % n_body_bytes + b"x" * n_body_bytes
     return [whole[start : start + PIECE_BYTES] for start in range(0, len(whole), PIECE_BYTES)]
 

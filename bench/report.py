@@ -138,7 +138,7 @@ def concurrency(rows: Sequence[Row]) -> str:
 
 
 def copies(rows: Sequence[Row]) -> str:
-    """Return the table of what equal texts in a request gain."""
+    """Return the table of the gain from equal texts in a request."""
     different = {row.contestant: row for row in rows if row.workload == workloads.MIXED_X_4.name}
     return table(
         ("contestant", "texts/s, all different", "texts/s, a quarter different", "gain"),
@@ -186,7 +186,7 @@ def vectors_and_memory(results: Results) -> str:
 
 
 def client(rows: Sequence[Row]) -> str:
-    """Return the driver's processor time per request, which it takes from the contestants, as a sentence."""
+    """Return a sentence with the driver's processor time per request. The contestants cannot use that time."""
     costs: dict[str, list[float]] = {}
     for row in rows:
         if row.client_ms is not None:

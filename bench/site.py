@@ -1,7 +1,6 @@
 """The server as the clients of a soak see it: known texts to ask for, and a record of each visit and each flaw.
 
-A flaw is what no client may see: a vector that is not its text's, a lost connection, or a status that the request does
-not deserve.
+A flaw is a result that no client may see: the vector of another text, a lost connection, or a wrong status.
 """
 
 import base64

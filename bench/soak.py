@@ -42,7 +42,7 @@ _SERVICE = OURS | {
 # Seconds of the warm-up, if the soak is not shorter than three times that.
 WARM_S = 60
 
-# Seconds without a change after which processes are at rest, and after which nobody waits for that any longer.
+# Seconds without a change after which processes count as at rest, and the most seconds to wait for that.
 _SETTLED_S, _SETTLING_S = 1, 30
 
 _N_KNOWN = {"short": 100, "passage": 40, "long": 16}

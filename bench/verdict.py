@@ -1,4 +1,4 @@
-"""Judges a soak: whether the service still is as it was after the warm-up. Arithmetic on what was recorded."""
+"""Judges a soak: does the service still behave as after the warm-up? The module only computes from the record."""
 
 import dataclasses
 import os
@@ -14,8 +14,8 @@ from bench.site import Visit
 from bench.targets import Outcome
 from embedding_api.server.pool import N_SPARE_THREADS
 
-# THREADS of the service under test, and all threads of a worker: those, the spare ones, and the main, the inference and
-# the mailbox thread.
+# THREADS of the service under test, and all threads of a worker: THREADS, the spare threads, and the main, the
+# inference and the mailbox thread.
 THREADS = 32
 WORKER_THREADS = THREADS + N_SPARE_THREADS + 3
 
@@ -56,11 +56,11 @@ class Course:
         duration_s: Seconds with clients, without the rest between the two parts.
         middle, last: Thirds of that time; the middle one begins after the warm-up.
         early, late: The first and the last minute, or third, after the warm-up.
-        private_mb: Samples (time, MB) of the private memory of each worker that there was at the start.
+        private_mb: Samples (time, MB) of the private memory of each worker that ran at the start.
         others_s: Samples (time, seconds) of the processor time that other work has used.
         before, after: Counts at rest, by process id; the master comes first.
         visits: Visits of all clients.
-        flaws: What no client may see.
+        flaws: Results that no client may see.
         log: The server's log.
     """
 
