@@ -1,9 +1,10 @@
-"""How Gunicorn runs the service. Every value comes from Settings, or has its reason beside it."""
+"""Gunicorn's configuration. Every value comes from Settings, or has its reason beside it."""
 
 import sys
 from pathlib import Path
 
-# Who names this file from elsewhere serves what lies beside it; behind the working folder, which Gunicorn puts first.
+# With `-c` from another folder, Gunicorn must still find the package beside this file. This folder comes second:
+# Gunicorn puts the working folder first.
 if (folder := str(Path(__file__).resolve().parent)) not in sys.path:
     sys.path.insert(1, folder)
 
@@ -12,7 +13,7 @@ from embedding_api.telemetry import log
 
 settings, worker_tmp_dir = prepare()
 
-# Behind `prepare`, which says in a moment what cannot be: these import most of the service.
+# After `prepare`, so that a start with wrong settings fails at once: these imports load most of the service.
 from embedding_api.server.hooks import (
     child_exit,
     nworkers_changed,
@@ -28,22 +29,22 @@ bind = settings.bind
 wsgi_app = "wsgi:app"
 logconfig_dict = log.configuration(settings)
 
-# Models are loaded once, in the master, and forked workers share their memory.
+# The master loads the models once, and the forked workers share that memory.
 preload_app = True
 worker_class = "embedding_api.server.worker.Worker"
 workers = settings.workers
 threads = settings.threads
-# Connections that are idle, slow or wait for their turn cost no thread. Beyond these, they wait in the kernel.
+# Connections that are idle, slow or waiting occupy no thread. Connections beyond this number wait in the kernel.
 worker_connections = settings.threads + 1000
-# Longer than the 60 s for which nginx keeps its upstream connections, so that it never picks one being closed.
+# Longer than the 60 s for which nginx keeps idle connections, so that nginx never uses one that Gunicorn is closing.
 keepalive = 75
 graceful_timeout = settings.graceful_timeout_s
-# A heartbeat, not a limit on requests: it goes on while threads work, and stops if a batch never lets go of Python's
-# lock. A batch that hangs otherwise is for the worker itself to notice, and to have some time for its end.
+# A limit on heartbeats and not on requests. Heartbeats continue while threads work, and stop if a batch never releases
+# the GIL. The worker itself notices other batches that hang, and needs some time to stop before this limit.
 timeout = settings.inference_timeout_s + 15
-# Requests waiting here are seen by nobody; a short queue makes overload show.
+# The service does not see connections in this queue. The queue is short, so that overload becomes visible.
 backlog = 256
-# No client may say where the application is mounted; by default one on this machine may.
+# No client may set SCRIPT_NAME and PATH_INFO by headers. By default Gunicorn accepts them from this machine.
 forwarder_headers = ""
-# One thread less in a master that forks, and no second way to command it.
+# A master that forks should have few threads, and signals already control it.
 control_socket_disable = True

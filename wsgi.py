@@ -1,4 +1,4 @@
-"""The WSGI application: settings read and models loaded when this is imported, before Gunicorn forks."""
+"""The WSGI application. Its import reads the settings and loads the models, before Gunicorn forks."""
 
 import sys
 
@@ -10,7 +10,7 @@ from embedding_api.telemetry import log
 try:
     settings = load_settings()
     log.configure(settings)
-    # What the code of models and libraries prints is for the log, too.
+    # Models' code and libraries may print. Their output belongs in the log, too.
     sys.stdout = sys.stderr
     app = create_app(settings)
 except StartError as error:
