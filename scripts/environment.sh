@@ -3,9 +3,9 @@
 #
 #   scripts/environment.sh PYTHON FOLDER REQUIREMENTS
 #
-# The stamp FOLDER/bin/.installed records what was installed, and where. If it is right, this script ends at once and asks
-# no package index. Every step may be repeated: if one is interrupted, the next call repairs it. PYTHON makes a new
-# environment; an existing one does not need it.
+# The stamp FOLDER/bin/.installed records what was installed, and where. If the stamp is right, this script ends at once
+# and asks no package index. Every step may be repeated: if a step is interrupted, the next call repairs it. PYTHON
+# makes a new environment. An existing environment does not need PYTHON.
 set -eu
 base=$1
 folder=$2
@@ -23,7 +23,7 @@ fail() {
 # Prints the environment's folder of packages. Its name contains the version of Python.
 packages() { "$python" -I -c 'import os, sysconfig; print(os.path.realpath(sysconfig.get_path("purelib")))'; }
 
-# Prints the contents of a right stamp: that folder, the requirements file, and the files that it names with -r.
+# Prints the contents of a right stamp: the folder of packages, the requirements file, and the files that it includes.
 state() {
     packages && cat "$requirements" $(sed -n "s|^-r *|$(dirname "$requirements")/|p" "$requirements")
 }

@@ -1,4 +1,4 @@
-"""A hook of MkDocs for links that leave docs/: they work in the repository, and have no page on the site."""
+"""A hook of MkDocs for links to files outside of docs/. They work in the repository, but have no page on the site."""
 
 import posixpath
 import re
