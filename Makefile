@@ -1,4 +1,4 @@
-# `make help` lists the targets. They need nothing to be installed before.
+# `make help` lists the targets. Each target installs what it needs.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -1,9 +1,9 @@
-// Load test: single texts and batches at once, from ever more virtual users (https://k6.io).
+// Load test: a growing number of virtual users sends single texts and batches at the same time (https://k6.io).
 //
 //   k6 run k6_test.js
 //   BASE_URL=http://127.0.0.1:8000 API_TOKEN=... DURATION_S=30 MAX_VUS=4 k6 run k6_test.js
 //
-// k6 ends with code 99 when a threshold is broken: too many errors, or 95 % of the answers slower than they may be.
+// k6 ends with code 99 if a threshold is broken: too many errors, or a 95th percentile of latency over its limit.
 
 import http from 'k6/http';
 import { check } from 'k6';
@@ -14,11 +14,11 @@ const API_TOKEN = __ENV.API_TOKEN || 'YOUR_BEARER_TOKEN_HERE'; // Replace with y
 const BASE_URL = __ENV.BASE_URL || 'http://127.0.0.1:8000';
 const MODEL = __ENV.MODEL || 'sentence-transformers/all-MiniLM-L6-v2';
 const BATCH_SIZE = number('BATCH_SIZE', 32); // texts in a batch
-const MAX_VUS = number('MAX_VUS', 16); // users that send single texts, at the peak; a quarter as many send batches
+const MAX_VUS = number('MAX_VUS', 16); // most users with single texts; a quarter as many send batches
 const DURATION_S = number('DURATION_S', 120);
 const SINGLE_P95_MS = number('SINGLE_P95_MS', 2000);
 const BATCH_P95_MS = number('BATCH_P95_MS', 10000);
-const TIMEOUT_S = number('TIMEOUT_S', 30); // a request without an answer by then is an error
+const TIMEOUT_S = number('TIMEOUT_S', 30); // a request without an answer in this time is an error
 
 const singleLatency = new Trend('single_latency', true);
 const batchLatency = new Trend('batch_latency', true);
@@ -44,7 +44,7 @@ export function batch() {
 
 function embed(input, nTexts, latency) {
   const headers = { 'Content-Type': 'application/json' };
-  // A pattern, so that replacing the placeholder everywhere in this file leaves it alone.
+  // This is a pattern, so that it does not change if you replace the placeholder everywhere in this file.
   if (!/^YOUR_.*_HERE$/.test(API_TOKEN)) {
     headers.Authorization = `Bearer ${API_TOKEN}`;
   }
@@ -63,7 +63,7 @@ function embed(input, nTexts, latency) {
   }
 }
 
-// What cannot be read holds no vectors: an exception here would end the iteration without counting it as an error.
+// Returns no vectors if the response cannot be parsed. An exception would end the iteration without counting an error.
 function vectorsOf(response) {
   try {
     return response.json('data').map((item) => item.embedding);
@@ -76,7 +76,7 @@ function isVector(vector) {
   return Array.isArray(vector) && vector.length > 0 && vector.every(Number.isFinite);
 }
 
-// 8 to 64 words at random: never the same text twice, so that no cache can flatter the service.
+// Returns 8 to 64 random words. All texts differ, so that no cache makes the service look faster.
 function text() {
   return Array.from({ length: 8 + Math.floor(57 * Math.random()) }, word).join(' ');
 }
@@ -85,7 +85,7 @@ function word() {
   return WORDS[Math.floor(WORDS.length * Math.random())];
 }
 
-// Three steps up, each held as long as it took to climb, and down again.
+// The number of users rises in three steps, stays after each step as long as the step took, and then falls.
 function ramp(exec, peak) {
   const step = `${Math.round((DURATION_S * 1000) / 7)}ms`;
   const targets = [1, 1, 2, 2, 3, 3].map((third) => Math.ceil((peak * third) / 3));
@@ -94,7 +94,7 @@ function ramp(exec, peak) {
     exec,
     startVUs: 1,
     stages: [...targets, 0].map((target) => ({ duration: step, target })),
-    // Longer than the timeout, so that a request that hangs ends as an error instead of being forgotten.
+    // Longer than the timeout, so that a request that hangs ends and counts as an error.
     gracefulRampDown: `${TIMEOUT_S + 5}s`,
     gracefulStop: `${TIMEOUT_S + 5}s`,
   };
