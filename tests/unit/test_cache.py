@@ -8,6 +8,7 @@ import pytest
 
 from embedding_api.engine.models import cache
 from embedding_api.engine.models.checksums import Checksums
+from embedding_api.errors import ModelLoadError
 
 
 def fill(folder, lock):
@@ -105,12 +106,12 @@ def test_a_full_disk_and_an_unusable_folder_are_reported_with_the_cure(folder, t
     def full(target, lock):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.*\(No space left on device\); free some, or set"):
+    with pytest.raises(ModelLoadError, match=r"CACHE_DIR=.*\(No space left on device\); free some, or set"):
         cache.obtain(folder, "k", full, Checksums())
-    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.*\(\d+ MB are free, and at least \d+ needed\); free some"):
+    with pytest.raises(ModelLoadError, match=r"CACHE_DIR=.*\(\d+ MB are free, and at least \d+ needed\); free some"):
         cache.obtain(folder, "k", fail, Checksums(), n_bytes=2**60)
     (tmp_path / "file").write_text("")
-    with pytest.raises(cache.CacheError, match=r"CACHE_DIR=.* cannot be used .*; set CACHE_DIR to a folder that this"):
+    with pytest.raises(ModelLoadError, match=r"CACHE_DIR=.* cannot be used .*; set CACHE_DIR to a folder that this"):
         cache.obtain(tmp_path / "file" / "kind", "k", fill, Checksums())
 
 
@@ -119,7 +120,7 @@ def test_a_folder_that_others_can_write_to_or_replace_is_refused(folder, above, 
     folder.mkdir(parents=True)
     folder.chmod(mode)
     folder.parent.chmod(above)
-    with pytest.raises(cache.CacheError, match="others can write to"):
+    with pytest.raises(ModelLoadError, match="others can write to"):
         cache.obtain(folder, "k", fill, Checksums())
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from embedding_api.engine.models import private
 from embedding_api.engine.models.checksums import Checksums, sha256
+from embedding_api.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +25,6 @@ _UNFINISHED, _LOCK = ".unfinished", ".lock"
 
 # The system's numbers for a full disk, or a full quota of this user.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
-
-class CacheError(Exception):
-    """The cache cannot be used. The message says why and what to do."""
 
 
 def obtain(
@@ -44,7 +41,7 @@ def obtain(
         n_bytes: The least size of the entry. `make` is not called where less is free.
 
     Raises:
-        CacheError: The folder cannot be used.
+        ModelLoadError: The folder cannot be used.
         Exception: What `make` raises; the entry stays absent then.
     """
     try:
@@ -61,14 +58,13 @@ def obtain(
             _sweep(folder)
             _require_room(folder, n_bytes)
             return _make(entry, make, lock)
-    except private.NotPrivateError as error:
-        raise CacheError(f"CACHE_DIR={folder.parent}: {error}; set CACHE_DIR to a folder of this user") from error
     except OSError as error:
-        is_full = error.errno in NO_ROOM
-        cure = f"set CACHE_DIR to a folder {'that has room' if is_full else 'that this user can write to'}"
-        reason = error.strerror or error
-        raise CacheError(
-            f"CACHE_DIR={folder.parent} cannot be used ({reason}); {'free some, or ' * is_full}{cure}"
+        cure = "set CACHE_DIR to a folder that this user can write to and others cannot"
+        if error.errno in NO_ROOM:
+            cure = "free some, or set CACHE_DIR to a folder that has room"
+        raise ModelLoadError(
+            f"CACHE_DIR={folder.parent} cannot be used ({error.strerror or error}); {cure}, or BACKEND=torch, which is "
+            "slower and needs none"
         ) from error
 
 

@@ -73,7 +73,7 @@ class Checksums:
         known = {name: each for name, each in (stored | self._known).items() if Path(name).exists()}
         if self._folder is None or known == stored:
             return
-        with contextlib.suppress(OSError, private.NotPrivateError):
+        with contextlib.suppress(OSError):
             private.claim(self._folder)
             with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False) as file:
                 json.dump(known, file)
@@ -94,7 +94,7 @@ class Checksums:
                 for name, (identity, checksum) in content.items()
                 if _CHECKSUM.fullmatch(checksum)
             }
-        except (OSError, private.NotPrivateError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return {}
 
 

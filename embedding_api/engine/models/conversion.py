@@ -75,10 +75,7 @@ def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_r
     # At least an eighth of the weights in int8, and otherwise half of them: a folder may hold the same weights twice.
     n_bytes = sum(path.stat().st_size for path in _files(source) if path.suffix == ".safetensors")
     n_bytes //= 8 if is_int8 else 2
-    try:
-        entry = cache.obtain(settings.cache_dir / "openvino", key, make, checksums, n_bytes=n_bytes)
-    except cache.CacheError as error:
-        raise ModelLoadError(f"{error}, or BACKEND=torch, which is slower and needs none") from error
+    entry = cache.obtain(settings.cache_dir / "openvino", key, make, checksums, n_bytes=n_bytes)
     for name, refused in _REFUSALS.items():
         if (file := entry / f"{name}.json").exists():
             raise refused(json.loads(file.read_bytes()))

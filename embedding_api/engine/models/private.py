@@ -5,21 +5,17 @@ import stat
 from pathlib import Path
 
 
-class NotPrivateError(Exception):
-    """Another user can write to a folder, or replace it. The message says which."""
-
-
 def claim(folder: Path) -> None:
     """Make a folder for this user alone, if it is not there.
 
     Raises:
-        NotPrivateError: Another user can write to the folder, or can put another one in its place.
+        PermissionError: Another user can write to the folder, or can put another one in its place.
         OSError: The folder cannot be made.
     """
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(exist_ok=True, mode=0o700)
     if not is_ours(folder) or not _cannot_be_replaced_in(folder.parent):
-        raise NotPrivateError(f"others can write to {folder} or replace it, and so decide what this service answers")
+        raise PermissionError(f"others can write to {folder} or replace it, and so decide what this service answers")
 
 
 def is_ours(path: Path) -> bool:
