@@ -13,8 +13,7 @@ from huggingface_hub.file_download import REGEX_COMMIT_HASH
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 
 from embedding_api.engine.models import formats
-from embedding_api.engine.models.hub import explanations
-from embedding_api.engine.models.hub.statuses import retry_after_s
+from embedding_api.engine.models.hub.explanations import ExplainedError, explain, retry_after_s
 
 # Weights that this service does not read.
 _IGNORED = [*(f"*{ending}" for ending in formats.OTHER_WEIGHTS), *(f"{name}/*" for name in formats.OTHER_FOLDERS)]
@@ -55,12 +54,12 @@ def download(name: str, revision: str, files: str) -> dict[str, Any]:
     try:
         return {"path": fetch(), "warnings": []}
     except Exception as error:  # noqa: BLE001 - the same
-        return {"problem": explanations.problem(error)}
+        return {"problem": explain(error)}
 
 
 def _cached(error: Exception, fetch: Callable[..., Any]) -> dict[str, Any]:
     """Return the path in the cache and a warning about the hub's failure, or the problem if the cache lacks a file."""
-    problem = explanations.problem(error)
+    problem = explain(error)
     if isinstance(error, errors.RevisionNotFoundError):
         return {"problem": problem}
     try:
@@ -79,11 +78,11 @@ def _client() -> httpx2.Client:
         client = default_client_factory()
     except OSError as error:
         name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
-        raise explanations.ExplainedError(
+        raise ExplainedError(
             f"{name}={os.environ.get(name, '')} cannot be read as certificates ({error}); correct or unset {name}"
         ) from error
     except (ValueError, ImportError, httpx2.InvalidURL) as error:
-        raise explanations.ExplainedError(
+        raise ExplainedError(
             f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names no proxy ({error}); write http://host:port, or unset it"
         ) from error
     n_requests = collections.Counter[tuple[str, ...]]()
@@ -94,14 +93,14 @@ def _client() -> httpx2.Client:
 
     def limit_tries(response: httpx2.Response) -> None:
         request = response.request
-        if response.status_code == HTTPStatus.TOO_MANY_REQUESTS and (retry_after_s(response) or 0) > _LONGEST_WAIT_S:
+        if response.status_code == HTTPStatus.TOO_MANY_REQUESTS and retry_after_s(response) > _LONGEST_WAIT_S:
             response.read()
             hf_raise_for_status(response)
         if request.method == "GET" and response.is_success:
             piece = (str(request.url), request.headers.get("Range", ""))
             n_requests[piece] += 1
             if n_requests[piece] > _MOST_TRIES:
-                raise explanations.ExplainedError(
+                raise ExplainedError(
                     "the download broke off at the same place each time; a proxy or a firewall may limit its size: "
                     "lift that, or name a local folder"
                 )

@@ -6,12 +6,14 @@ import os
 import re
 import ssl
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote
 
 import httpx2
 from huggingface_hub import constants, errors
+from huggingface_hub.utils._http import parse_ratelimit_headers
 
-from embedding_api.engine.models.hub import statuses
 from embedding_api.engine.models.hub.addresses import host, one_line, proxy, token_name, url
 
 # The system's numbers for a folder that cannot be written to, or is full.
@@ -28,7 +30,7 @@ class ExplainedError(Exception):
     """A failure whose message already says what went wrong and what to do."""
 
 
-def problem(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """Return what went wrong and what to do, in one line without a secret."""
     chain = [error]
     # The library raises its own error from what it saw, and httpx2 its own from the error of a socket.
@@ -36,12 +38,61 @@ def problem(error: BaseException) -> str:
         chain.append(cause)
     # Of Python's plain errors only the last one counts. The others were caught on the way.
     explained = (
-        explain(cause)
-        for kinds, explain in _EXPLANATIONS
-        for cause in (chain[:1] if explain is _no_hub else chain)
+        meaning(cause)
+        for kinds, meaning in _EXPLANATIONS
+        for cause in (chain[:1] if meaning is _no_hub else chain)
         if isinstance(cause, kinds)
     )
     return one_line(next(filter(None, explained), None) or _unknown(error))
+
+
+def retry_after_s(response: httpx2.Response) -> int:
+    """Return the seconds that the hub asks to wait; 0 if it does not ask for any."""
+    limits = parse_ratelimit_headers(response.headers)
+    if limits is not None and limits.remaining == 0:
+        return int(limits.reset_in_seconds)
+    seconds = response.headers.get("Retry-After", "")
+    return int(seconds) if seconds.isdecimal() else 0
+
+
+def _refused(error: errors.HfHubHTTPError) -> str:
+    """Return what a status of the hub, or of a server in its place, means."""
+    response: httpx2.Response = error.response
+    status, server = response.status_code, host(url(error))
+    variable = proxy(url(error)).partition(" ")[0] or "HTTPS_PROXY"
+    message = response.headers.get("X-Error-Message")
+    words = (message or response.reason_phrase)[:200]
+    quote = f"{server} answers {status}{words and ': '}{words}"
+    revision = unquote(response.request.url.path.partition("/revision/")[2])
+    unknown = "the hub has no such model, or it is private; check the name, or set HF_TOKEN"
+    seconds = retry_after_s(response)
+    wait = f"wait {seconds} s" if seconds else "wait some minutes"
+    # By the hub's own code for an error, and by status.
+    meanings = {
+        "RevisionNotFound": f"the hub has no revision {revision!r} of it; check what stands behind @",
+        "GatedRepo": "it is gated; ask for access on its page, then set HF_TOKEN to a token of that account",
+        "RepoNotFound": unknown,
+        401: unknown,
+        403: f"a proxy or firewall forbids it ({quote}); let this machine reach {server}, set HF_ENDPOINT to a mirror, "
+        "or name a local folder",
+        404: f"the hub has no such model ({quote}); check the name and HF_ENDPOINT",
+        407: f"the proxy wants a user and a password ({quote}); write them into {variable}",
+        429: f"the hub gets too many requests from here ({quote}); {wait}",
+    }
+    if not response.request.headers.get("Authorization"):
+        meanings[429] += ", or set HF_TOKEN: a token raises the limit"
+    else:
+        meanings["RepoNotFound"] = f"the hub has no such model, or {token_name()} may not read it; check both"
+        meanings[401] = (
+            f"the hub does not accept {token_name()} ({quote}); put a valid token in its place, or remove it if the "
+            "model is public"
+        )
+        if message:
+            meanings[403] = f"{token_name()} may not read it ({quote}); give the token that right, or use another"
+    other = f"the hub refuses ({quote}); check the name and HF_ENDPOINT, or name a local folder"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        other = f"the hub is down or overloaded ({quote}); try again later, or name a local folder"
+    return meanings.get(response.headers.get("X-Error-Code")) or meanings.get(status, other)
 
 
 def _unreached(error: BaseException) -> str:
@@ -118,7 +169,7 @@ _EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]]
         ssl.SSLError,
         lambda error: f"{host(constants.ENDPOINT)} fails at TLS ({error}); check HF_ENDPOINT and HTTPS_PROXY",
     ),
-    (errors.HfHubHTTPError, statuses.explain),
+    (errors.HfHubHTTPError, _refused),
     ((httpx2.TransportError, ConnectionError, TimeoutError), _unreached),
     (OSError, _unwritable),
     (_NOT_OF_A_HUB, _no_hub),
