@@ -13,7 +13,7 @@ from embedding_api.engine.findings import UnservableError
 from embedding_api.engine.models import files
 from embedding_api.engine.models.files import Module
 from embedding_api.errors import ModelLoadError
-from embedding_api.settings.model_spec import COMMIT, REPOSITORY
+from embedding_api.settings.model_spec import COMMIT, REPOSITORY, ModelSpec
 
 # The classes of transformers that sentence-transformers uses. Other entries of an auto_map have no effect.
 _ASKED_FOR = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor")
@@ -49,29 +49,9 @@ class Reference(NamedTuple):
     is_taken_over: bool = False
 
 
-class Trust(NamedTuple):
-    """The part of TRUST_REMOTE_CODE that concerns one model.
-
-    Attributes:
-        name: The name of the model to write there.
-        is_given: True if TRUST_REMOTE_CODE names the model.
-        commits: The trusted commit of each other repository, by repository.
-    """
-
-    name: str
-    is_given: bool
-    commits: dict[str, str]
-
-
-def trust(entries: Sequence[str], names: Sequence[str]) -> Trust:
-    """Return the part of TRUST_REMOTE_CODE that concerns one model.
-
-    Args:
-        entries: The entries of the setting.
-        names: The names of the model; the first is the public one.
-    """
-    commits = {match[1]: match[2] for entry in entries if (match := _AT_COMMIT.fullmatch(entry))}
-    return Trust(names[0], any(name in entries for name in names), commits)
+def is_trusted(spec: ModelSpec, entries: Sequence[str]) -> bool:
+    """Return True if the entries of TRUST_REMOTE_CODE name the model."""
+    return any(name in entries for name in spec.names)
 
 
 def references(modules: Sequence[Module], folder: Path) -> list[Reference]:
@@ -98,7 +78,7 @@ def references(modules: Sequence[Module], folder: Path) -> list[Reference]:
 
 @contextlib.contextmanager
 def assembled(
-    folder: Path, modules: Sequence[Module], found: Sequence[Reference], trusted: Trust, source: str,
+    spec: ModelSpec, folder: Path, modules: Sequence[Module], found: Sequence[Reference], entries: Sequence[str],
     fetch: Fetch,
 ) -> Iterator[Path]:  # fmt: skip
     """Return a folder with the model and all of its code. It exists until the context ends.
@@ -107,11 +87,11 @@ def assembled(
     model's files name all code as if it were beside them.
 
     Args:
+        spec: The entry of SUPPORTED_MODELS.
         folder: The folder of the model.
         modules: The modules that its files describe.
         found: The classes that come with it.
-        trusted: The code that may run.
-        source: Where the model comes from: its own repository, or a folder.
+        entries: The entries of TRUST_REMOTE_CODE.
         fetch: See `Fetch`.
 
     Raises:
@@ -119,8 +99,15 @@ def assembled(
         ModelLoadError: The code cannot be downloaded.
         OSError: The folder cannot be made.
     """
-    others = sorted({each.repository for each in found if each.repository is not None} - {source})
-    _require_trust(found, others, trusted, fetch)
+    others = sorted({each.repository for each in found if each.repository is not None} - {spec.source})
+    commits = {match[1]: match[2] for entry in entries if (match := _AT_COMMIT.fullmatch(entry))}
+    if found and not (is_trusted(spec, entries) and all(name in commits for name in others)):
+        needed = [f"{name}@{commits.get(name) or _newest(name, fetch)}" for name in others]
+        where = f" in {' and '.join(others)}" if others else ""
+        raise UnservableError(
+            f"it brings Python code of its own{where} ({found[0].name}), without which it would be another model: read "
+            f"that, then name it in TRUST_REMOTE_CODE={','.join([spec.name, *needed])}"
+        )
     if not any(each.repository for each in found):
         yield folder
         return
@@ -128,20 +115,8 @@ def assembled(
         target = Path(parent, folder.name)
         _mirror(folder, target, [each / name for each in _folders(modules, folder) for name in _NAMING])
         for name in others:
-            _add_code(fetch(name, trusted.commits[name]), target, name)
+            _add_code(fetch(name, commits[name]), target, name)
         yield target
-
-
-def _require_trust(found: Sequence[Reference], others: Sequence[str], trusted: Trust, fetch: Fetch) -> None:
-    if not found or (trusted.is_given and all(name in trusted.commits for name in others)):
-        return
-    commits = [trusted.commits.get(name) or _newest(name, fetch) for name in others]
-    entries = ",".join([trusted.name, *(f"{name}@{commit}" for name, commit in zip(others, commits, strict=True))])
-    where = f" in {' and '.join(others)}" if others else ""
-    raise UnservableError(
-        f"it brings Python code of its own{where} ({found[0].name}), without which it would be another model: read "
-        f"that, then name it in TRUST_REMOTE_CODE={entries}"
-    )
 
 
 def _newest(repository: str, fetch: Fetch) -> str:

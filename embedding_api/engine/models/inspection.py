@@ -54,12 +54,13 @@ def inspected(spec: ModelSpec, source: Path, settings: Settings, fetch: Fetch) -
             modules = files.modules(source)
             snapshots.require_all(source, [module.folder for module in modules])
             kind.require_embedding_model(source, modules)
-            trusted = code.trust(settings.trust_remote_code, spec.names)
             found = code.references(modules, source)
-            may_run = [each for each in found if trusted.is_given or not each.is_taken_over]
+            is_trusted = code.is_trusted(spec, settings.trust_remote_code)
+            may_run = [each for each in found if is_trusted or not each.is_taken_over]
             weights.require_weights(source, modules, allow_pickle=settings.allow_pickle)
             tokenizer.require_tokenizer(modules)
-            folder = stack.enter_context(code.assembled(source, modules, may_run, trusted, spec.source, fetch))
+            assembled = code.assembled(spec, source, modules, may_run, settings.trust_remote_code, fetch)
+            folder = stack.enter_context(assembled)
         except UnservableError as error:
             raise unservable(spec, source, error) from error
         except OSError as error:
