@@ -105,9 +105,6 @@ def _client() -> httpx2.Client:
                     "lift that, or name a local folder"
                 )
 
-    hooks = client.event_hooks
-    client.event_hooks = {
-        "request": [*hooks["request"], set_timeouts],
-        "response": [*hooks["response"], limit_tries],
-    }
+    client.event_hooks["request"].append(set_timeouts)
+    client.event_hooks["response"].append(limit_tries)
     return client
