@@ -11,7 +11,7 @@ from embedding_api.engine.findings import UnservableError
 _LIBRARY = "sentence_transformers."
 
 # The beginning of the small file that git lfs puts in place of a file that it has not fetched.
-LFS_POINTER = b"version https://git-lfs"
+_LFS_POINTER = b"version https://git-lfs"
 
 # The type of the module that sentence-transformers makes from a folder without modules.json.
 TRANSFORMER = f"{_LIBRARY}base.modules.transformer.Transformer"
@@ -93,9 +93,18 @@ def read(file: Path) -> dict[str, Any]:
     return content
 
 
-def lfs_pointer(file: Path) -> UnservableError:
-    """Return the error for a file that git lfs has not fetched."""
-    return UnservableError(f"{file.name} is a pointer of git lfs, not the file itself; run git lfs pull in its folder")
+def require_fetched(file: Path) -> None:
+    """Refuse a file that git lfs has not fetched.
+
+    Raises:
+        UnservableError: The file is a pointer of git lfs.
+        OSError: The file cannot be read.
+    """
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise UnservableError(
+                f"{file.name} is a pointer of git lfs, not the file itself; run git lfs pull in its folder"
+            )
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -142,10 +151,8 @@ def _routes(module: Module) -> Iterator[Module]:
 
 def _parse(file: Path) -> Any:
     try:
-        content = file.read_bytes()
-        if content.startswith(LFS_POINTER):
-            raise lfs_pointer(file)
-        return json.loads(content)
+        require_fetched(file)
+        return json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UnservableError(f"its {file.name} is not a valid JSON file; get the model's files again") from error
     except OSError as error:

@@ -40,13 +40,12 @@ def require_tokenizer(modules: Sequence[Module]) -> None:
 def _require_whole(file: Path) -> None:
     """Look at both ends of a file. A tokenizer.json can have many megabytes, which would delay the start."""
     try:
+        files.require_fetched(file)
         with file.open("rb") as opened:
             begin = opened.read(_LOOK_BYTES).lstrip()
             opened.seek(max(0, opened.seek(0, 2) - _LOOK_BYTES))
             end = opened.read().rstrip()
     except FileNotFoundError as error:
         raise UnservableError(f"{file.name} is a link that leads nowhere; get the model's files again") from error
-    if begin.startswith(files.LFS_POINTER):
-        raise files.lfs_pointer(file)
     if not begin or (file.suffix == ".json" and not (begin.startswith(b"{") and end.endswith(b"}"))):
         raise UnservableError(f"{file.name} is cut off, or holds something else; get the model's files again")

@@ -92,9 +92,7 @@ def _refuse_adapter(module: Module) -> None:
 
 def _require_whole(file: Path) -> None:
     """Refuse a file that is cut off, that is a pointer of git lfs, or that holds quantised weights."""
-    with file.open("rb") as opened:
-        if opened.read(len(files.LFS_POINTER)) == files.LFS_POINTER:
-            raise files.lfs_pointer(file)
+    files.require_fetched(file)
     if file.suffix != ".safetensors":
         return
     try:
