@@ -20,6 +20,8 @@ from embedding_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_PACKAGE = Path(embedding_api.__file__).parent
+
 # Inputs of the cache key: the source files of this package whose output is stored. A change of one of them makes every
 # entry anew, so that no service reads the output of older code.
 _OWN = (
@@ -28,6 +30,7 @@ _OWN = (
     "engine/backends/torch_backend.py", "engine/backends/torch_model.py", "engine/findings.py",
     "telemetry/library_warnings.py",
 )  # fmt: skip
+# The texts of the calibration where CALIBRATION_TEXTS names no file.
 _OWN_CALIBRATION_TEXTS = "engine/backends/calibration.txt"
 
 # Packages whose version is an input of the cache key. nncf is not one of them: an int8 model in the cache works without
@@ -59,9 +62,10 @@ def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_r
         ModelLoadError: The cache cannot be used, or a package that PRECISION=int8 needs is missing.
     """
     is_int8 = settings.precision == "int8"
+    texts = settings.calibration_texts or _PACKAGE / _OWN_CALIBRATION_TEXTS
     options: dict[str, str | bool] = {
         "quantise": is_int8,
-        "calibration_texts": str(settings.calibration_texts or "") if is_int8 else "",
+        "calibration_texts": str(texts) if is_int8 else "",
         "trust_remote_code": trust_remote_code,
         "allow_pickle": settings.allow_pickle,
     }
@@ -88,14 +92,10 @@ def _key(source: Path, options: dict[str, str | bool], checksums: Checksums) -> 
     Raises:
         UnfitError: A file cannot be read.
     """
-    own = list(_OWN)
-    if options["quantise"] and not options["calibration_texts"]:
-        own.append(_OWN_CALIBRATION_TEXTS)
     texts = options["calibration_texts"]
-    root = Path(embedding_api.__file__).parent
     try:
         parts = {
-            "own": {name: checksums.sha256(root / name) for name in own},
+            "own": {name: checksums.sha256(_PACKAGE / name) for name in _OWN},
             "versions": {name: _version(name) for name in _PACKAGES},
             "nncf": NNCF_VERSION if options["quantise"] else None,
             "options": {**options, "calibration_texts": checksums.sha256(Path(str(texts))) if texts else ""},
