@@ -19,7 +19,8 @@ from embedding_api.engine.models.hub.addresses import host, one_line, proxy, tok
 # The system's numbers for a folder that cannot be written to, or is full.
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
-# What httpx2 and the library raise on an answer that they do not expect.
+# What httpx2 and the library raise on an answer that they do not expect. Only the last error of a chain counts, since
+# the library catches such errors on its way.
 _NOT_OF_A_HUB = (
     httpx2.TooManyRedirects, httpx2.DecodingError, json.JSONDecodeError, errors.FileMetadataError, KeyError, TypeError,
     AttributeError, AssertionError,
@@ -36,14 +37,8 @@ def explain(error: BaseException) -> str:
     # The library raises its own error from what it saw, and httpx2 its own from the error of a socket.
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
-    # Of Python's plain errors only the last one counts. The others were caught on the way.
-    explained = (
-        meaning(cause)
-        for kinds, meaning in _EXPLANATIONS
-        for cause in (chain[:1] if meaning is _no_hub else chain)
-        if isinstance(cause, kinds)
-    )
-    return one_line(next(filter(None, explained), None) or _unknown(error))
+    explained = (meaning(cause) for kinds, meaning in _EXPLANATIONS for cause in chain if isinstance(cause, kinds))
+    return one_line(next(filter(None, explained), None) or _unexpected(error))
 
 
 def retry_after_s(response: httpx2.Response) -> int:
@@ -131,14 +126,6 @@ def _untrusted(error: BaseException) -> str:
     )
 
 
-def _no_hub(_: BaseException) -> str:
-    cure = "check HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else "log in where the network asks for it"
-    return (
-        f"{host(constants.ENDPOINT)} answers, but not as a hub does (a log-in page or another server may answer in "
-        f"its place); {cure}, or name a local folder"
-    )
-
-
 def _unwritable(error: OSError) -> str | None:
     if error.errno not in _UNWRITABLE:
         return None
@@ -149,7 +136,13 @@ def _unwritable(error: OSError) -> str | None:
     )
 
 
-def _unknown(error: BaseException) -> str:
+def _unexpected(error: BaseException) -> str:
+    if isinstance(error, _NOT_OF_A_HUB):
+        cure = "check HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else "log in where the network asks for it"
+        return (
+            f"{host(constants.ENDPOINT)} answers, but not as a hub does (a log-in page or another server may answer in "
+            f"its place); {cure}, or name a local folder"
+        )
     line = next(iter(str(error).splitlines()), "")
     return f"the download failed ({type(error).__name__}: {line}); try again, or name a local folder"
 
@@ -172,5 +165,4 @@ _EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]]
     (errors.HfHubHTTPError, _refused),
     ((httpx2.TransportError, ConnectionError, TimeoutError), _unreached),
     (OSError, _unwritable),
-    (_NOT_OF_A_HUB, _no_hub),
 )
