@@ -61,9 +61,8 @@ def modules(folder: Path) -> list[Module]:
         return [Module(TRANSFORMER, folder)]
     entries = _parse(folder / "modules.json")
     if not isinstance(entries, list) or not entries or not all(map(_is_module, entries)):
-        raise UnservableError(
-            "its modules.json is no list of modules, each with a type and a path inside of the model's folder; get the "
-            "model's files again"
+        raise damaged(
+            "its modules.json is no list of modules, each with a type and a path inside of the model's folder"
         )
     found = [Module(entry["type"], folder / entry["path"]) for entry in entries]
     return [each for module in found for each in (module, *_routes(module))]
@@ -89,8 +88,13 @@ def read(file: Path) -> dict[str, Any]:
         return {}
     content = _parse(file)
     if not isinstance(content, dict):
-        raise UnservableError(f"its {file.name} holds no JSON object; get the model's files again")
+        raise damaged(f"its {file.name} holds no JSON object")
     return content
+
+
+def damaged(cause: str) -> UnservableError:
+    """Return the error for a model with a file that is missing, cut off or of another content."""
+    return UnservableError(f"{cause}; get the model's files again")
 
 
 def require_fetched(file: Path) -> None:
@@ -145,7 +149,7 @@ def _routes(module: Module) -> Iterator[Module]:
         types = config.get("types")
         for path, type_ in types.items() if isinstance(types, dict) else ():
             if not isinstance(type_, str) or not _is_inside(path):
-                raise UnservableError(f"its router_config.json has no type for {path!r}; get the model's files again")
+                raise damaged(f"its router_config.json has no type for {path!r}")
             yield Module(type_, module.folder / path)
 
 
@@ -154,7 +158,7 @@ def _parse(file: Path) -> Any:
         require_fetched(file)
         return json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UnservableError(f"its {file.name} is not a valid JSON file; get the model's files again") from error
+        raise damaged(f"its {file.name} is not a valid JSON file") from error
     except OSError as error:
         cure = "let this user read it" if isinstance(error, PermissionError) else "get the model's files again"
         raise UnservableError(f"its {file.name} cannot be read ({error.strerror}); {cure}") from error

@@ -63,7 +63,7 @@ def require_embedding_model(folder: Path, modules: Sequence[Module]) -> None:
         if module.library_class == "Transformer":
             _require_reading_text(module)
         if module.library_class in ("Pooling", "Dense") and not module.config():
-            raise UnservableError(f"its {module.folder.name} has no config.json; get all files of the model")
+            raise files.damaged(f"its {module.folder.name} has no config.json")
     if not files.is_declared(folder):
         _require_base_model(folder)
 
@@ -104,7 +104,7 @@ def assumptions(folder: Path, modules: Sequence[Module], window: int | None) -> 
 
 def _require_reading_text(module: Module) -> None:
     if not files.is_there(module.folder / "config.json"):
-        raise UnservableError("it has no config.json for its Transformer; get the model's files again")
+        raise files.damaged("it has no config.json for its Transformer")
     settings = module.own_settings()
     if (kind := _BY_TASK.get(str(settings.get("transformer_task")))) is not None:
         raise _other(f"sentence_bert_config.json has the transformer_task {settings['transformer_task']}", kind)

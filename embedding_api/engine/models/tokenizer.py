@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding_api.engine.findings import UnservableError
 from embedding_api.engine.models import files
 from embedding_api.engine.models.files import Module
 
@@ -27,10 +26,7 @@ def require_tokenizer(modules: Sequence[Module]) -> None:
             continue
         vocabularies = [file for name in _VOCABULARIES for file in module.folder.glob(name)]
         if not vocabularies:
-            raise UnservableError(
-                "it has no tokenizer: there is neither tokenizer.json nor a vocabulary of another kind; get the "
-                "model's files again"
-            )
+            raise files.damaged("it has no tokenizer: there is neither tokenizer.json nor a vocabulary of another kind")
         for file in vocabularies:
             _require_whole(file)
         for name in _SETTINGS:
@@ -46,6 +42,6 @@ def _require_whole(file: Path) -> None:
             opened.seek(max(0, opened.seek(0, 2) - _LOOK_BYTES))
             end = opened.read().rstrip()
     except FileNotFoundError as error:
-        raise UnservableError(f"{file.name} is a link that leads nowhere; get the model's files again") from error
+        raise files.damaged(f"{file.name} is a link that leads nowhere") from error
     if not begin or (file.suffix == ".json" and not (begin.startswith(b"{") and end.endswith(b"}"))):
-        raise UnservableError(f"{file.name} is cut off, or holds something else; get the model's files again")
+        raise files.damaged(f"{file.name} is cut off, or holds something else")

@@ -71,13 +71,11 @@ def _shards(index: Path) -> list[Path]:
     parts = content.get("weight_map")
     names = set(parts.values()) if isinstance(parts, dict) and "metadata" in content else set()
     if not names or not all(isinstance(name, str) for name in names):
-        raise UnservableError(f"its {index.name} does not say which files hold its weights; get the files again")
+        raise files.damaged(f"its {index.name} does not say which files hold its weights")
     shards = [index.parent / name for name in sorted(names)]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise UnservableError(
-            f"{len(missing)} of the {len(shards)} files of its weights are missing: {listed(missing)} "
-            f"({index.name} names them); get the model's files again"
-        )
+        there_are = f"{len(missing)} of the {len(shards)} files of its weights are missing: {listed(missing)}"
+        raise files.damaged(f"{there_are} ({index.name} names them)")
     return shards
 
 
@@ -103,7 +101,7 @@ def _require_whole(file: Path) -> None:
                 if name.endswith(_WEIGHTS) and weights.get_slice(name).get_dtype() in _QUANTISED
             ]
     except safetensors.SafetensorError as error:
-        raise UnservableError(f"{file.name}: SafetensorError: {error}; get the model's files again") from error
+        raise files.damaged(f"{file.name}: SafetensorError: {error}") from error
     if quantised:
         raise _quantised(f"{file.name} holds whole numbers in {listed(quantised, most=2)}")
 
@@ -144,7 +142,7 @@ def _without_weights(folder: Path, module: Module, *, allow_pickle: bool) -> Uns
     there_is = f"{link.name} is a link to {link.readlink()}" if link.is_symlink() else f"there is no {_SAFETENSORS}"
     if strangers := [file.name for file in module.folder.glob("*.safetensors") if file != link]:
         there_is += f" (the model is not read from {listed(strangers)})"
-    return UnservableError(f"it has no weights{where}: {there_is}; get the model's files again")
+    return files.damaged(f"it has no weights{where}: {there_is}")
 
 
 def _other_formats(names: Iterable[str]) -> str:
