@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -70,15 +71,10 @@ def converted(source: Path, settings: Settings, checksums: Checksums, *, trust_r
         "allow_pickle": settings.allow_pickle,
     }
     key = _key(source, options, checksums)
-
-    def make(target: Path, lock: int) -> None:
-        if is_int8:
-            _require_nncf()
-        _run(source, target, options, lock, model)
-
     # At least an eighth of the weights in int8, and otherwise half of them: a folder may hold the same weights twice.
     n_bytes = sum(path.stat().st_size for path in _files(source) if path.suffix == ".safetensors")
     n_bytes //= 8 if is_int8 else 2
+    make = partial(_convert, source, options, model)
     entry = cache.obtain(settings.cache_dir / "openvino", key, make, checksums, n_bytes=n_bytes)
     for name, refused in _REFUSALS.items():
         if (file := entry / f"{name}.json").exists():
@@ -118,16 +114,13 @@ def _version(package: str) -> str:
         return ""
 
 
-def _require_nncf() -> None:
-    if (found := _version("nncf")) != NNCF_VERSION:
+def _convert(source: Path, options: dict[str, str | bool], name: str, target: Path, lock: int) -> None:
+    """Fill `target` with the converted model, or with the reason why there is none."""
+    if options["quantise"] and (found := _version("nncf")) != NNCF_VERSION:
         raise ModelLoadError(
             f"PRECISION=int8 needs nncf {NNCF_VERSION} once, to quantise the model, and there is {found or 'none'}: "
             f"install requirements.txt again, or nncf=={NNCF_VERSION} alone, or set PRECISION to float32 or bfloat16"
         )
-
-
-def _run(source: Path, target: Path, options: dict[str, str | bool], lock: int, name: str) -> None:
-    """Fill `target` with the converted model, or with the reason why there is none."""
     started = time.monotonic()
     logger.info("converting model %s for OpenVINO; its next start will find it in %s", name, target.parent)
     conversion = {"source": str(source.absolute()), "target": str(target.absolute()), **options}
