@@ -40,20 +40,21 @@ def require_weights(folder: Path, modules: Sequence[Module], *, allow_pickle: bo
             if isinstance(quantised := module.config().get("quantization_config"), dict):
                 method = quantised.get("quant_method", "of some kind")
                 raise _quantised(f"config.json has a quantization_config, {method}")
-        needs_weights = module.library_class in _WEIGHTED
-        if needs_weights:
-            found = _files(folder, module, allow_pickle=allow_pickle)
-        else:
-            # Which files such a module reads is unknown. Those that exist must be whole.
-            found = sorted(module.folder.glob("*.safetensors"))
-        if (needs_weights and not found) or not all(file.exists() for file in found):
-            raise _without_weights(folder, module, allow_pickle=allow_pickle)
-        for file in found:
+        for file in _files(folder, module, allow_pickle=allow_pickle):
+            if not file.exists():
+                raise _without_weights(folder, module, allow_pickle=allow_pickle)
             _require_whole(file)
 
 
 def _files(folder: Path, module: Module, *, allow_pickle: bool) -> list[Path]:
-    """Return the files that hold the weights of a module."""
+    """Return the files that hold the weights of a module.
+
+    Raises:
+        UnservableError: The module needs weights, and has none that may be read.
+    """
+    if module.library_class not in _WEIGHTED:
+        # Which files such a module reads is unknown. Those that exist must be whole.
+        return sorted(module.folder.glob("*.safetensors"))
     # config.json may name another file.
     named = module.config().get("transformers_weights") if module.library_class == "Transformer" else None
     for name in (str(named),) if named else (_SAFETENSORS, _PICKLE):
@@ -63,7 +64,7 @@ def _files(folder: Path, module: Module, *, allow_pickle: bool) -> list[Path]:
             if ".safetensors" not in name and not allow_pickle:
                 raise _pickled(str(file.relative_to(folder)))
             return _shards(file) if file.name.endswith(_INDEX) else [file]
-    return []
+    raise _without_weights(folder, module, allow_pickle=allow_pickle)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -124,10 +125,10 @@ def _without_weights(folder: Path, module: Module, *, allow_pickle: bool) -> Uns
     """Return the error for a module without weights: which files it has instead, or why the weights are missing."""
     path = module.folder.relative_to(folder)
     where = "" if path == PurePath() else f" in {path}"
-    repository = snapshots.repository(folder)
+    repository = snapshots.repository(folder) or set()
     broken_off = snapshots.broken_off(f"it has no weights{where}")
     for name in (_SAFETENSORS, f"{_SAFETENSORS}{_INDEX}", _PICKLE, f"{_PICKLE}{_INDEX}"):
-        if str(path / name) in (repository or ()):
+        if str(path / name) in repository:
             is_refused = name.startswith(_PICKLE) and not allow_pickle
             return _pickled(str(path / name)) if is_refused else broken_off
     names = repository or {str(file.relative_to(folder)) for file in folder.rglob("*") if files.is_there(file)}
