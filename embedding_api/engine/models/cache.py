@@ -47,11 +47,10 @@ def obtain(
     try:
         private.claim(folder)
         entry = folder / key
-        if entry.exists() and _flaw(entry, checksums) is None:
+        if _flaw(entry, checksums) is None:
             return entry
         with _locked(folder / f"{key}{_LOCK}") as lock:
-            flaw = _flaw(entry, checksums)
-            if flaw is None:
+            if (flaw := _flaw(entry, checksums)) is None:
                 return entry
             if entry.exists():
                 logger.warning("the cache's entry %s is damaged (%s); making it again", entry, flaw)
@@ -138,8 +137,7 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[int]:
     Raises:
         BlockingIOError: Another process holds it, and `wait` is False.
     """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -147,9 +145,7 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[int]:
                 raise
             logger.info("another process is making the cache's entry %s; waiting for it", path.stem)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock
-    finally:
-        os.close(lock)
+        yield lock.fileno()
 
 
 def _sync(path: Path) -> None:
