@@ -117,12 +117,19 @@ def _no_url(_: BaseException) -> str:
     return f"HF_ENDPOINT={endpoint!r} is no address of a hub; write https:// and the host, or unset it"
 
 
-def _untrusted(error: BaseException) -> str:
+def _no_token(_: BaseException) -> str:
+    return f"{token_name()} holds characters that no token has; copy it again, or unset it for a public model"
+
+
+def _insecure(error: ssl.SSLError) -> str:
+    server = host(constants.ENDPOINT)
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return f"{server} fails at TLS ({error}); check HF_ENDPOINT and HTTPS_PROXY"
     # httpx2 reads neither REQUESTS_CA_BUNDLE nor CURL_CA_BUNDLE.
     reason = getattr(error, "verify_message", "") or error
     return (
-        f"the certificate of {host(constants.ENDPOINT)} is not trusted ({reason}); if the network's own authority "
-        "made it, set SSL_CERT_FILE to a file with that authority's certificate"
+        f"the certificate of {server} is not trusted ({reason}); if the network's own authority made it, set "
+        "SSL_CERT_FILE to a file with that authority's certificate"
     )
 
 
@@ -147,21 +154,14 @@ def _unexpected(error: BaseException) -> str:
     return f"the download failed ({type(error).__name__}: {line}); try again, or name a local folder"
 
 
-# The narrow classes before the wide ones: a certificate's error is one of TLS, and most are OSErrors.
+# The narrow classes before the wide ones: most are OSErrors.
 _EXPLANATIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], str | None]], ...] = (
     (ExplainedError, str),
     (errors.OfflineModeIsEnabled, _offline),
     (errors.HFValidationError, lambda error: f"the hub can have no such model ({error}); check the name"),
     ((httpx2.InvalidURL, httpx2.UnsupportedProtocol), _no_url),
-    (
-        (httpx2.LocalProtocolError, UnicodeEncodeError),
-        lambda _: f"{token_name()} holds characters that no token has; copy it again, or unset it for a public model",
-    ),
-    (ssl.SSLCertVerificationError, _untrusted),
-    (
-        ssl.SSLError,
-        lambda error: f"{host(constants.ENDPOINT)} fails at TLS ({error}); check HF_ENDPOINT and HTTPS_PROXY",
-    ),
+    ((httpx2.LocalProtocolError, UnicodeEncodeError), _no_token),
+    (ssl.SSLError, _insecure),
     (errors.HfHubHTTPError, _refused),
     ((httpx2.TransportError, ConnectionError, TimeoutError), _unreached),
     (OSError, _unwritable),
