@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 from embedding_api.web.json_body import type_name
-from embedding_api.web.request_schema import StrictField, refuse
+from embedding_api.web.request_schema import StrictField
 
 # How many characters of a value an error message repeats. No message repeats any of `input`.
 _SHOWN = 100
@@ -25,35 +25,34 @@ class Texts(StrictField):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> list[str] | list[list[int]]:
         if isinstance(value, str):
-            return [value] if value else refuse("empty_input", "must not be empty; send a text")
+            return [value] if value else self.refuse("empty_input", "must not be empty; send a text")
         if not isinstance(value, list):
-            refuse("invalid_type", f"must be a string or an array of strings, not {type_name(value)}")
+            self.refuse("invalid_type", f"must be a string or an array of strings, not {type_name(value)}")
         if not value:
-            refuse("empty_input", "is an empty array; send at least one text")
+            self.refuse("empty_input", "is an empty array; send at least one text")
         if type(value[0]) is int:
             # The token ids of one text.
-            _check_each(value, int, "a token id, as the first item is")
+            self._check_each(value, int, "a token id, as the first item is")
             return [value]
         max_inputs = self._body.max_inputs
         if len(value) > max_inputs:
-            refuse("too_many_inputs", f"holds {len(value)} texts; send at most {max_inputs} in one request")
+            self.refuse("too_many_inputs", f"holds {len(value)} texts; send at most {max_inputs} in one request")
         if isinstance(value[0], list):
-            _check_each(value, list, "an array of token ids, as the first item is")
+            self._check_each(value, list, "an array of token ids, as the first item is")
         else:
-            _check_each(value, str, "a string")
+            self._check_each(value, str, "a string")
         for index, text in enumerate(value):
             if not text:
-                refuse("empty_input", "must not be empty; leave it out", index)
+                self.refuse("empty_input", "must not be empty; leave it out", index)
             if isinstance(text, list) and not all(type(id_) is int for id_ in text):
-                refuse("invalid_type", "must be an array of token ids, which are whole numbers", index)
+                self.refuse("invalid_type", "must be an array of token ids, which are whole numbers", index)
         return value
 
-
-def _check_each(items: list[Any], wanted: type, rule: str) -> None:
-    """Refuse the first item that is not of the wanted type."""
-    for index, item in enumerate(items):
-        if type(item) is not wanted:
-            refuse("invalid_type", f"must be {rule}, not {type_name(item)}", index)
+    def _check_each(self, items: list[Any], wanted: type, rule: str) -> None:
+        """Refuse the first item that is not of the wanted type."""
+        for index, item in enumerate(items):
+            if type(item) is not wanted:
+                self.refuse("invalid_type", f"must be {rule}, not {type_name(item)}", index)
 
 
 class Word(StrictField):
@@ -72,9 +71,9 @@ class Word(StrictField):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
         if not isinstance(value, str):
-            refuse("invalid_type", f"must be a string, not {type_name(value)}")
+            self.refuse("invalid_type", f"must be a string, not {type_name(value)}")
         if self._words and value not in self._words:
-            refuse("invalid_value", f"must be {' or '.join(self._words)}, not {value[:_SHOWN]!r}")
+            self.refuse("invalid_value", f"must be {' or '.join(self._words)}, not {value[:_SHOWN]!r}")
         return value
 
 
@@ -86,11 +85,11 @@ class Count(StrictField):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            refuse("invalid_type", f"must be a whole number, not {type_name(value)}")
+            self.refuse("invalid_type", f"must be a whole number, not {type_name(value)}")
         if value != value // 1:
-            refuse("invalid_type", f"must be a whole number, not {value}")
+            self.refuse("invalid_type", f"must be a whole number, not {value}")
         if value < 1:
-            refuse("invalid_value", f"must be 1 or more, not {value}")
+            self.refuse("invalid_value", f"must be 1 or more, not {value}")
         return int(value)
 
 
@@ -102,5 +101,5 @@ class Flag(StrictField):
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if not isinstance(value, bool):
-            refuse("invalid_type", f"must be true or false, not {type_name(value)}")
+            self.refuse("invalid_type", f"must be true or false, not {type_name(value)}")
         return value

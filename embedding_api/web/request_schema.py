@@ -15,21 +15,6 @@ from embedding_api.settings.docstrings import docstrings_of
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-def refuse(code: str, rule: str, index: int | None = None) -> NoReturn:
-    """Refuse the field that is being loaded, or one item of it; `RequestSchema.handle_error` reports it.
-
-    Args:
-        code: A code of InvalidFieldError.
-        rule: The rest of the message, after the field's path.
-        index: The index of the item at fault in the field's array.
-
-    Raises:
-        ValidationError: Always.
-    """
-    problem = {"code": code, "rule": rule}
-    raise marshmallow.ValidationError(problem if index is None else {index: problem})
-
-
 def model_names(models: Registry) -> tuple[str, ...]:
     """Return every name and alias of the models, each once."""
     return tuple(dict.fromkeys(name for model in models.models for name in model.names))
@@ -58,20 +43,6 @@ class RequestSchema(marshmallow.Schema):
     def _drop_nulls(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
         return {key: value for key, value in data.items() if value is not None}
 
-    def handle_error(self, error: marshmallow.ValidationError, *_: Any, **__: Any) -> NoReturn:
-        """Raise the first problem, in the order in which the class declares its fields.
-
-        Raises:
-            InvalidFieldError: With the path of the field at fault.
-        """
-        problems = error.messages_dict
-        path = next(name for name in self.fields if name in problems)
-        problem = problems[path]
-        if "code" not in problem:
-            index, problem = next(iter(problem.items()))
-            path = f"{path}[{index}]"
-        raise InvalidFieldError(f"{path} {problem['rule']}", code=problem["code"], param=path)
-
 
 class StrictField(fields.Field[Any]):
     """A field that converts nothing silently, and describes itself in JSON Schema.
@@ -82,20 +53,36 @@ class StrictField(fields.Field[Any]):
         kwargs: As of marshmallow's fields. What is neither required nor has a default may be missing when loaded.
     """
 
-    default_error_messages = {  # noqa: RUF012 - marshmallow declares it as an instance's
-        "required": {"code": "missing_field", "rule": "is missing; it is required"}
-    }
-
     def __init__(
         self, *, synonyms: Mapping[str, Any] = _NONE, unsupported: Mapping[str, str] = _NONE, **kwargs: Any
     ) -> None:
-        super().__init__(pre_load=self._translate, **kwargs)
+        super().__init__(**kwargs)
         self._synonyms = synonyms
         self._unsupported = unsupported
+
+    def refuse(self, code: str, rule: str, index: int | None = None) -> NoReturn:
+        """Refuse the value of this field, or one item of it. marshmallow collects only errors of its own.
+
+        Args:
+            code: A code of InvalidFieldError.
+            rule: The rest of the message, after the field's path.
+            index: The index of the item at fault in the field's array.
+
+        Raises:
+            InvalidFieldError: Always. Fields are loaded in the order in which the class declares them.
+        """
+        path = str(self.name) if index is None else f"{self.name}[{index}]"
+        raise InvalidFieldError(f"{path} {rule}", code=code, param=path)
+
+    def make_error(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse a missing value. No other rule of marshmallow's own can be broken here."""
+        self.refuse("missing_field", "is missing; it is required")
 
     def _bind_to_schema(self, field_name: str, parent: Any) -> None:
         """Add the JSON Schema of the values for apispec, with synonyms, and with null where null means absent."""
         super()._bind_to_schema(field_name, parent)
+        # Not in the constructor: a schema binds a copy of the field, and only the copy has a name.
+        self.pre_load = [self._translate]
         accepted = self._accepted()
         others = dict.fromkeys(self._synonyms, "string") | ({} if self.required else {None: "null"})
         if others:
@@ -109,7 +96,7 @@ class StrictField(fields.Field[Any]):
         if not isinstance(value, str):
             return value
         if value in self._unsupported:
-            refuse("invalid_value", self._unsupported[value])
+            self.refuse("invalid_value", self._unsupported[value])
         return self._synonyms.get(value, value)
 
     def _accepted(self) -> dict[str, Any]:
