@@ -98,7 +98,7 @@ def write_error(
     rule = "" if route is None else route.rule
     access.record(head.method, rule, error.status, time.monotonic() - arrived_s, code=error.code)
     if span is not None:
-        span.end(error.status, request_id, {}, [])
+        span.end(error.status, request_id, {})
     log.end_request()
 
 

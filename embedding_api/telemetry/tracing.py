@@ -7,7 +7,7 @@ of the values that clients choose freely it holds ids alone.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import requests
@@ -22,9 +22,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from embedding_api import __version__
 from embedding_api.errors import StartError
 from embedding_api.settings import Settings
-from embedding_api.telemetry.spans import Attributes, Part
 
 logger = logging.getLogger(__name__)
+
+Attributes = Mapping[str, str | bool | int | float]
 
 _NAME = "memementor-embedding-service"
 
@@ -109,42 +110,49 @@ class RequestSpan:
 
     Attributes:
         trace_id: Id of its trace; empty if OpenTelemetry's variables disable tracing.
+        is_recording: False if nobody will see the span, nor any below it.
     """
 
     def __init__(self, tracer: Tracer, span: Span, wall_ns: Callable[[float], int]) -> None:
         self._tracer = tracer
         self._span = span
         self._wall_ns = wall_ns
+        self.is_recording = span.is_recording()
         context = span.get_span_context()
         self.trace_id = format_trace_id(context.trace_id) if context.is_valid else ""
 
-    def end(self, status: int, request_id: str, attributes: Attributes, parts: Iterable[Part]) -> None:
+    def add(
+        self, name: str, begun_s: float, ended_s: float, attributes: Attributes | None = None, above: Span | None = None
+    ) -> Span:
+        """Add a span below this one, or below another that was added.
+
+        Args:
+            name: Name of the span.
+            begun_s: Start, in seconds on the monotonic clock.
+            ended_s: End, in seconds on the monotonic clock.
+            attributes: Attributes of the span.
+            above: What an earlier call returned, if the span is below that one.
+        """
+        context, begun_ns = set_span_in_context(above or self._span), self._wall_ns(begun_s)
+        span = self._tracer.start_span(name, context, attributes=attributes, start_time=begun_ns)
+        span.end(self._wall_ns(ended_s))
+        return span
+
+    def end(self, status: int, request_id: str, attributes: Attributes) -> None:
         """End the span.
 
         Args:
             status: HTTP status of the response.
             request_id: Value of the response's X-Request-ID header.
             attributes: Further attributes of the span.
-            parts: Spans below it.
         """
-        if not self._span.is_recording():
-            return
         self._span.set_attributes(
             {"http.response.status_code": status, "http.response.header.x-request-id": [request_id], **attributes}
         )
         if status >= 500:
             self._span.set_attribute("error.type", str(status))
             self._span.set_status(StatusCode.ERROR)
-        self._add(self._span, parts)
         self._span.end(self._wall_ns(time.monotonic()))
-
-    def _add(self, parent: Span, parts: Iterable[Part]) -> None:
-        context = set_span_in_context(parent)
-        for part in parts:
-            begun_ns, ended_ns = self._wall_ns(part.begun_s), self._wall_ns(part.ended_s)
-            span = self._tracer.start_span(part.name, context, attributes=part.attributes, start_time=begun_ns)
-            self._add(span, part.parts)
-            span.end(ended_ns)
 
 
 def _wall_clock() -> Callable[[float], int]:

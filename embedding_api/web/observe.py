@@ -104,7 +104,7 @@ def _end(response: Response) -> Response:
         **computed,
     )
     if g.span is not None:
-        attributes = spans.attributes(embeddings) if embeddings else {}
-        parts = spans.parts(g.timing) if "timing" in g else []
-        g.span.end(response.status_code, g.request_id, attributes, parts)
+        if g.span.is_recording and "timing" in g:
+            spans.add_stages(g.span, g.timing)
+        g.span.end(response.status_code, g.request_id, spans.attributes(embeddings) if embeddings else {})
     return response
