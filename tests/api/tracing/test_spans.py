@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from embedding_api.telemetry.metrics import counters
-from embedding_api.web import spans
+from embedding_api.web import observe
 from tests.api.conftest import MODEL
 from tests.conftest import until
 
@@ -143,7 +143,7 @@ def test_a_request_refused_for_a_long_text_has_no_queue_span(post, collector):
 
 
 def test_of_many_batches_the_first_have_spans_and_all_are_counted(post, collector, monkeypatch):
-    monkeypatch.setattr(spans, "MAX_BATCH_SPANS", 2)
+    monkeypatch.setattr(observe, "MAX_BATCH_SPANS", 2)
     assert post(input=[f"{'a ' * n}{'cat ' * m}" for n in range(1, 13) for m in range(1, 5)]).status_code == 200
     (request,) = collector.requests()
     (inference,) = collector.below(request)["inference"]
