@@ -96,12 +96,10 @@ def _log_exception(kind: type[BaseException], error: BaseException, traceback: T
 
 def _log_end_of_thread(end: threading.ExceptHookArgs) -> None:
     if not issubclass(end.exc_type, SystemExit):
-        error = end.exc_value or end.exc_type()
         name = end.thread.name if end.thread else "(unnamed)"
-        logger.error("thread %s died of an uncaught exception", name, exc_info=(end.exc_type, error, end.exc_traceback))
+        logger.error("thread %s died of an uncaught exception", name, exc_info=end.exc_value)
 
 
 def _log_unraisable(failure: "sys.UnraisableHookArgs") -> None:
-    error = failure.exc_value or failure.exc_type()
     message = f"{failure.err_msg or 'Exception ignored in:'} {failure.object!r}"
-    logger.error("%s", message, exc_info=(failure.exc_type, error, failure.exc_traceback))
+    logger.error("%s", message, exc_info=failure.exc_value)
