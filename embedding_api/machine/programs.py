@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,22 @@ def ask(
     """
     name = arguments[1].rpartition(".")[2] if arguments[0] == "-m" else Path(arguments[0]).name
     with tempfile.TemporaryFile() as output:
-        child = _start(arguments, environment, folder, keep, output)
+        child = subprocess.Popen(
+            # -P: neither the program's folder nor the working folder is on the module path.
+            [sys.executable, "-P", *arguments],
+            env=environment,
+            cwd=folder,
+            # In a process group of its own, so that a terminal's Ctrl-C does not reach it. Such a group may not read
+            # from the terminal.
+            process_group=0,
+            stdin=subprocess.DEVNULL,
+            # A file, unlike a second pipe, need not be read meanwhile.
+            stdout=output,
+            stderr=subprocess.PIPE,
+            pass_fds=keep,
+            # Safe, since a process that loads models has one thread: no lock is held during the fork.
+            preexec_fn=partial(end_with_parent, os.getpid()),
+        )
         # Not `with child`: a signal that arrived between that line and the next would wait for the end of the program.
         try:
             errors = _log_errors(child, name, logging.DEBUG if is_quiet else logging.WARNING)
@@ -77,31 +92,6 @@ def ask(
     except ValueError:
         result = None
     return result if isinstance(result, dict) else {"end": _end(child.returncode, errors)}
-
-
-def _start(
-    arguments: Sequence[str],
-    environment: Mapping[str, str],
-    folder: Path | None,
-    keep: Sequence[int],
-    output: IO[bytes],
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        # -P: neither the program's folder nor the working folder is on the module path.
-        [sys.executable, "-P", *arguments],
-        env=environment,
-        cwd=folder,
-        # In a process group of its own, so that a terminal's Ctrl-C does not reach it. Such a group may not read from
-        # the terminal.
-        process_group=0,
-        stdin=subprocess.DEVNULL,
-        # A file, unlike a second pipe, need not be read meanwhile.
-        stdout=output,
-        stderr=subprocess.PIPE,
-        pass_fds=keep,
-        # Safe, since a process that loads models has one thread: no lock is held during the fork.
-        preexec_fn=partial(end_with_parent, os.getpid()),
-    )
 
 
 def end_with_parent(pid: int) -> None:
