@@ -68,15 +68,11 @@ def read_values(file: Path, settings: Collection[str]) -> dict[str, str]:
         OSError: The file cannot be read.
         ValueError: The file is not UTF-8, or is a pipe.
     """
-    try:
-        text = _read_text(file)
-    except FileNotFoundError:
-        # A dangling link is a mistake, unlike a file that does not exist.
-        if file.is_symlink():
-            raise
+    # A dangling link is a mistake, unlike a file that does not exist.
+    if not file.exists() and not file.is_symlink():
         return {}
     values: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_read_lines(file), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"line {number} of {file}"
@@ -97,9 +93,9 @@ def read_values(file: Path, settings: Collection[str]) -> dict[str, str]:
 def value_of(name: str, file: Path) -> str:
     """Return the value of one setting, even if other lines of the file are wrong; empty if it cannot be found."""
     try:
-        lines = _read_text(file).split("\n")
-        found = [match["value"] for line in lines if (match := _ASSIGNMENT.fullmatch(line)) and match["name"] == name]
-        return _clean_value(found[-1], "") if found else ""
+        assignments = map(_ASSIGNMENT.fullmatch, _read_lines(file))
+        values = [assignment["value"] for assignment in assignments if assignment and assignment["name"] == name]
+        return _clean_value(values[-1], "") if values else ""
     except (OSError, ValueError, SettingsError):
         return ""
 
@@ -109,12 +105,12 @@ def unquoted(text: str) -> str:
     return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
-def _read_text(file: Path) -> str:
+def _read_lines(file: Path) -> list[str]:
     if file.is_fifo():
         # Reading it would block.
         raise ValueError("it is a pipe")
     # Some editors write a byte order mark.
-    return file.read_text(encoding="utf-8-sig")
+    return file.read_text(encoding="utf-8-sig").split("\n")
 
 
 def _clean_value(text: str, where: str) -> str:
