@@ -8,7 +8,7 @@ import json
 import logging
 import mmap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Metric
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 # that nobody writes takes no memory.
 N_NUMBERS, N_KEY_BYTES = 2**13, 2**20
 SLOT_BYTES = 8 * N_NUMBERS + N_KEY_BYTES
-# Indices of the first numbers: how many keys there are, how many bytes they take, and the first number with a key. The
-# last number takes what has no room.
-_COUNT, _BYTES, _FIRST, _NO_ROOM = 0, 1, 2, N_NUMBERS - 1
+# Indices of the first numbers: how many bytes the keys take, and the first number with a key. The last number takes
+# what has no room.
+_BYTES, _FIRST, _NO_ROOM = 0, 1, N_NUMBERS - 1
 # Ends a key; JSON has no line breaks.
 _END = b"\n"
 
@@ -53,7 +53,7 @@ class Slot:
     """The numbers of one process, and their keys. Any process may read them.
 
     Args:
-        memory: SLOT_BYTES bytes, zeroed at first. The first float64 is the number of keys.
+        memory: SLOT_BYTES bytes, zeroed at first. The first float64 is the number of bytes of the keys.
 
     Attributes:
         memory: The same bytes.
@@ -65,23 +65,21 @@ class Slot:
         self.numbers = memory[: 8 * N_NUMBERS].cast("d")
         self._keys = memory[8 * N_NUMBERS :]
         self._indices = {key: index for index, key in self._read_keys()}
-        # Not numbers[_BYTES]: a process that was killed while it added a key has left too large a number there.
-        self._n_key_bytes = sum(len(key) + len(_END) for key in self._indices)
 
     def index(self, key: Key) -> int:
         """Return the index of the key's number, allocated on first use."""
-        encoded = json.dumps(key).encode()
+        encoded = json.dumps(key).encode() + _END
         if encoded not in self._indices:
-            index, end = _FIRST + len(self._indices), self._n_key_bytes + len(encoded) + len(_END)
+            index, start = _FIRST + len(self._indices), int(self.numbers[_BYTES])
+            end = start + len(encoded)
             if index == _NO_ROOM or end > N_KEY_BYTES:
                 logger.warning("there is no room to count %s; GET /metrics leaves it out", key.sample)
                 return _NO_ROOM
-            self._keys[self._n_key_bytes : end] = encoded + _END
+            self._keys[start:end] = encoded
             self.numbers[index] = 0.0
-            self.numbers[_BYTES] = end
             # Last, so that a process that is killed before this line has added no key.
-            self.numbers[_COUNT] += 1
-            self._indices[encoded], self._n_key_bytes = index, end
+            self.numbers[_BYTES] = end
+            self._indices[encoded] = index
         return self._indices[encoded]
 
     def read(self) -> Iterator[tuple[Key, int]]:
@@ -89,10 +87,9 @@ class Slot:
         for index, encoded in self._read_keys():
             yield Key(*json.loads(encoded)), index
 
-    def _read_keys(self) -> Iterator[tuple[int, bytes]]:
-        count = int(self.numbers[_COUNT])
+    def _read_keys(self) -> Iterable[tuple[int, bytes]]:
         keys = bytes(self._keys[: int(self.numbers[_BYTES])])
-        return zip(range(_FIRST, _FIRST + count), keys.split(_END), strict=False)
+        return enumerate(keys.splitlines(keepends=True), _FIRST)
 
 
 class Counters:
