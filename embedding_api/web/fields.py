@@ -13,14 +13,12 @@ class Texts(StrictField):
     """A string or an array of strings, loaded as a list of strings. Token ids are loaded as a list of lists."""
 
     def _accepted(self) -> dict[str, Any]:
-        def array(items: dict[str, Any], **limits: Any) -> dict[str, Any]:
-            return {"type": "array", "minItems": 1, **limits, "items": items}
-
-        text, limits = {"type": "string", "minLength": 1}, {"maxItems": self._body.max_inputs}
-        token_ids = array({"type": "integer", "minimum": 0})
-        kinds = {"Text": text, "Texts": array(text, **limits)}
+        text = {"type": "string", "minLength": 1}
+        token_ids = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+        several = {"type": "array", "minItems": 1, "maxItems": self._body.max_inputs}
+        kinds = {"Text": text, "Texts": {**several, "items": text}}
         if self._body.accepts_token_ids:
-            kinds |= {"TokenIds": token_ids, "TokenIdsOfTexts": array(token_ids, **limits)}
+            kinds |= {"TokenIds": token_ids, "TokenIdsOfTexts": {**several, "items": token_ids}}
         return {"anyOf": [{"title": title, **kind} for title, kind in kinds.items()]}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> list[str] | list[list[int]]:
