@@ -11,7 +11,7 @@ import pytest
 from embedding_api.errors import SettingsError
 from embedding_api.settings import load_settings
 from embedding_api.telemetry import library_warnings, log
-from embedding_api.telemetry.formats import JsonFormatter, TextFormatter
+from embedding_api.telemetry.log import JsonFormatter, TextFormatter
 
 
 def record(**extra):
