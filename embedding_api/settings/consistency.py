@@ -1,7 +1,6 @@
 """Refuses combinations of settings with which the service cannot run. Each message names the cure."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from embedding_api.errors import SettingsError
@@ -21,18 +20,13 @@ def require_consistent(settings: Settings) -> None:
     Raises:
         SettingsError: Two settings contradict each other. The message names both, and the cure.
     """
-    for contradiction in (*_contradictions(settings), *_contradictions_of_arithmetic(settings)):
-        raise SettingsError(contradiction)
-
-
-def _contradictions(settings: Settings) -> Iterator[str]:
     if settings.require_auth and not settings.api_key_secret:
-        yield (
+        raise SettingsError(
             "REQUIRE_AUTH=true without API_KEY_SECRET: every client would be refused; set API_KEY_SECRET to the key "
             "that clients send, or set REQUIRE_AUTH=false"
         )
     if settings.drain_s >= settings.graceful_timeout_s:
-        yield (
+        raise SettingsError(
             f"DRAIN_S={settings.drain_s} must be less than GRACEFUL_TIMEOUT_S={settings.graceful_timeout_s}, which "
             "includes it: running requests would have no time left; lower DRAIN_S or raise GRACEFUL_TIMEOUT_S"
         )
@@ -40,31 +34,34 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     for name in settings.trust_remote_code:
         # Repositories of code cannot be checked here: models name them, and are not loaded yet.
         if name not in known and not parsing.is_repository(name):
-            yield (
+            raise SettingsError(
                 f"TRUST_REMOTE_CODE={name!r} is not in SUPPORTED_MODELS, which holds {', '.join(sorted(known))}; "
                 "write a repository of code with its commit, as organisation/name@<40 hexadecimal digits>"
             )
+    _require_computable(settings)
 
 
-def _contradictions_of_arithmetic(settings: Settings) -> Iterator[str]:
-    """Yield what is wrong with device, backend and precision."""
+def _require_computable(settings: Settings) -> None:
+    """Refuse a device, a backend and a precision that contradict each other."""
     device = f"DEVICE={settings.device}"
     if settings.device != "cpu" and settings.workers > _max_workers_on_device() == 1:
-        yield (
+        raise SettingsError(
             f"WORKERS={settings.workers} with {device}: one worker owns the device, and others can send to it only on "
             "Linux; unset WORKERS, or set it to 1"
         )
     if settings.device != "cpu" and settings.backend == "openvino":
-        yield (f"BACKEND=openvino with {device}: OpenVINO computes on the CPU only; unset BACKEND, or set DEVICE=cpu")
+        raise SettingsError(
+            f"BACKEND=openvino with {device}: OpenVINO computes on the CPU only; unset BACKEND, or set DEVICE=cpu"
+        )
     if settings.precision == "int8" and (settings.backend == "torch" or settings.device != "cpu"):
         other = "BACKEND=torch" if settings.backend == "torch" else device
-        yield (
+        raise SettingsError(
             f"PRECISION=int8 with {other}: only OpenVINO on a CPU computes in int8; "
             f"set PRECISION to float32 or bfloat16, or unset {other.partition('=')[0]}"
         )
     file = settings.calibration_texts
     if settings.precision == "int8" and file is not None and (flaw := _flaw(file)):
-        yield f"CALIBRATION_TEXTS={file} {flaw}; name a file of UTF-8 texts, one a line, or unset it"
+        raise SettingsError(f"CALIBRATION_TEXTS={file} {flaw}; name a file of UTF-8 texts, one a line, or unset it")
 
 
 def _flaw(file: Path) -> str:
