@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from embedding_api.settings import Settings
 
@@ -33,6 +34,13 @@ def until(condition, *, deadline_s=60.0, what="it"):
         assert time.monotonic() < end, f"{what} did not happen within {deadline_s} s"
         time.sleep(0.02)
     return value
+
+
+def samples(counters):
+    """Return a function that returns a number of GET /metrics by its name and labels, or None."""
+    registry = CollectorRegistry()
+    registry.register(counters)
+    return registry.get_sample_value
 
 
 def pytest_sessionfinish():

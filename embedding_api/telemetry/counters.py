@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 logger = logging.getLogger(__name__)
@@ -135,12 +135,6 @@ class Counters:
             for key, index in slot.read():
                 if key.mode.startswith("live"):
                     slot.numbers[index] = 0.0
-
-    def registry(self) -> CollectorRegistry:
-        """Return a registry that shows what all processes have counted."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        return registry
 
     def collect(self) -> list[Metric]:
         """Return each metric, summed over all slots."""

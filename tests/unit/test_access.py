@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from embedding_api.telemetry import access, metrics
+from tests.conftest import samples
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -47,12 +48,12 @@ def line(caplog):
 
 def requests(route, method, status, model) -> float:
     labels = {"route": route, "method": method, "status": str(status), "model": model}
-    return metrics.counters.registry().get_sample_value("embeddings_http_requests_total", labels) or 0
+    return samples(metrics.counters)("embeddings_http_requests_total", labels) or 0
 
 
 def refused(reason) -> float:
     sample = "embeddings_requests_refused_total"
-    return metrics.counters.registry().get_sample_value(sample, {"reason": reason}) or 0
+    return samples(metrics.counters)(sample, {"reason": reason}) or 0
 
 
 def test_a_request_that_computed_vectors_is_logged_with_their_numbers(line):

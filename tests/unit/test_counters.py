@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 
 from embedding_api.telemetry.counters import N_KEY_BYTES, N_NUMBERS, SLOT_BYTES, Counters, Key, Slot, Value
+from tests.conftest import samples
 
 ROOT = Path(__file__).parents[2]
 
 # A master, and two workers in one slot, one after the other.
 PROGRAM = """
 import os
+from prometheus_client import CollectorRegistry
 from embedding_api.telemetry import metrics
 from embedding_api.telemetry.metrics import counters
+registry = CollectorRegistry()
+registry.register(counters)
+value = registry.get_sample_value
 metrics.TEXTS.labels("m").inc(0.5)
 counters.share(4)
 counters.share(4)
@@ -32,9 +37,8 @@ for _ in range(2):
         metrics.QUEUE_TEXTS.set(3)
         os._exit(0)
     os.waitpid(pid, 0)
-    in_hand = counters.registry().get_sample_value("embeddings_queue_texts")
+    in_hand = value("embeddings_queue_texts")
     counters.leave(slot)
-value = counters.registry().get_sample_value
 print(value("embeddings_texts_total", {"model": "m"}),
       value("embeddings_texts_total", {"model": "of workers"}),
       value("embeddings_batch_texts_bucket", {"model": "m", "le": "2.0"}),
@@ -70,7 +74,7 @@ def value(counters, type_="counter", name="n_total", mode=""):
 
 
 def shown(counters, name="n_total"):
-    return counters.registry().get_sample_value(name, {"a": "b"})
+    return samples(counters)(name, {"a": "b"})
 
 
 def test_numbers_of_all_slots_are_shown_together(counters):

@@ -57,7 +57,7 @@ class Worker:
 
 def n_duplicates():
     """Return how many texts so far were equal to a text that was waiting or running when they arrived."""
-    return counters.registry().get_sample_value("embeddings_texts_deduplicated_total", {"model": "model"}) or 0
+    return conftest.samples(counters)("embeddings_texts_deduplicated_total", {"model": "model"}) or 0
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def full(engine, monkeypatch):
 
 def counted():
     """Return the number of requests for embeddings with 429, by the counter of requests and by that of refusals."""
-    value = counters.registry().get_sample_value
+    value = conftest.samples(counters)
     labels = {"route": "/v1/embeddings", "method": "POST", "status": "429", "model": ""}
     return (
         value("embeddings_http_requests_total", labels) or 0,

@@ -20,4 +20,4 @@ def get_metrics() -> Response:
     except (TypeError, ValueError):
         # It compares version numbers, and fails for a version such as abc.
         encode, content_type = exposition.choose_encoder("")
-    return Response(encode(counters.registry()), content_type=content_type)
+    return Response(encode(counters), content_type=content_type)

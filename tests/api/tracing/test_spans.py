@@ -9,7 +9,7 @@ import pytest
 from embedding_api.telemetry.metrics import counters
 from embedding_api.web import observe
 from tests.api.conftest import MODEL
-from tests.conftest import until
+from tests.conftest import samples, until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -74,7 +74,7 @@ def test_two_requests_that_shared_a_batch_show_the_same(app, collector, model):
         first = clients.submit(ask, "a")
         assert model.route.backend.entered.wait(30)
         others = [clients.submit(ask, text) for text in ("cat", "law")]
-        waiting = counters.registry().get_sample_value
+        waiting = samples(counters)
         until(lambda: waiting("embeddings_queue_tokens") == 6, what="both in the queue")
         model.route.backend.proceed.set()
         assert {future.result() for future in (first, *others)} == {200}
