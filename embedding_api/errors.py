@@ -15,10 +15,8 @@ ServiceError
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _SERVER_FAILED = "the server failed; its log has the cause under this X-Request-ID"
 
 # The classes with a status of their own, in the order of this file. The first line of a docstring is the meaning.
@@ -43,10 +41,10 @@ class ServiceError(Exception):
 
     status = 500
     codes: tuple[str, ...] = ("internal_error",)
-    headers: Mapping[str, str] = _NO_HEADERS
+    headers: Mapping[str, str] = {}
 
     def __init_subclass__(
-        cls, *, status: int | None = None, codes: tuple[str, ...] = (), headers: Mapping[str, str] = _NO_HEADERS
+        cls, *, status: int | None = None, codes: tuple[str, ...] = (), headers: Mapping[str, str] = {}
     ) -> None:
         super().__init_subclass__()
         if status is not None:

@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 from flask import Blueprint, Flask, Response, current_app, request
@@ -18,7 +17,6 @@ from embedding_api.web.request_schema import RequestSchema
 JSON = "application/json"
 STRING = {"type": "string"}
 COUNT = {"type": "integer", "minimum": 0}
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 _View = TypeVar("_View", bound=Callable[..., Response])
 
@@ -65,7 +63,7 @@ class Routes(Blueprint):
         self.operations: dict[str, Operation] = {}
 
     def serve(
-        self, path: str, method: str = "GET", *, aliases: Mapping[str, str] = _NONE, **operation: Unpack[Operation]
+        self, path: str, method: str = "GET", *, aliases: Mapping[str, str] = {}, **operation: Unpack[Operation]
     ) -> Callable[[_View], _View]:
         """Return a decorator that serves a view at a path.
 

@@ -1,7 +1,6 @@
 """The base classes of request bodies and of their fields. Imports marshmallow."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NoReturn, cast
 
 import marshmallow
@@ -11,8 +10,6 @@ from embedding_api.engine.models.registry import Registry
 from embedding_api.errors import InvalidFieldError
 from embedding_api.settings import Settings
 from embedding_api.settings.docstrings import docstrings_of
-
-_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def model_names(models: Registry) -> tuple[str, ...]:
@@ -53,9 +50,7 @@ class StrictField(fields.Field[Any]):
         kwargs: As of marshmallow's fields. What is neither required nor has a default may be missing when loaded.
     """
 
-    def __init__(
-        self, *, synonyms: Mapping[str, Any] = _NONE, unsupported: Mapping[str, str] = _NONE, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, synonyms: Mapping[str, Any] = {}, unsupported: Mapping[str, str] = {}, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._synonyms = synonyms
         self._unsupported = unsupported
