@@ -18,7 +18,7 @@ def model_names(models: Registry) -> tuple[str, ...]:
 
 
 class RequestSchema(marshmallow.Schema):
-    """The body of a request. null means absent, and unknown fields are ignored.
+    """The body of a request. Unknown fields are ignored.
 
     Attributes:
         max_inputs: The most texts in one request.
@@ -36,10 +36,6 @@ class RequestSchema(marshmallow.Schema):
         # Clients send many fields of other APIs.
         super().__init__(unknown=marshmallow.EXCLUDE)
 
-    @marshmallow.pre_load
-    def _drop_nulls(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-        return {key: value for key, value in data.items() if value is not None}
-
 
 class StrictField(fields.Field[Any]):
     """A field that converts nothing silently, and describes itself in JSON Schema.
@@ -54,6 +50,16 @@ class StrictField(fields.Field[Any]):
         super().__init__(**kwargs)
         self._synonyms = synonyms
         self._unsupported = unsupported
+
+    def deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the loaded value. null means absent, and a word of another API means what it stands for here."""
+        if value is None:
+            value = marshmallow.missing
+        elif isinstance(value, str):
+            if value in self._unsupported:
+                self.refuse("invalid_value", self._unsupported[value])
+            value = self._synonyms.get(value, value)
+        return super().deserialize(value, *args, **kwargs)
 
     def refuse(self, code: str, rule: str, index: int | None = None) -> NoReturn:
         """Refuse the value of this field, or one item of it. marshmallow collects only errors of its own.
@@ -76,8 +82,6 @@ class StrictField(fields.Field[Any]):
     def _bind_to_schema(self, field_name: str, parent: Any) -> None:
         """Add the JSON Schema of the values for apispec, with synonyms, and with null where null means absent."""
         super()._bind_to_schema(field_name, parent)
-        # Not in the constructor: a schema binds a copy of the field, and only the copy has a name.
-        self.pre_load = [self._translate]
         accepted = self._accepted()
         others = dict.fromkeys(self._synonyms, "string") | ({} if self.required else {None: "null"})
         if others:
@@ -85,14 +89,6 @@ class StrictField(fields.Field[Any]):
             if "enum" in accepted:
                 accepted["enum"] = [*accepted["enum"], *others]
         self.metadata = {"description": self._body.docs[field_name].replace("\n", " "), **accepted}
-
-    def _translate(self, value: Any) -> Any:
-        """Return the value for a word of another API, and any other value unchanged."""
-        if not isinstance(value, str):
-            return value
-        if value in self._unsupported:
-            self.refuse("invalid_value", self._unsupported[value])
-        return self._synonyms.get(value, value)
 
     def _accepted(self) -> dict[str, Any]:
         """Return the JSON Schema of its values without synonyms and null."""
