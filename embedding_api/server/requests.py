@@ -1,25 +1,36 @@
-"""The way of a request from its connection to a thread or to a refusal, and of the response back."""
+"""The way of a request from its connection to a thread or to a refusal, and of the response back.
+
+A request is refused for its head, for how much of it has come, or for how much waits.
+"""
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from gunicorn.config import Config
 from gunicorn.http.errors import ParseException
 
-from embedding_api.errors import NotReadyError, RequestTimeoutError, ServiceError
-from embedding_api.request import FILE_BODIES, Request
+from embedding_api.errors import InvalidKeyError, NotReadyError, RequestTimeoutError, ServiceError
+from embedding_api.request import FILE_BODIES, Request, joined
 from embedding_api.server import response
 from embedding_api.server.connection import Connection
 from embedding_api.server.connections import Connections
-from embedding_api.server.gate import Gate
 from embedding_api.server.parser import Parser
 from embedding_api.server.pool import Pool
 from embedding_api.server.waits import Wait
 from embedding_api.service import service_of
 from embedding_api.telemetry import metrics
+from embedding_api.web import auth
+from embedding_api.web.routing import route_of
 
 # A guess at the bytes of a token, for requests that have not been read.
 _BYTES_PER_TOKEN = 4
+# Endpoints that need the engine; and those that tell a load balancer whether to send more.
+_WORK, _READINESS = frozenset({"embeddings.create_embeddings"}), frozenset({"health.get_ready"})
+# Methods whose routes read no body, so that a faulty one does not matter to them.
+_BODILESS = frozenset({"GET", "HEAD"})
+# Bytes for which there must be room before a body comes whose length is not known.
+_UNKNOWN_BODY_BYTES = 65_536
 
 
 class Requests:
@@ -39,7 +50,7 @@ class Requests:
         self._worker = worker
         self._config: Config = config
         self._engine, self._settings = service.engine, service.settings
-        self._gate = Gate(worker.wsgi, is_draining)
+        self._is_draining = is_draining
         self.pool: Pool[tuple[Connection, Request]] = Pool(config.threads, self._answer)
         self.connections = Connections(
             worker.poller,
@@ -57,8 +68,49 @@ class Requests:
         self._engine.runner.seat.publish_arriving(n_waiting_bytes // _BYTES_PER_TOKEN, n_held_bytes)
 
     def _refusal_of_rest(self, parser: Parser) -> ServiceError | None:
+        """Return why the rest of a request must not come; None if it may."""
         self.say_arriving()
-        return self._gate.refusal_of_rest(parser)
+        if not parser.has_body:
+            return None
+        if parser.is_to_file:
+            # A client without a key may not fill the disk, and no client may while the server stops.
+            return self._for_route(parser.head, _draining() if self._is_draining() else None)
+        admission, n_missing_bytes = self._engine.runner.admission, parser.n_missing_bytes
+        has_room = admission.has_room(_UNKNOWN_BODY_BYTES if n_missing_bytes is None else n_missing_bytes)
+        return None if has_room else admission.overloaded()
+
+    def _refusal(self, head: Any, error: ServiceError | None, *, has_body: bool) -> ServiceError | None:
+        """Return the error with which a request is refused; None if the application must answer it.
+
+        A request that has no key where it needs one is refused for that, and learns nothing else.
+
+        Args:
+            head: The head of the request.
+            error: What is wrong with the request or with its body.
+            has_body: The request has a body.
+        """
+        if error is not None:
+            return None if head.method in _BODILESS else self._for_route(head, error)
+        if self._is_draining():
+            return self._for_route(head, _draining(), _WORK | _READINESS)
+        admission = self._engine.runner.admission
+        if has_body and admission.is_full():
+            return self._for_route(head, admission.overloaded(), _WORK)
+        return None
+
+    def _for_route(
+        self, head: Any, error: ServiceError | None, endpoints: AbstractSet[str] | None = None
+    ) -> ServiceError | None:
+        """Return the error if it concerns the route of the request, or the error for a missing key."""
+        route = route_of(self._worker.wsgi, head.method, head.path)
+        if route is None or (endpoints is not None and route.endpoint not in endpoints):
+            return None
+        if auth.needs_key(route.endpoint, self._settings):
+            try:
+                auth.check_key(joined(head.headers).get("authorization", ""), self._settings.api_key_secret)
+            except InvalidKeyError as missing_key:
+                return missing_key
+        return error
 
     def _accept(self, connection: Connection, error: ServiceError | ParseException | None) -> None:
         """Hand a request that has arrived to a thread, or refuse it."""
@@ -72,7 +124,7 @@ class Requests:
         request = connection.begin_work()
         request.caller.limit_wait(self._settings.request_timeout_s, request.headers.get)
         self.say_arriving()
-        refusal = self._gate.refusal(request.head, error, has_body=has_body)
+        refusal = self._refusal(request.head, error, has_body=has_body)
         if refusal is not None:
             self._refuse(connection, request, refusal)
             self.connections.write(connection)
@@ -94,7 +146,7 @@ class Requests:
             else:
                 continue
             self.pool.waiting.remove(job)
-            refusal = self._gate.refusal(request.head, error, has_body=True)
+            refusal = self._refusal(request.head, error, has_body=True)
             if refusal is None:
                 # There is no such route, or it reads no body. The application answers at once.
                 self.pool.submit(job, is_urgent=True)
@@ -130,3 +182,7 @@ class Requests:
         metrics.IN_PROGRESS.dec()
         self.pool.finished()
         self.connections.finish(connection)
+
+
+def _draining() -> NotReadyError:
+    return NotReadyError("the server is stopping; ask another, or come again when it is back")
