@@ -6,9 +6,9 @@ it.
 
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -42,9 +42,7 @@ class Caller:
         self.arrived_s = time.monotonic()
         self.deadline_s = math.inf
         self._limit = "the deadline"
-        self._lock = threading.Lock()
-        self._has_left = False
-        self._callbacks: list[Callable[[], None]] = []
+        self._departure: Future[None] = Future()
 
     def remaining_s(self) -> float | None:
         """Return the seconds until the deadline, at least 0; None if there is no deadline."""
@@ -89,19 +87,11 @@ class Caller:
 
     def leave(self) -> None:
         """Call back those who asked to know that the client left. Call it once."""
-        with self._lock:
-            self._has_left = True
-            callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
+        self._departure.set_result(None)
 
     def when_left(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the client leaves, in the thread that notices it; at once if it has left already."""
-        with self._lock:
-            if not self._has_left:
-                self._callbacks.append(callback)
-                return
-        callback()
+        self._departure.add_done_callback(lambda _: callback())
 
 
 def _seconds(sent: str) -> float:
