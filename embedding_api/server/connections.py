@@ -7,7 +7,6 @@ import contextlib
 import logging
 import selectors
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -82,8 +81,6 @@ class Connections:
         """Deal with connections whose time is over, and with clients that leave too much unread."""
         while self.n_unread_bytes > MAX_UNREAD_BYTES and self.waits.n_waiting(Wait.READER):
             self._guard(self.waits.first(Wait.READER), self._close)
-        if time.monotonic() < self.waits.next_s():
-            return
         steps = {Wait.REST_OF_REQUEST: self._refuse_late, Wait.RETURN: Connection.leave}
         for connection, wait in self.waits.pop_expired():
             self._guard(connection, steps.get(wait, self._close))

@@ -107,9 +107,7 @@ class Waits:
 
     def shorten(self, wait: Wait, timeout_s: float) -> None:
         """Let all connections, also those that come later, wait for this no longer than `timeout_s`."""
-        if timeout_s >= self._timeouts_s[wait]:
-            return
-        self._timeouts_s[wait] = timeout_s
+        self._timeouts_s[wait] = min(timeout_s, self._timeouts_s[wait])
         latest_s = time.monotonic() + timeout_s
         for connection, end_s in self._ends_s[wait].items():
             self._ends_s[wait][connection] = min(end_s, latest_s)
