@@ -73,7 +73,7 @@ class Pool(Generic[T]):
         self._hand_out()
 
     def close(self) -> None:
-        """End the threads, each after the job that it runs. Safe in a signal handler."""
+        """End the threads, each after the job that it runs."""
         for _ in self._threads:
             self._jobs.put(None)
 

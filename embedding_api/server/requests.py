@@ -161,9 +161,8 @@ class Requests:
 
     def _may_keep(self) -> bool:
         """Return False if connections must close after their response."""
-        max_idle = self._config.worker_connections - self._config.threads
         n_idle = self.connections.waits.n_waiting(Wait.NEXT_REQUEST)
-        return bool(self._worker.alive and self._config.keepalive and n_idle < max_idle)
+        return bool(self._worker.alive and self._config.keepalive and n_idle < self._worker.max_keepalived)
 
     def _answer(self, job: tuple[Connection, Request]) -> None:
         """Answer a request, in a thread."""

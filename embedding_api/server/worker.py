@@ -45,7 +45,10 @@ def tell_workers_of_sigterm(arbiter: Any) -> None:
 
 
 class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
-    """A worker process. Gunicorn calls its overridden methods at the same moments as those of `ThreadWorker`."""
+    """A worker process. Gunicorn calls its overridden methods at the same moments as those of `ThreadWorker`.
+
+    The pool of `ThreadWorker` gets no work and so starts no thread: `Requests` has its own threads.
+    """
 
     wsgi: Any
     # The master sets both before the fork: the worker's seat on the exchange of batches, if workers can send; and its
@@ -61,9 +64,6 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             refuse(StartError("certfile and keyfile are set, but this service speaks plain HTTP; leave TLS to a proxy"))
         super().check_config(cfg, log)
 
-    def get_thread_pool(self) -> None:
-        """Return no pool: `Requests` has its own threads."""
-
     def load_wsgi(self) -> None:
         """Load the application and prepare for its requests."""
         super().load_wsgi()
@@ -71,14 +71,6 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self._lifecycle = Lifecycle(self._service.settings.drain_s, self.cfg.graceful_timeout)
         self.requests = Requests(self, is_draining=lambda: self._lifecycle.phase is Phase.DRAINING)
         self._connections = self.requests.connections
-
-    def handle_quit(self, sig: int, frame: Any) -> None:
-        """End at once, on SIGQUIT and SIGINT."""
-        # The signal may come before the application is loaded.
-        if hasattr(self, "requests"):
-            self.requests.pool.close()
-        # ThreadWorker itself would shut down a pool that it does not have here.
-        super(ThreadWorker, self).handle_quit(sig, frame)
 
     def run(self) -> None:
         """Serve until the last phase of the worker's life."""
@@ -98,7 +90,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
                 os._exit(1)
             self.requests.refuse_waiting(is_end=True)
         finally:
-            # Python's exit waits for the threads, which go on until the engine ends.
+            # Also when a signal ends the worker at once. Python's exit waits for the threads, which go on until the
+            # engine ends.
             self.requests.pool.close()
         self.poller.close()
 
