@@ -34,6 +34,11 @@ UNLIMITED = Limits(n_tokens=2**62, n_bytes=2**62, tokens_per_s=1e6)
 class Admission:
     """Admits requests while there is room. Any thread may ask.
 
+    One limit on tokens is checked at two moments, and neither check can replace the other. The server asks `is_full`
+    when a request has arrived, so that a refusal costs no thread; all it knows of the tokens is a guess. The engine
+    calls `require_room` once the tokens are known: threads read many requests at the same time, all of them admitted
+    while nothing waited, and a program without the server has this check alone.
+
     Workers look at the board one by one, so requests that come at the same moment may all be admitted.
 
     Args:
