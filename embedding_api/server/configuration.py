@@ -20,19 +20,19 @@ def prepare() -> tuple[Settings, str]:
     Returns:
         The settings, and the folder for the workers' heartbeat files.
     """
-    try:
-        _end_start_in_a_line()
-        # wsgi.py is imported in this folder, and reads the settings there.
-        with contextlib.chdir(_working_folder()):
+    _end_start_in_a_line()
+    # wsgi.py is imported in this folder, and reads the settings there. Its .env says how the line is logged.
+    with contextlib.chdir(_working_folder()):
+        try:
             # Gunicorn's -w wins over WORKERS. wsgi.py reads the settings again and must see the same number.
             if n_workers := arguments.option("workers"):
                 os.environ["WORKERS"] = str(n_workers)
             settings = reloading.read_settings()
-        listen.refuse_used_addresses(settings)
-        heartbeats = scratch.heartbeat_folder()
-        counters.share(settings.max_workers)
-    except StartError as error:
-        reloading.refuse(error)
+            listen.refuse_used_addresses(settings)
+            heartbeats = scratch.heartbeat_folder()
+            counters.share(settings.max_workers)
+        except StartError as error:
+            reloading.refuse(error)
     return settings, heartbeats
 
 
@@ -40,7 +40,8 @@ def _working_folder() -> str:
     """Return the folder in which the service will run. Gunicorn enters it only after it has read its configuration."""
     folder: str = arguments.option("chdir") or "."
     if not Path(folder).is_dir() or not os.access(folder, os.X_OK):
-        raise SettingsError(f"Gunicorn's --chdir={folder} is not a folder that this user can enter; name another")
+        flaw = f"Gunicorn's --chdir={folder} is not a folder that this user can enter; name another"
+        reloading.refuse(SettingsError(flaw))
     return folder
 
 

@@ -39,13 +39,12 @@ def read_settings() -> Settings:
     """Return the settings for Gunicorn's configuration. At a start, also configure the log from them.
 
     After a reload Gunicorn itself configures the log, once nothing is refused.
+
+    Raises:
+        SettingsError: A setting is wrong.
     """
     global _read
-    try:
-        settings = load_settings()
-    except StartError as error:
-        # The .env here says in which format the line is logged.
-        refuse(error)
+    settings = load_settings()
     if not _is_reload:
         log.take_over(settings)
     _read = settings
