@@ -1,4 +1,4 @@
-"""Find where texts enter a sentence-transformers model: which module reads them, its window, and its prompts."""
+"""Find where texts enter a sentence-transformers model: which module reads them and how, and its prompts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
 from embedding_api.engine.backends import Task
+from embedding_api.engine.backends.layout import Joining, Padding
 from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import UnservableError
 
@@ -22,34 +23,22 @@ class Entrance(NamedTuple):
 
     Attributes:
         task: The task that the model is called with; None where it makes no difference.
-        first: The module that reads the texts.
-        window: The most tokens of a text; None for no limit.
-        n_rows: Rows of the embedding matrix; None if unknown.
+        first: The module that reads the tokens.
+        reader: Turns the texts into tokens.
+        layout: Makes the features that `first` reads.
         pools_prompts: True if the tokens of a prompt count for the vector, as in most models.
     """
 
     task: Task | None
     first: Transformer | StaticEmbedding
-    window: int | None
-    n_rows: int | None
+    reader: Reader
+    layout: Padding | Joining
     pools_prompts: bool
 
     @property
     def options(self) -> dict[str, Any]:
         """Further arguments of the model's call."""
         return {} if self.task is None else {"task": self.task}
-
-    def reader(self) -> Reader:
-        """Return a reader for the texts of this entrance."""
-        if isinstance(self.first, StaticEmbedding):
-            return Reader(self.first.tokenizer, window=self.window, n_rows=self.n_rows, add_special_tokens=False)
-        tokenizer: Any = self.first.tokenizer
-        return Reader(
-            tokenizer.backend_tokenizer,
-            window=self.window,
-            n_rows=self.n_rows,
-            truncation_side=tokenizer.truncation_side,
-        )
 
     def prompt(self, text: str) -> Prompt:
         """Return a prompt with these words."""
@@ -70,14 +59,10 @@ def entrances(model: SentenceTransformer) -> dict[Task | None, Entrance]:
     default = _entrance(model, None)
     found: dict[Task | None, Entrance] = {None: default}
     for task in _PROMPT_NAMES:
-        found[task] = default
-        if _knows(model, task):
-            own = _entrance(model, task)
-            if "task" in model.get_model_kwargs() or own.window != default.window:
-                found[task] = own
-    for entrance in found.values():
-        if isinstance(entrance.first, Transformer):
-            _limit(entrance.first)
+        has_own = _knows(model, task) and (
+            "task" in model.get_model_kwargs() or _window(_first(model, task), task) != default.reader.window
+        )
+        found[task] = _entrance(model, task) if has_own else default
     return found
 
 
@@ -130,12 +115,21 @@ def _knows(model: SentenceTransformer, task: Task) -> bool:
 
 def _entrance(model: SentenceTransformer, task: Task | None) -> Entrance:
     first = _first(model, task)
+    window = _window(first, task)
+    pools_prompts = all(module.include_prompt for module in model.modules() if isinstance(module, Pooling))
     if isinstance(first, StaticEmbedding):
-        window = (first.tokenizer.truncation or {}).get("max_length")
-    else:
-        window = _window(first, task)
-    poolings = (module for module in model.modules() if isinstance(module, Pooling))
-    return Entrance(task, first, window, _n_rows(first), all(pooling.include_prompt for pooling in poolings))
+        reader = Reader(first.tokenizer, window=window, n_rows=first.num_embeddings, add_special_tokens=False)
+        return Entrance(task, first, reader, Joining(), pools_prompts)
+    _limit(first)
+    tokenizer: Any = first.tokenizer
+    reader = Reader(
+        tokenizer.backend_tokenizer,
+        window=window,
+        n_rows=_n_rows(first),
+        truncation_side=tokenizer.truncation_side,
+    )
+    layout = Padding(tokenizer.pad_token_id or 0, is_left=tokenizer.padding_side == "left")
+    return Entrance(task, first, reader, layout, pools_prompts)
 
 
 def _first(model: SentenceTransformer, task: Task | None) -> Transformer | StaticEmbedding:
@@ -164,8 +158,10 @@ def _first(model: SentenceTransformer, task: Task | None) -> Transformer | Stati
     return first
 
 
-def _window(first: Transformer, task: Task | None) -> int | None:
+def _window(first: Transformer | StaticEmbedding, task: Task | None) -> int | None:
     """Return the most tokens of a text: the declared window, but at most the number of positions."""
+    if isinstance(first, StaticEmbedding):
+        return (first.tokenizer.truncation or {}).get("max_length")
     declared = {"query": first.query_length, "document": first.document_length}.get(task or "") or first.max_seq_length
     limits = [declared] if declared else []
     for module in first.model.modules():
@@ -180,9 +176,7 @@ def _window(first: Transformer, task: Task | None) -> int | None:
     return None if window is None or window > 2**31 else int(window)
 
 
-def _n_rows(first: Transformer | StaticEmbedding) -> int | None:
-    if isinstance(first, StaticEmbedding):
-        return int(first.num_embeddings)
+def _n_rows(first: Transformer) -> int | None:
     try:
         matrix = first.model.get_input_embeddings()
     except NotImplementedError:

@@ -1,8 +1,7 @@
 """Load a sentence-transformers model with torch: check it, find its routes, and compute its reference vectors."""
 
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +11,10 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from embedding_api.engine.backends import Loaded, Route, Task, completeness, torch_backend
-from embedding_api.engine.backends.layout import Joining, Padding
+from embedding_api.engine.backends.layout import Padding
 from embedding_api.engine.backends.modules import Entrance, entrances, named_prompts, own_prompt
 from embedding_api.engine.backends.proof import PROBE_TEXTS
-from embedding_api.engine.backends.text import Prompt, Reader
+from embedding_api.engine.backends.text import Prompt
 from embedding_api.engine.backends.torch_backend import TorchBackend
 from embedding_api.engine.findings import Finding, UnservableError, listed, warning
 from embedding_api.engine.work import Vectors
@@ -28,17 +27,15 @@ _LEAST_SHARE = 0.9
 
 
 class _Way(NamedTuple):
-    """How texts go through a model.
+    """How the texts of a task go through a model.
 
     Attributes:
-        task: Their task; None for texts without a task, and for tasks without a way of their own.
-        entrance: The module that reads them.
-        encode_prompt: The prompt that `encode` gets; None lets `encode` choose the model's default prompt.
+        entrance: The place where they enter it.
+        prompt: The prompt that they get where the request names none.
     """
 
-    task: Task | None
     entrance: Entrance
-    encode_prompt: str | None
+    prompt: str
 
 
 def load(
@@ -61,22 +58,28 @@ def load(
     torch_backend.prepare_process()
     with library_warnings.collected() as warnings, completeness.reports() as reports:
         model = _read(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        named = named_prompts(model)
         ways = _ways(model)
-        readers = {way.entrance: way.entrance.reader() for way in ways}
-        prompts = {own_prompt(model, way.task) for way in ways}
         findings = completeness.compute_buffers(reports)
-        findings += [finding for each, reader in readers.items() for finding in _rowless(each, reader, prompts)]
+        for entrance in dict.fromkeys(way.entrance for way in ways.values()):
+            findings += _rowless(entrance, {way.prompt for way in ways.values()})
         references = _encode(model, ways)
         findings += completeness.require_whole(model, reports, lambda: _encode(model, ways), references)
-    make = partial(_backend, model, precision=precision, device=device, n_threads=n_threads)
-    backends = {way.entrance: make(way.entrance, reference) for way, reference in zip(ways, references, strict=True)}
     if precision == "bfloat16":
-        for encoder in {way.entrance.first for way in ways if isinstance(way.entrance.first, Transformer)}:
+        for encoder in {way.entrance.first for way in ways.values() if isinstance(way.entrance.first, Transformer)}:
             torch_backend.halve(encoder)
-    routes = {
-        way.task: _route(model, way, readers[way.entrance], backends[way.entrance], reference)
-        for way, reference in zip(ways, references, strict=True)
-    }
+    routes: dict[Task | None, Route] = {}
+    backends: dict[Entrance, TorchBackend] = {}
+    for (task, way), reference in zip(ways.items(), references, strict=True):
+        entrance = way.entrance
+        if entrance not in backends:
+            # Without a Transformer, less precision gains nothing.
+            own_precision = precision if isinstance(entrance.first, Transformer) else "float32"
+            backends[entrance] = TorchBackend(
+                model, entrance.layout, entrance.options, own_precision, reference.shape[1], device, n_threads
+            )
+        prompts = {name: entrance.prompt(text) for name, text in named.items()}
+        routes[task] = Route(entrance.reader, backends[entrance], entrance.prompt(way.prompt), prompts, reference)
     # A conversion keeps these warnings in the cache, whose key does not depend on where the model lies.
     warned = [warning(text.replace(str(folder), "its folder")) for text in warnings]
     return Loaded(routes, [*warned, *findings])
@@ -107,12 +110,13 @@ def _read(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> Sente
     return model
 
 
-def _rowless(entrance: Entrance, reader: Reader, prompts: Iterable[str]) -> Iterator[Finding]:
+def _rowless(entrance: Entrance, prompts: Iterable[str]) -> Iterator[Finding]:
     """Yield a warning for tokens without a row in the embedding matrix, and one for very many rows without a token.
 
     Raises:
         UnservableError: A token without a row is in every text, in a prompt that texts get by default, or is padding.
     """
+    reader, layout = entrance.reader, entrance.layout
     if reader.n_rows and reader.n_vocabulary < _LEAST_SHARE * reader.n_rows:
         yield warning(
             f"its tokenizer knows {reader.n_vocabulary} tokens, and its embedding matrix has {reader.n_rows} rows; "
@@ -129,29 +133,28 @@ def _rowless(entrance: Entrance, reader: Reader, prompts: Iterable[str]) -> Iter
         except UnsupportedTokenError as error:
             where = f"its prompt {prompt!r}" if prompt else "any text"
             raise UnservableError(f"{where} holds a token for which {matrix} has no row: {which}; {cure}") from error
-    if isinstance(entrance.first, Transformer) and (pad_id := _pad_id(entrance.first)) in rowless:
-        raise UnservableError(f"{matrix} has no row for its padding token, {rowless[pad_id]!r}; {cure}")
+    if isinstance(layout, Padding) and layout.pad_id in rowless:
+        raise UnservableError(f"{matrix} has no row for its padding token, {rowless[layout.pad_id]!r}; {cure}")
     yield warning(
         f"{matrix} has no row for tokens of its tokenizer: {which}; a text that holds one of them is refused with "
         "unsupported_token"
     )
 
 
-def _ways(model: SentenceTransformer) -> list[_Way]:
+def _ways(model: SentenceTransformer) -> dict[Task | None, _Way]:
     """Return the way of texts without a task, and of each task whose way is different."""
-    named_prompts(model)  # which refuses prompts that are no texts
-    found = entrances(model)
-    default, default_prompt = found.pop(None), own_prompt(model, None)
-    ways = [_Way(task, entrance, own_prompt(model, task)) for task, entrance in found.items()]
-    return [_Way(None, default, None), *(way for way in ways if way[1:] != (default, default_prompt))]
+    ways = {task: _Way(entrance, own_prompt(model, task)) for task, entrance in entrances(model).items()}
+    return {task: way for task, way in ways.items() if task is None or way != ways[None]}
 
 
-def _encode(model: SentenceTransformer, ways: Sequence[_Way]) -> list[Vectors]:
+def _encode(model: SentenceTransformer, ways: Mapping[Task | None, _Way]) -> list[Vectors]:
     """Return the vectors that sentence-transformers gives for the probe texts, float32, (n_probe_texts, dim) a way."""
+    # Of texts without a task `encode` itself finds the prompt.
+    prompts = [None if task is None else way.prompt for task, way in ways.items()]
     try:
         encoded = [
-            model.encode(list(PROBE_TEXTS), prompt=prompt, show_progress_bar=False, **entrance.options)
-            for _, entrance, prompt in ways
+            model.encode(list(PROBE_TEXTS), prompt=prompt, show_progress_bar=False, **way.entrance.options)
+            for prompt, way in zip(prompts, ways.values(), strict=True)
         ]
     except KeyError as error:
         if error.args != ("sentence_embedding",):
@@ -163,25 +166,3 @@ def _encode(model: SentenceTransformer, ways: Sequence[_Way]) -> list[Vectors]:
         if vectors.ndim != 2:
             raise UnservableError(f"its modules give arrays of {vectors.ndim - 1} dimensions of a text, and no vector")
     return encoded
-
-
-def _backend(
-    model: SentenceTransformer, entrance: Entrance, reference: Vectors, *, precision: str, **options: Any
-) -> TorchBackend:
-    """Return the backend of an entrance; `options` are its device and its threads."""
-    dim = reference.shape[1]
-    if isinstance(entrance.first, StaticEmbedding):
-        # Without a Transformer, less precision gains nothing.
-        return TorchBackend(model, Joining(), entrance.options, "float32", dim, **options)
-    padding = Padding(_pad_id(entrance.first), is_left=entrance.first.tokenizer.padding_side == "left")
-    return TorchBackend(model, padding, entrance.options, precision, dim, **options)
-
-
-def _route(model: SentenceTransformer, way: _Way, reader: Reader, backend: TorchBackend, reference: Vectors) -> Route:
-    prompt = way.entrance.prompt(own_prompt(model, way.task))
-    prompts = {name: way.entrance.prompt(text) for name, text in named_prompts(model).items()}
-    return Route(reader, backend, prompt, prompts, reference)
-
-
-def _pad_id(first: Transformer) -> int:
-    return first.tokenizer.pad_token_id or 0
