@@ -87,6 +87,10 @@ class Reader:
         n_rows: Rows of the model's embedding matrix. Ids from this number on are refused. None allows all ids.
         add_special_tokens: True if the tokenizer puts special tokens around a text.
         truncation_side: The end that a text over the window loses, `right` or `left`.
+
+    Attributes:
+        n_vocabulary: Tokens of the tokenizer.
+        rowless: The tokens without a row in the embedding matrix, by id. Most tokenizers have none.
     """
 
     tokenizer: InitVar[Tokenizer]
@@ -108,8 +112,10 @@ class Reader:
         self._n_special = self._tokenizer.num_special_tokens_to_add(is_pair=False) if self.add_special_tokens else 0
         self._one_at_a_time = threading.Lock()
         self.n_vocabulary = self._tokenizer.get_vocab_size()
-        # Most tokenizers give no id without a row. Their texts need no check.
-        self._may_lack_rows = bool(self.tokens_without_row())
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.rowless = {
+            id_: token for token, id_ in vocabulary.items() if self.n_rows is not None and id_ >= self.n_rows
+        }
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -121,13 +127,6 @@ class Reader:
         """Write tokenizer.json and reader.json, from which `load` makes the same reader."""
         self._tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "reader.json").write_text(json.dumps(asdict(self)))
-
-    def tokens_without_row(self) -> dict[int, str]:
-        """Return the tokens that have no row in the embedding matrix, by id."""
-        if self.n_rows is None:
-            return {}
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        return {id_: token for token, id_ in vocabulary.items() if id_ >= self.n_rows}
 
     def read(self, texts: Sequence[Text], prompt: Prompt = NO_PROMPT) -> Reading:
         """Return the tokens of texts.
@@ -149,7 +148,7 @@ class Reader:
             if not len(tokens.ids):
                 param = f"input[{index}]"
                 raise EmptyTextError(f"{param} has no tokens in this model's vocabulary; leave it out", param=param)
-            if self._may_lack_rows:
+            if self.rowless:
                 self._require_rows(tokens.ids, f"input[{index}]")
         return reading
 

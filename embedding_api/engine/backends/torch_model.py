@@ -122,9 +122,9 @@ def _rowless(entrance: Entrance, prompts: Iterable[str]) -> Iterator[Finding]:
             f"its tokenizer knows {reader.n_vocabulary} tokens, and its embedding matrix has {reader.n_rows} rows; "
             "check that the tokenizer's files are whole"
         )
-    if not (rowless := reader.tokens_without_row()):
+    if not reader.rowless:
         return
-    which = listed(f"{token!r} ({id_})" for id_, token in rowless.items())
+    which = listed(f"{token!r} ({id_})" for id_, token in reader.rowless.items())
     matrix = f"its embedding matrix of {reader.n_rows} rows"
     cure = "get tokenizer and weights of one model"
     for prompt in ("", *prompts):
@@ -133,8 +133,8 @@ def _rowless(entrance: Entrance, prompts: Iterable[str]) -> Iterator[Finding]:
         except UnsupportedTokenError as error:
             where = f"its prompt {prompt!r}" if prompt else "any text"
             raise UnservableError(f"{where} holds a token for which {matrix} has no row: {which}; {cure}") from error
-    if isinstance(layout, Padding) and layout.pad_id in rowless:
-        raise UnservableError(f"{matrix} has no row for its padding token, {rowless[layout.pad_id]!r}; {cure}")
+    if isinstance(layout, Padding) and layout.pad_id in reader.rowless:
+        raise UnservableError(f"{matrix} has no row for its padding token, {reader.rowless[layout.pad_id]!r}; {cure}")
     yield warning(
         f"{matrix} has no row for tokens of its tokenizer: {which}; a text that holds one of them is refused with "
         "unsupported_token"
