@@ -206,10 +206,7 @@ class Reader:
                         f"{self.n_vocabulary - 1}",
                         param=f"input[{index}]",
                     )
-            kept = (
-                ids[-self.window :]
-                if self.window is not None and self.truncation_side == "left"
-                else ids[: self.window]
-            )
+            window = self.window or len(ids)
+            kept = ids[-window:] if self.truncation_side == "left" else ids[:window]
             tokens.append(Tokens(np.array(kept, dtype=np.int64), len(ids)))
         return tokens
