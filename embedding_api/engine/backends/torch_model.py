@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -87,16 +87,14 @@ def load(
 
 def _read(folder: Path, *, trust_remote_code: bool, allow_pickle: bool) -> SentenceTransformer:
     """Return the model of a folder, on the CPU in float32."""
-    model_kwargs: dict[str, Any] = {"dtype": torch.float32}
-    if not allow_pickle:
-        model_kwargs["use_safetensors"] = True
     try:
         model = SentenceTransformer(
             str(folder),
             device="cpu",
             local_files_only=True,
             trust_remote_code=trust_remote_code,
-            model_kwargs=model_kwargs,
+            # None allows both formats.
+            model_kwargs={"dtype": torch.float32, "use_safetensors": None if allow_pickle else True},
         ).eval()
     except (pickle.UnpicklingError, EOFError) as error:
         # torch's own message advises to let the file run code.
