@@ -181,16 +181,8 @@ def _export(chain: _Modules, layout: Layout, window: int | None) -> torch.export
     # take a branch for granted.
     longest = min(20, window or 20)
     example = layout([np.ones(n_tokens, dtype=np.int64) for n_tokens in (longest, 3, longest // 2)])
-    # A padded row is at most as long as the window. A pack can be longer than the window.
-    most = window if isinstance(layout, Padding) else None
-    sizes: dict[int, Any] = {}
     shapes = tuple(
-        {
-            axis: sizes.setdefault(size, torch.export.Dim(f"size_{size}", max=most if axis else None))
-            for axis, size in enumerate(array.shape)
-            if size > 1
-        }
-        for array in example
+        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(array.shape) if size > 1} for array in example
     )
     with torch.no_grad():
         return torch.export.export(chain.eval(), tuple(map(torch.from_numpy, example)), dynamic_shapes=(shapes,))
