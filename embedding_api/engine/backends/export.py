@@ -3,7 +3,7 @@
 import errno
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,6 @@ _LONG_TEXT = " ".join(map(str, range(400)))
 
 # The length of padded rows is a multiple of this number: see docs/decisions/0004.
 _STEP = 16
-
-# A function that returns the features that the last of a model's modules gives, from the modules and a layout's arrays.
-_Features = Callable[..., dict[str, Any]]
 
 
 def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
@@ -47,17 +44,15 @@ def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
     if any(prompt.n_tokens for each in routes.values() for prompt in (each.prompt, *each.prompts.values())):
         raise UnfitError("its pooling leaves the prompt out, and needs the length of the prompt with each batch")
     pad_id, window, transformer = backend.layout.pad_id, route.reader.window, backend.model[0]
-    attempts: list[tuple[Packing | Padding, Packing | Padding, _Features]] = []
+    layouts: list[Packing | Padding] = []
     if isinstance(transformer, Transformer) and _attends_to_all(transformer):
-        packing = Packing(pad_id, modules.first_position(transformer))
-        attempts.append((packing, packing, _packed_features))
+        layouts.append(Packing(pad_id, modules.first_position(transformer)))
     # Padding on the right, on whichever side the model had it in training: in a row that begins with padding, OpenVINO
     # computes NaN for positions that attend to nothing. The comparison finds models that need the other side.
-    padding = Padding(pad_id, step=_STEP, window=window)
-    attempts.append((padding, padding._replace(step=1), _padded_features))
-    for layout, layout_of_example, features in attempts:
+    layouts.append(Padding(pad_id, step=_STEP, window=window))
+    for layout in layouts:
         try:
-            model = openvino.convert_model(_export(_Modules(backend, features), layout_of_example, window))
+            model = openvino.convert_model(_export(backend, layout, window))
             if _gives_same_vectors(model, layout, route, backend):
                 return model, layout
             failure = "the exported model does not give the same vectors"
@@ -132,28 +127,22 @@ def _gives_same_vectors(model: openvino.Model, layout: Layout, route: Route, bac
 
 
 class _Modules(torch.nn.Module):
-    """The modules of a model as a function from a layout's arrays to vectors, float32, (n_texts, dim).
+    """The modules of a model as a function from a layout's arrays to vectors, float32, (n_texts, dim)."""
 
-    Args:
-        backend: Has the modules.
-        features: Returns the features that the last module gives, from all modules and the arrays.
-    """
-
-    def __init__(self, backend: TorchBackend, features: _Features) -> None:
+    def __init__(self, backend: TorchBackend, layout: Packing | Padding) -> None:
         super().__init__()
         self.model = backend.model
         self.dim = backend.dim
-        self.features = features
+        self.layout = layout
 
     def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
-        vectors: torch.Tensor = self.features(self.model, *arrays)["sentence_embedding"]
+        if isinstance(self.layout, Packing):
+            features = _packed_features(self.model, *arrays)
+        else:
+            ids, mask = arrays
+            features = self.model({"input_ids": ids, "attention_mask": mask, "modality": "text"})
+        vectors: torch.Tensor = features["sentence_embedding"]
         return vectors[:, : self.dim]
-
-
-def _padded_features(model: torch.nn.Sequential, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-    """Return the features of `PaddedRows`."""
-    features: dict[str, Any] = model({"input_ids": ids, "attention_mask": mask, "modality": "text"})
-    return features
 
 
 def _packed_features(model: torch.nn.Sequential, *row: torch.Tensor) -> dict[str, Any]:
@@ -175,7 +164,7 @@ def _packed_features(model: torch.nn.Sequential, *row: torch.Tensor) -> dict[str
     return features
 
 
-def _export(chain: _Modules, layout: Layout, window: int | None) -> torch.export.ExportedProgram:
+def _export(backend: TorchBackend, layout: Packing | Padding, window: int | None) -> torch.export.ExportedProgram:
     """Export the modules for any number of texts of any length."""
     # Lengths that differ, so that no size stands for two dimensions, and that need padding, so that torch does not
     # take a branch for granted.
@@ -184,5 +173,6 @@ def _export(chain: _Modules, layout: Layout, window: int | None) -> torch.export
     shapes = tuple(
         {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(array.shape) if size > 1} for array in example
     )
+    chain = _Modules(backend, layout).eval()
     with torch.no_grad():
-        return torch.export.export(chain.eval(), tuple(map(torch.from_numpy, example)), dynamic_shapes=(shapes,))
+        return torch.export.export(chain, tuple(map(torch.from_numpy, example)), dynamic_shapes=(shapes,))
