@@ -40,7 +40,13 @@ class Backend(Protocol):
         """Make the calling thread ready to compute; called once, in the inference thread of a worker."""
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
-        """See `Layout.n_computed`."""
+        """Return how many tokens the model computes for a batch, padding included.
+
+        Args:
+            n_texts: Texts of the batch.
+            longest: Tokens of its longest text.
+            n_tokens: Tokens of all its texts.
+        """
 
     def compute(self, inputs: Sequence[Ids], n_prompt_tokens: int) -> Result:
         """Return the vectors of one batch, float32, (n_texts, dim), in the order of the batch.

@@ -13,7 +13,7 @@ import torch
 from sentence_transformers.base.modules import Transformer
 
 from embedding_api.engine.backends import Route, Routes, UnfitError, modules, proof
-from embedding_api.engine.backends.layout import Layout, Packing, Padding
+from embedding_api.engine.backends.layout import Packing, Padding
 from embedding_api.engine.backends.torch_backend import TorchBackend
 from embedding_api.engine.findings import in_a_line
 from embedding_api.engine.work import Ids
@@ -112,7 +112,7 @@ def _attends_to_all(transformer: Transformer) -> bool:
     return not any(getattr(config, limit, None) for limit in limits)
 
 
-def _gives_same_vectors(model: openvino.Model, layout: Layout, route: Route, backend: TorchBackend) -> bool:
+def _gives_same_vectors(model: openvino.Model, layout: Packing | Padding, route: Route, backend: TorchBackend) -> bool:
     """Compare the model with torch in float32: all probe texts in one batch, and a long text beside a short one."""
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     probes = [tokens.ids for tokens in route.reader.read(proof.PROBE_TEXTS, route.prompt).tokens]

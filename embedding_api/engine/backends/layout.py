@@ -1,7 +1,7 @@
 """Layouts: how the texts of a batch become the arrays that a model reads. Pure functions on arrays."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,22 +10,6 @@ from embedding_api.engine.work import Ids
 # The size at which batches fill a core of a CPU, in tokens that are computed, with every backend. Larger batches do not
 # fit into its cache; see docs/decisions/0002.
 CPU_BATCH_TOKENS = 256
-
-
-class Layout(Protocol):
-    """Makes the arrays that a model reads from the token ids of a batch."""
-
-    def __call__(self, batch: Sequence[Ids]) -> Sequence[Ids]:
-        """Return the arrays, int64, for texts of int64, (n_tokens,) each."""
-
-    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
-        """Return how many tokens the model computes for a batch, padding included.
-
-        Args:
-            n_texts: Texts of the batch.
-            longest: Tokens of its longest text.
-            n_tokens: Tokens of all its texts.
-        """
 
 
 class PaddedRows(NamedTuple):
@@ -56,7 +40,7 @@ class Padding(NamedTuple):
     window: int | None = None
 
     def __call__(self, batch: Sequence[Ids]) -> PaddedRows:
-        """See `Layout`."""
+        """Return the rows of a batch of texts, int64, (n_tokens,) each."""
         length = self._length(max(map(len, batch)))
         ids = np.full((len(batch), length), self.pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -66,8 +50,8 @@ class Padding(NamedTuple):
             mask[row, columns] = 1
         return PaddedRows(ids, mask)
 
-    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Layout
-        """See `Layout`."""
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Backend
+        """See `Backend.n_computed`."""
         return n_texts * self._length(longest)
 
     def _length(self, longest: int) -> int:
@@ -91,11 +75,11 @@ class Joining(NamedTuple):
     """All texts one after the other, without padding, for a module that looks each token up by itself."""
 
     def __call__(self, batch: Sequence[Ids]) -> JoinedRow:
-        """See `Layout`."""
+        """Return the joined ids of a batch of texts, int64, (n_tokens,) each."""
         return JoinedRow(np.concatenate(batch), np.cumsum([0, *map(len, batch[:-1])]))
 
-    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Layout
-        """See `Layout`."""
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Backend
+        """See `Backend.n_computed`."""
         return n_tokens
 
 
@@ -131,7 +115,7 @@ class Packing(NamedTuple):
     first_position: int
 
     def __call__(self, batch: Sequence[Ids]) -> PackedRow:
-        """See `Layout`."""
+        """Return the row of a batch of texts, int64, (n_tokens,) each."""
         lengths = np.array([len(text) for text in batch])
         starts = np.cumsum(lengths) - lengths
         n_tokens, longest = int(lengths.sum()), int(lengths.max())
@@ -145,8 +129,8 @@ class Packing(NamedTuple):
         mask = columns < lengths[:, None]
         return PackedRow(ids, positions, segments, np.where(mask, starts[:, None] + columns, 0), mask.astype(np.int64))
 
-    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Layout
-        """See `Layout`."""
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:  # noqa: ARG002 - see Backend
+        """See `Backend.n_computed`."""
         return rounded_up(n_tokens)
 
     def _positions(self, ids: Ids, starts: Ids, lengths: Ids) -> Ids:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """The seconds of one batch on one core: `start_s + token_s * n_computed`; see `Layout.n_computed`.
+    """The seconds of one batch on one core: `start_s + token_s * n_computed`; see `Sizing.n_computed`.
 
     Attributes:
         start_s: Seconds that every batch takes, however small: the core reads the model's weights once.
