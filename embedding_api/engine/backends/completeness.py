@@ -75,10 +75,9 @@ def compute_buffers(models: Iterable[PreTrainedModel]) -> list[Finding]:
         if type(model).__module__.startswith("transformers.") or not any(model.named_non_persistent_buffers()):
             continue
         computed = dict(type(model)(model.config).named_non_persistent_buffers())
-        changed = [name for name, buffer in computed.items() if not _is_same(model.get_buffer(name), buffer)]
+        changed = [name for name, buffer in computed.items() if not torch.equal(model.get_buffer(name), buffer)]
         for name in changed:
-            parent, _, own_name = name.rpartition(".")
-            model.get_submodule(parent).register_buffer(own_name, computed[name], persistent=False)
+            model.get_buffer(name).copy_(computed[name])
         if changed:
             findings.append(
                 warning(
@@ -191,10 +190,6 @@ def _has_effect(model: PreTrainedModel, names: Sequence[str], encode: Encode, ve
     finally:
         for tensor, value in zip(tensors, before, strict=True):
             tensor.copy_(value)
-
-
-def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _broken(model: SentenceTransformer, vectors: Sequence[Vectors]) -> list[Finding]:
