@@ -16,9 +16,6 @@ from embedding_api.engine.findings import UnservableError, in_a_line
 from embedding_api.machine import analytics
 from embedding_api.telemetry import library_warnings
 
-# The texts of the calibration where CALIBRATION_TEXTS names no file.
-_CALIBRATION_TEXTS = Path(__file__).with_name("calibration.txt")
-
 
 def main(
     source: str, target: str, *, quantise: bool, calibration_texts: str, trust_remote_code: bool, allow_pickle: bool
@@ -29,7 +26,7 @@ def main(
         source: The folder of the model.
         target: An empty folder for the result.
         quantise: True to make an int8 model, which needs nncf.
-        calibration_texts: A file with one text a line; empty for the file of this package.
+        calibration_texts: A file with one text a line; empty where `quantise` is false.
         trust_remote_code: True if Python files that come with the model may run.
         allow_pickle: True if weights may come from pickle files.
 
@@ -54,7 +51,7 @@ def main(
                 trust_remote_code=trust_remote_code,
                 allow_pickle=allow_pickle,
             )
-            _write(loaded, Path(target), Path(calibration_texts or _CALIBRATION_TEXTS) if quantise else None)
+            _write(loaded, Path(target), Path(calibration_texts) if quantise else None)
         except UnservableError as error:
             failure = {"unservable": str(error)}
         except UnfitError as error:

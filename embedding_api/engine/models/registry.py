@@ -53,11 +53,6 @@ class Model:
         """The arithmetic of the backend, such as `float32`."""
         return self.route.backend.precision
 
-    @property
-    def prompts(self) -> dict[str, str]:
-        """The prompts that a request may name, by name."""
-        return {name: prompt.text for name, prompt in self.route.prompts.items()}
-
 
 class Registry:
     """The models by name.

@@ -75,7 +75,7 @@ def _dump(model: Model) -> dict[str, Any]:
         "owned_by": model.owner,
         "dimensions": model.dimensions,
         "max_input_tokens": model.window,
-        "prompts": model.prompts,
+        "prompts": {name: prompt.text for name, prompt in model.route.prompts.items()},
         "backend": model.backend,
         "precision": model.precision,
         "proof": dataclasses.asdict(model.proof),
