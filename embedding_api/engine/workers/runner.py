@@ -148,8 +148,7 @@ class Runner:
 
     def close(self) -> None:
         """Finish the batch on the core, refuse what waits, end the threads, and give the seat up."""
-        with self._changed:
-            self._report(self._scheduler.close)
+        self._report(self._scheduler.close)
         self._mailbox.wake(self.seat.address)
         for thread in self._threads:
             # One that hangs in a backend ends with the process.
@@ -162,8 +161,7 @@ class Runner:
 
     def refuse_rest(self) -> None:
         """Refuse what no core of this process has, since there is no time left."""
-        with self._changed:
-            self._report(self._scheduler.refuse_rest)
+        self._report(self._scheduler.refuse_rest)
 
     def _abandon(self, job: Job, error: Exception, reason: str) -> None:
         with self._changed:
@@ -174,13 +172,14 @@ class Runner:
         logger.info("%d waiting texts dropped: %s", job.n_dropped, error)
 
     def _report(self, event: Callable[..., Sequence[Action]], *arguments: Any) -> None:
-        """Tell the scheduler of an event, and carry out what it decides; with the lock held."""
-        for action in event(*arguments, time.monotonic()):
-            self._carry_out(action)
-        # The thread of the core, if that is idle.
-        self._changed.notify_all()
-        metrics.QUEUE_TEXTS.set(self._backlog.n_waiting_texts)
-        metrics.QUEUE_TOKENS.set(self._backlog.n_waiting_tokens)
+        """Tell the scheduler of an event, and carry out what it decides."""
+        with self._changed:
+            for action in event(*arguments, time.monotonic()):
+                self._carry_out(action)
+            # The thread of the core, if that is idle.
+            self._changed.notify_all()
+            metrics.QUEUE_TEXTS.set(self._backlog.n_waiting_texts)
+            metrics.QUEUE_TOKENS.set(self._backlog.n_waiting_tokens)
 
     def _carry_out(self, action: Action) -> None:
         match action:
@@ -210,11 +209,9 @@ class Runner:
                 # A request fails only if one of its texts fails alone, and logs that itself.
                 logger.warning("a batch of %d texts failed: %s", len(work.inputs), type(error).__name__)
                 logger.debug("the batch failed", exc_info=error)
-                with self._changed:
-                    self._report(self._scheduler.failed, work, error)
+                self._report(self._scheduler.failed, work, error)
             else:
-                with self._changed:
-                    self._report(self._scheduler.computed, work, result)
+                self._report(self._scheduler.computed, work, result)
 
     def _wait_for_work(self) -> Work | None:
         """Return the next batch for the core; None when there will be none."""
@@ -233,18 +230,17 @@ class Runner:
         """Report what other workers send, and look around from time to time."""
         while self._scheduler.phase is not Phase.CLOSED:
             message = self._mailbox.receive(_LOOK_AGAIN_IDLE_S if self._backlog.is_empty else _LOOK_AGAIN_S)
-            with self._changed:
-                try:
-                    match message:
-                        case Work():
-                            self._report(self._scheduler.received, message)
-                        case Delivered(worker, number, result):
-                            self._report(self._scheduler.delivered, number, worker, result)
-                        case Returned(worker, number, why):
-                            self._report(self._scheduler.returned, number, worker, why)
-                        # It was woken, or time has passed: a worker may have died.
-                        case Woken() | None:
-                            self._report(self._scheduler.look_at_board)
-                except Exception:
-                    # No other thread reads what the other workers send.
-                    logger.exception("a %s could not be handled; this is a bug", type(message).__name__)
+            try:
+                match message:
+                    case Work():
+                        self._report(self._scheduler.received, message)
+                    case Delivered(worker, number, result):
+                        self._report(self._scheduler.delivered, number, worker, result)
+                    case Returned(worker, number, why):
+                        self._report(self._scheduler.returned, number, worker, why)
+                    # It was woken, or time has passed: a worker may have died.
+                    case Woken() | None:
+                        self._report(self._scheduler.look_at_board)
+            except Exception:
+                # No other thread reads what the other workers send.
+                logger.exception("a %s could not be handled; this is a bug", type(message).__name__)
