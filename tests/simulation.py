@@ -8,7 +8,7 @@ from collections import deque
 
 import numpy as np
 
-from embedding_api.engine.scheduling.actions import Answer, Compute, Send, SendBack, SendResult, Wake
+from embedding_api.engine.scheduling.actions import Answer, Compute, Send, SendBack, Wake
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.board import BYTES_PER_SEAT, Board
 from embedding_api.engine.scheduling.cost import Cost
@@ -163,17 +163,16 @@ class Simulation:
         elif kind == "work":
             self._report(worker, worker.scheduler.received, message[0])
         else:
-            number, sender, content = message
+            number, sender, outcome = message
             work, holder = worker.batches.get(number, (None, None))
             if holder == sender:
                 del worker.batches[number]
-                if kind == "result":
+                if isinstance(outcome, Result):
                     self._note_computed(worker, work)
-                elif content is Undone.FAILED and len(work.inputs) == 1 and worker.scheduler.may_compute():
+                elif outcome is Undone.FAILED and len(work.inputs) == 1 and worker.scheduler.may_compute():
                     # The worker keeps the batch, and computes it next.
                     worker.batches[number] = work, worker.seat.address
-            event = worker.scheduler.delivered if kind == "result" else worker.scheduler.returned
-            self._report(worker, event, number, sender, content)
+            self._report(worker, worker.scheduler.returned, number, sender, outcome)
 
     def look(self, worker: Worker) -> None:
         """Time passes."""
@@ -268,10 +267,8 @@ class Simulation:
                 if not self._send(to, ("work", work)):
                     del worker.batches[work.number]
                     self._report(worker, worker.scheduler.unsent, work)
-            case SendResult(work, result):
-                self._send(work.owner, ("result", work.number, address, result), is_sure=True)
-            case SendBack(work, why):
-                self._send(work.owner, ("back", work.number, address, why), is_sure=True)
+            case SendBack(work, outcome):
+                self._send(work.owner, ("back", work.number, address, outcome), is_sure=True)
             case Wake(other):
                 self._send(other, ("wake",))
             case Answer(job):

@@ -11,7 +11,7 @@ import pytest
 from embedding_api.engine.scheduling.admission import Limits
 from embedding_api.engine.work import Lane, Result, Work
 from embedding_api.engine.workers.exchange import Exchange
-from embedding_api.engine.workers.mailbox import Delivered, Mailbox
+from embedding_api.engine.workers.mailbox import Mailbox, Returned
 from embedding_api.engine.workers.runner import Runner
 from embedding_api.engine.workers.setup import Setup
 from embedding_api.errors import ClientGoneError, DeadlineExceededError, NotReadyError, OverloadedError
@@ -322,16 +322,16 @@ def test_a_result_of_any_kind_comes_whole(exchange, kind):
     received = other.receive(10)
     assert (received.owner, received.number, received.lane) == work[:3]
     assert [ids.tolist() for ids in received.inputs] == [ids.tolist() for ids in texts(3)]
-    other.send_result(received, result)
+    other.send_back(received, result)
     end = time.monotonic() + 10
-    while not isinstance(delivered := one.receive(0.01), Delivered):
+    while not isinstance(delivered := one.receive(0.01), Returned):
         assert time.monotonic() < end
         # The sender sends the rest while it waits for messages.
         other.receive(0)
     assert (delivered.number, delivered.worker) == (7, seats[1].address)
-    assert delivered.result.values.dtype == result.values.dtype
-    np.testing.assert_array_equal(delivered.result.values, result.values)
-    np.testing.assert_array_equal(delivered.result.offsets, result.offsets)
+    assert delivered.outcome.values.dtype == result.values.dtype
+    np.testing.assert_array_equal(delivered.outcome.values, result.values)
+    np.testing.assert_array_equal(delivered.outcome.offsets, result.offsets)
 
 
 def test_a_message_for_an_earlier_worker_on_the_seat_is_not_read(exchange):

@@ -19,18 +19,11 @@ class Send(NamedTuple):
     to: Address
 
 
-class SendResult(NamedTuple):
-    """Send the result of another worker's batch to its owner."""
-
-    work: Work
-    result: Result
-
-
 class SendBack(NamedTuple):
-    """Tell the owner of a batch that it is not computed here."""
+    """Send the owner of a batch its result, or why it is not computed here."""
 
     work: Work
-    why: Undone
+    outcome: Result | Undone
 
 
 class Wake(NamedTuple):
@@ -45,4 +38,4 @@ class Answer(NamedTuple):
     job: Job
 
 
-Action = Compute | Send | SendResult | SendBack | Wake | Answer
+Action = Compute | Send | SendBack | Wake | Answer

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake
+from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, Wake
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.batch import Batch, State
 from embedding_api.engine.scheduling.board import Seat
@@ -79,7 +79,7 @@ class Scheduler:
         self._running = None
         if self._is_own(work):
             return self._answer(self._backlog.batch(work.number), result, now_s)
-        return [SendResult(work, result)]
+        return [SendBack(work, result)]
 
     def failed(self, work: Work, error: Exception, now_s: float) -> Sequence[Action]:
         """The core could not compute its batch. Nothing follows if the batch was given up meanwhile."""
@@ -106,20 +106,19 @@ class Scheduler:
         self._due.append(work)
         return self._match(now_s)
 
-    def delivered(self, number: int, worker: Address, result: Result, now_s: float) -> Sequence[Action]:
-        """Another worker has computed a batch of this one."""
-        batch = self._backlog.find_away(number, worker)
-        return [*self._answer(batch, result, now_s), *self._match(now_s)] if batch else []
-
-    def returned(self, number: int, worker: Address, why: Undone, now_s: float) -> Sequence[Action]:
-        """Another worker will not compute a batch of this one."""
+    def returned(self, number: int, worker: Address, outcome: Result | Undone, now_s: float) -> Sequence[Action]:
+        """Another worker has computed a batch of this one, or will not."""
         if (batch := self._backlog.find_away(number, worker)) is None:
             return []
-        if why is Undone.FAILED and len(batch.texts) == 1 and self.may_compute():
+        actions: Sequence[Action] = []
+        if isinstance(outcome, Result):
+            actions = self._answer(batch, outcome, now_s)
+        elif outcome is Undone.FAILED and len(batch.texts) == 1 and self.may_compute():
             # It may be that worker's fault: the text is tried here before it fails.
             self._keep(batch)
-            return self._match(now_s)
-        return [*self._undo(batch.work, why, now_s), *self._match(now_s)]
+        else:
+            actions = self._undo(batch.work, outcome, now_s)
+        return [*actions, *self._match(now_s)]
 
     def unsent(self, work: Work, now_s: float) -> Sequence[Action]:
         """A worker did not take a batch that was sent to it: its texts wait for another event."""

@@ -5,11 +5,11 @@ and in order, so a worker that is killed while it sends or receives breaks nothi
 """
 
 import mmap
+import pickle
 import socket
 import sys
 
 from embedding_api.engine.scheduling.board import BYTES_PER_SEAT, Board, Seat
-from embedding_api.engine.workers import wire
 
 # Linux alone has sockets that keep messages whole and in order and say when a receiver is slow.
 WORKERS_CAN_SEND = sys.platform == "linux"
@@ -17,6 +17,9 @@ _SOCKET_TYPE = socket.SOCK_SEQPACKET if WORKERS_CAN_SEND else socket.SOCK_DGRAM
 
 # Bytes of the largest message: a GPU's batch of 16,384 tokens and more. A buffer holds at least two.
 MAX_MESSAGE = 131_072
+
+# The message to nobody that lets any worker look at the board.
+WAKE = pickle.dumps((None, None))
 
 
 class Exchange:
@@ -44,7 +47,7 @@ class Exchange:
         if self.board.is_present(seat.address):
             seat.leave()
             for worker in self.board.workers():
-                self.try_to_send(worker.seat, wire.wake(seat.address))
+                self.try_to_send(worker.seat, WAKE)
 
     def try_to_send(self, seat: int, message: bytes) -> bool:
         """Return False if the socket did not take the message, most often because it is full."""

@@ -1,33 +1,56 @@
-"""A worker's end of the exchange: what it sends, and what it receives."""
+"""A worker's end of the exchange: what it sends, and what it receives.
 
+Messages are pickled. The sockets have no name, so only workers that one master forked can write to them.
+"""
+
+import pickle
 import select
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.work import Address, Result, Undone, Work
-from embedding_api.engine.workers import wire
-from embedding_api.engine.workers.exchange import MAX_MESSAGE, Exchange
-from embedding_api.engine.workers.wire import Assembly, Piece, Returned, Woken
+from embedding_api.engine.workers.exchange import MAX_MESSAGE, WAKE, Exchange
 
 # Milliseconds after which a message that a socket refused for another reason than being full is sent again.
 _AGAIN_MS = 10
 
+# Bytes of a message that are no token ids and no part of an outcome, rounded up.
+_OVERHEAD = 512
 
-class Delivered(NamedTuple):
-    """The result of a batch that another worker computed.
+
+class Returned(NamedTuple):
+    """What became of a batch that another worker had.
 
     Attributes:
-        worker: The worker that computed it.
+        worker: The worker that had it.
         number: The owner's name for the batch.
-        result: All of it.
+        outcome: All of its result, or why there is none.
     """
 
     worker: Address
     number: int
-    result: Result
+    outcome: Result | Undone
+
+
+class _Piece(NamedTuple):
+    """Some bytes of a pickled outcome.
+
+    Attributes:
+        worker: The worker that had the batch.
+        number: The owner's name for the batch.
+        start: Where these bytes belong. A piece that was late comes after those behind it.
+        n_bytes: Bytes of the whole outcome.
+        data: These bytes.
+    """
+
+    worker: Address
+    number: int
+    start: int
+    n_bytes: int
+    data: bytes
 
 
 class Mailbox:
@@ -36,58 +59,64 @@ class Mailbox:
     Args:
         exchange: All workers.
         seat: This worker's.
+
+    Attributes:
+        max_sent_ids: The most token ids of a batch that fit into a message, with one number more for each text.
     """
 
     def __init__(self, exchange: Exchange, seat: Seat) -> None:
+        self.max_sent_ids = (exchange.max_message - _OVERHEAD) // 4
         self._exchange = exchange
         self._address = seat.address
         self._inbox = exchange.sockets[seat.address.seat][0]
-        self._buffer = memoryview(bytearray(MAX_MESSAGE))
-        self._poll = select.poll()
-        self._poll.register(self._inbox, select.POLLIN)
-        self._assemblies: dict[tuple[Address, int], Assembly] = {}
+        # The pieces of outcomes of which others still come.
+        self._pieces: dict[tuple[Address, int], list[_Piece]] = {}
         # Messages that sockets did not take, and their receivers.
         self._late: deque[tuple[Address, bytes]] = deque()
         self._lock = threading.Lock()
 
     def wake(self, worker: Address) -> None:
         """Make a worker's `receive` return. A worker whose inbox is full looks around anyway, after each message."""
-        self._exchange.try_to_send(worker.seat, wire.wake(self._address))
+        self._exchange.try_to_send(worker.seat, WAKE)
 
     def send(self, work: Work, to: Address) -> bool:
         """Send a batch. Return False if that worker's socket does not take it."""
-        return self._exchange.try_to_send(to.seat, wire.work(work, to))
+        return self._exchange.try_to_send(to.seat, pickle.dumps((to, work)))
 
-    def send_result(self, work: Work, result: Result) -> None:
-        """Send the result of a batch to its owner; return at once, however slow the owner is."""
+    def send_back(self, work: Work, outcome: Result | Undone) -> None:
+        """Send what became of a batch to its owner; return at once, however slow the owner is."""
+        data = pickle.dumps(outcome, protocol=5)
         # Two messages fit into a socket's buffer.
-        self._send_surely(work.owner, wire.pieces(work, result, self._address, self._exchange.max_message // 2))
+        step = self._exchange.max_message // 2 - _OVERHEAD
+        starts = range(0, len(data), step)
+        pieces = [_Piece(self._address, work.number, start, len(data), data[start : start + step]) for start in starts]
+        self._send_surely(work.owner, [pickle.dumps((work.owner, piece)) for piece in pieces])
 
-    def send_back(self, work: Work, why: Undone) -> None:
-        """Tell the owner of a batch that it is not computed here; return at once."""
-        self._send_surely(work.owner, [wire.returned(work, why, self._address)])
-
-    def receive(self, timeout_s: float) -> Woken | Work | Delivered | Returned | None:
-        """Return the next message; None if none came in time, sooner while there is still something to send."""
+    def receive(self, timeout_s: float) -> Work | Returned | None:
+        """Return the next message; None if none came in time, or sooner: if woken, or if messages are late."""
         if not self._wait(timeout_s * 1000):
             return None
-        n_bytes = self._inbox.recv_into(self._buffer)
-        message = wire.parse(self._buffer[:n_bytes], self._address.generation)
-        return self._assembled(message) if isinstance(message, Piece) else message
+        to, message = pickle.loads(self._inbox.recv(MAX_MESSAGE))  # noqa: S301 - only workers write to it
+        # It may be for nobody, or for an earlier worker with this seat.
+        if to != self._address:
+            return None
+        return self._assembled(message) if isinstance(message, _Piece) else message
 
-    def _assembled(self, piece: Piece) -> Delivered | None:
+    def _assembled(self, piece: _Piece) -> Returned | None:
         key = piece.worker, piece.number
-        if key not in self._assemblies:
+        if key not in self._pieces:
             # A worker that is gone sends no more pieces.
             is_present = self._exchange.board.is_present
-            self._assemblies = {old: one for old, one in self._assemblies.items() if is_present(old[0])}
-            self._assemblies[key] = Assembly(piece.n_bytes)
-        if (result := self._assemblies[key].add(piece)) is None:
+            self._pieces = {old: pieces for old, pieces in self._pieces.items() if is_present(old[0])}
+        pieces = self._pieces.setdefault(key, [])
+        pieces.append(piece)
+        if sum(len(one.data) for one in pieces) < piece.n_bytes:
             return None
-        del self._assemblies[key]
-        return Delivered(piece.worker, piece.number, result)
+        del self._pieces[key]
+        data = b"".join(one.data for one in sorted(pieces))
+        return Returned(*key, pickle.loads(data))  # noqa: S301 - as above
 
-    def _send_surely(self, to: Address, messages: Iterable[bytes]) -> None:
+    def _send_surely(self, to: Address, messages: Sequence[bytes]) -> None:
         """Send now what the socket takes, and the rest from the thread that receives."""
         with self._lock:
             rest = deque(messages)
@@ -99,8 +128,6 @@ class Mailbox:
 
     def _wait(self, timeout_ms: float) -> bool:
         """Send what sockets take by now, and return True if there is something to receive."""
-        if not self._late:
-            return bool(self._poll.poll(timeout_ms))
         with self._lock:
             late, self._late = self._late, deque()
             for to, message in late:
@@ -113,4 +140,5 @@ class Mailbox:
         # A socket that is not full, and takes nothing nevertheless, would end the wait at once.
         for seat in seats if is_any_sent else ():
             poll.register(self._exchange.sockets[seat][1], select.POLLOUT)
-        return any(fd == self._inbox.fileno() for fd, _ in poll.poll(min(timeout_ms, _AGAIN_MS)))
+        events = poll.poll(min(timeout_ms, _AGAIN_MS) if seats else timeout_ms)
+        return any(fd == self._inbox.fileno() for fd, _ in events)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, SendResult, Wake
+from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, Wake
 from embedding_api.engine.scheduling.admission import Admission
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.board import Seat
@@ -16,12 +16,10 @@ from embedding_api.engine.scheduling.phase import Phase
 from embedding_api.engine.scheduling.scheduler import Scheduler
 from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.engine.work import Ids, Lane, Result, Work
-from embedding_api.engine.workers import wire
 from embedding_api.engine.workers.exchange import Exchange
 from embedding_api.engine.workers.inference import Inference
-from embedding_api.engine.workers.mailbox import Delivered, Mailbox
+from embedding_api.engine.workers.mailbox import Mailbox, Returned
 from embedding_api.engine.workers.setup import Setup
-from embedding_api.engine.workers.wire import Returned, Woken
 from embedding_api.errors import ClientGoneError, StartError
 from embedding_api.request import Caller
 from embedding_api.telemetry import log, metrics
@@ -63,7 +61,7 @@ class Runner:
         # Guards the scheduler and what follows.
         self._changed = threading.Condition()
         self._backlog = Backlog(seat.address, setup.backends, setup.costs, str(os.getpid()))
-        self._scheduler = Scheduler(self._backlog, seat, setup.n_computing, wire.max_sent_ids(exchange.max_message))
+        self._scheduler = Scheduler(self._backlog, seat, setup.n_computing, self._mailbox.max_sent_ids)
         self._next_work: Work | None = None
         self._done: dict[Job, threading.Event] = {}
         self._has_started = threading.Event()
@@ -190,10 +188,8 @@ class Runner:
             case Send(work, to):
                 if not self._mailbox.send(work, to):
                     self._report(self._scheduler.unsent, work)
-            case SendResult(work, result):
-                self._mailbox.send_result(work, result)
-            case SendBack(work, why):
-                self._mailbox.send_back(work, why)
+            case SendBack(work, outcome):
+                self._mailbox.send_back(work, outcome)
             case Wake(worker):
                 self._mailbox.wake(worker)
 
@@ -234,12 +230,10 @@ class Runner:
                 match message:
                     case Work():
                         self._report(self._scheduler.received, message)
-                    case Delivered(worker, number, result):
-                        self._report(self._scheduler.delivered, number, worker, result)
-                    case Returned(worker, number, why):
-                        self._report(self._scheduler.returned, number, worker, why)
+                    case Returned(worker, number, outcome):
+                        self._report(self._scheduler.returned, number, worker, outcome)
                     # It was woken, or time has passed: a worker may have died.
-                    case Woken() | None:
+                    case None:
                         self._report(self._scheduler.look_at_board)
             except Exception:
                 # No other thread reads what the other workers send.
