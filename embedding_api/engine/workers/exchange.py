@@ -44,10 +44,9 @@ class Exchange:
 
     def leave(self, seat: Seat) -> None:
         """Give up the seat of a worker that is gone, and wake the others."""
-        if self.board.is_present(seat.address):
-            seat.leave()
-            for worker in self.board.workers():
-                self.try_to_send(worker.seat, WAKE)
+        seat.leave()
+        for worker in self.board.workers():
+            self.try_to_send(worker.seat, WAKE)
 
     def try_to_send(self, seat: int, message: bytes) -> bool:
         """Return False if the socket did not take the message, most often because it is full."""
