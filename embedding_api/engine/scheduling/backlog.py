@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from embedding_api.engine.scheduling.actions import Answer
 from embedding_api.engine.scheduling.batch import Batch, State
-from embedding_api.engine.scheduling.companions import Sizing
-from embedding_api.engine.scheduling.cost import Cost
+from embedding_api.engine.scheduling.cost import Cost, Sizing
 from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.lane import LaneQueue
 from embedding_api.engine.work import Address, Ids, Lane, Result, Work

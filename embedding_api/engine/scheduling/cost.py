@@ -1,6 +1,10 @@
-"""How long a batch takes: a straight line over the tokens that are computed. Pure; `models/speed.py` measures it."""
+"""What a batch costs, and which texts share one because of it. Pure functions on lengths.
 
-from typing import NamedTuple
+The seconds of a batch are a straight line over the tokens that are computed; `models/speed.py` measures it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 
 class Cost(NamedTuple):
@@ -22,3 +26,60 @@ UNMEASURED = Cost(start_s=1e-3, token_s=1e-6)
 def tokens_per_s(cost: Cost, n_tokens: int) -> float:
     """Return the tokens per second of one core that computes batches of `n_tokens` tokens."""
     return n_tokens / (cost.start_s + cost.token_s * n_tokens)
+
+
+class Sizing(Protocol):
+    """How many tokens a backend computes for a batch."""
+
+    @property
+    def target_batch_tokens(self) -> int:
+        """The size of a batch that suits the backend best, in computed tokens."""
+
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
+        """Return the tokens that are computed for a batch, padding included.
+
+        Args:
+            n_texts: Texts of the batch.
+            longest: Tokens of its longest text.
+            n_tokens: Tokens of all its texts.
+        """
+
+
+def choose_companions(seed: int, lengths: Sequence[int], sizing: Sizing, cost: Cost, max_tokens: float) -> list[int]:
+    """Choose the texts that join `seed` so that the batch has the highest tokens per second.
+
+    Every batch has a price of its own, and padding has one, too. Texts are tried from the nearest in length to the
+    farthest; the number of them is kept at which most tokens per second are computed.
+
+    Args:
+        seed: Tokens of the text that is due next.
+        lengths: Tokens of each other text, the preferred first.
+        sizing: How many tokens are computed for a batch.
+        cost: What they cost.
+        max_tokens: The most tokens that are computed for a batch; a longer text is computed alone.
+
+    Returns:
+        Indices in `lengths`.
+    """
+    chosen: list[int] = []
+    n_best = 0
+    longest = n_tokens = seed
+    best_rate = seed / _seconds(sizing, cost, 1, seed, seed)
+    for index in sorted(range(len(lengths)), key=lambda index: abs(lengths[index] - seed)):
+        length = lengths[index]
+        n_texts = len(chosen) + 2
+        if n_tokens >= max_tokens:
+            break
+        if sizing.n_computed(n_texts, max(longest, length), n_tokens + length) > max_tokens:
+            continue
+        chosen.append(index)
+        longest = max(longest, length)
+        n_tokens += length
+        rate = n_tokens / _seconds(sizing, cost, n_texts, longest, n_tokens)
+        if rate >= best_rate:
+            best_rate, n_best = rate, len(chosen)
+    return chosen[:n_best]
+
+
+def _seconds(sizing: Sizing, cost: Cost, n_texts: int, longest: int, n_tokens: int) -> float:
+    return cost.start_s + cost.token_s * sizing.n_computed(n_texts, longest, n_tokens)

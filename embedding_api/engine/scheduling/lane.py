@@ -1,8 +1,6 @@
 """The texts of one lane that wait, ordered by when they are due."""
 
-from embedding_api.engine.scheduling import companions
-from embedding_api.engine.scheduling.companions import Sizing
-from embedding_api.engine.scheduling.cost import Cost
+from embedding_api.engine.scheduling.cost import Cost, Sizing, choose_companions
 from embedding_api.engine.scheduling.job import Text
 from embedding_api.engine.work import Ids, Lane
 
@@ -84,7 +82,7 @@ class LaneQueue:
             ahead = [text for text in reversed(self._waiting[-self._n_ahead :]) if self._goes_with(text, seed)]
             lengths = [len(text.ids) for text in ahead]
             limit = min(part, self._sizing.target_batch_tokens)
-            chosen = companions.choose(len(seed.ids), lengths, self._sizing, self._cost, limit)
+            chosen = choose_companions(len(seed.ids), lengths, self._sizing, self._cost, limit)
             batch += [ahead[index] for index in chosen]
             taken = set(map(id, batch))
             self._waiting[-self._n_ahead :] = [
