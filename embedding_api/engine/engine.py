@@ -63,7 +63,6 @@ class Engine:
         self.models = models
         self.setup = setup
         self._accepts_token_ids = accepts_token_ids
-        self._indices = {backend: index for index, backend in enumerate(setup.backends)}
         self._runner: Runner | None = None
         self._is_closed = False
         self._starting = threading.Lock()
@@ -175,7 +174,7 @@ class Engine:
             )
 
     def _compute(self, model: Model, route: Route, reading: Reading, caller: Caller, timing: Timing) -> Vectors:
-        lane = Lane(self._indices[route.backend], reading.n_prompt_tokens)
+        lane = Lane(self.setup.backends.index(route.backend), reading.n_prompt_tokens)
         vectors: Vectors = self.runner.compute(lane, [tokens.ids for tokens in reading.tokens], caller, timing).values
         are_good = np.isfinite(vectors).all(axis=1)
         if not are_good.all():
