@@ -5,6 +5,7 @@ import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from embedding_api.engine.work import Lane
@@ -61,4 +62,47 @@ def test_a_backend_that_cannot_be_prepared_leaves_no_process_behind(no_leaked_th
     with pytest.raises(RuntimeError, match="no device"), workers:
         pass
     assert workers.pids == []
+    setup.exchange.close()
+
+
+def test_a_program_that_ignores_its_children_loses_none_of_the_seats(setup):
+    """Given a kernel that reaps the children itself, when a worker dies, then only its seat is free."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with ForkedWorkers(setup, 3) as workers:
+            first, second = workers.pids
+            os.kill(first, signal.SIGKILL)
+            until(lambda: workers.pids == [second], deadline_s=10)
+            assert sum(setup.exchange.board.columns.is_taken) == 2
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert not any(setup.exchange.board.columns.is_taken)
+    setup.exchange.close()
+
+
+def test_a_program_that_blocks_sigterm_can_end_its_workers(setup):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with ForkedWorkers(setup, 3) as workers:
+            assert len(workers.pids) == 2
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    assert workers.pids == []
+    setup.exchange.close()
+
+
+def test_a_refused_fork_leaves_no_process_and_no_seat_behind(setup, monkeypatch):
+    fork, forked = os.fork, []
+
+    def refuse_second():
+        if forked:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        forked.append(fork())
+        return forked[0]
+
+    monkeypatch.setattr(os, "fork", refuse_second)
+    with pytest.raises(BlockingIOError), ForkedWorkers(setup, 3):
+        pass
+    assert not psutil.pid_exists(forked[0])
+    assert not any(setup.exchange.board.columns.is_taken)
     setup.exchange.close()

@@ -1,8 +1,9 @@
 """Workers that a plain program forks, so that all cores compute for it, without Gunicorn."""
 
+import contextlib
 import logging
+import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -12,7 +13,6 @@ from types import TracebackType
 from typing import Self
 
 from embedding_api.engine.scheduling.board import Seat
-from embedding_api.engine.workers.exchange import Exchange
 from embedding_api.engine.workers.runner import Runner
 from embedding_api.engine.workers.setup import Setup
 from embedding_api.machine import programs
@@ -41,60 +41,75 @@ class ForkedWorkers:
     runner: Runner
 
     def __init__(self, setup: Setup, n_workers: int) -> None:
-        self._setup = setup
+        if setup.exchange is None:
+            raise RuntimeError("forked workers need an exchange, which this system does not offer")
+        self._setup, self._exchange = setup, setup.exchange
         self._n_workers = n_workers
         self._seats: dict[ForkProcess, Seat] = {}
+        self._reaper = threading.Thread(target=self._reap, name="reaper", daemon=True)
+        self._is_ending = False
 
     def __enter__(self) -> Self:
-        exchange = self._setup.exchange
-        if exchange is None or threading.active_count() > 1:
-            raise RuntimeError("forked workers need an exchange, and a process without threads that it may fork")
-        own = exchange.board.take_seat()
-        for _ in range(self._n_workers - 1):
-            if (seat := exchange.board.take_seat()) is None:
-                break
-            process = ForkProcess(target=_serve, args=(self._setup, seat, os.getpid()), daemon=True)
-            process.start()
-            self._seats[process] = seat
-        self._reaper = threading.Thread(target=self._reap, args=(exchange,), name="reaper", daemon=True)
-        self._reaper.start()
-        self.runner = Runner(self._setup, own)
-        try:
+        if threading.active_count() > 1 or multiprocessing.current_process().daemon:
+            raise RuntimeError("forked workers need a process that has no other thread and is no daemon itself")
+        exchange = self._exchange
+        with contextlib.ExitStack() as stack:
+            own = exchange.board.take_seat()
+            if own is not None:
+                stack.callback(exchange.leave, own)
+            stack.callback(self._end_others)
+            for _ in range(self._n_workers - 1):
+                if (seat := exchange.board.take_seat()) is None:
+                    break
+                process = ForkProcess(target=_serve, args=(self._setup, seat, os.getpid()), daemon=True)
+                stack.callback(exchange.leave, seat)
+                process.start()
+                self._seats[process] = seat
+            self._reaper.start()
+            self.runner = Runner(self._setup, own)
+            stack.callback(self.runner.close)
             self.runner.start()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.runner.close()
-        for process in list(self._seats):
-            process.terminate()
-        self._reaper.join()
+        self._stack.close()
 
     @property
     def pids(self) -> list[int | None]:
         """The other processes that live."""
         return [process.pid for process in self._seats]
 
-    def _reap(self, exchange: Exchange) -> None:
+    def _end_others(self) -> None:
+        self._is_ending = True
+        for process in list(self._seats):
+            process.kill()
+        if self._reaper.ident is None:
+            self._reap()
+        else:
+            self._reaper.join()
+
+    def _reap(self) -> None:
         """Wait for the ends of the workers, and give up their seats."""
         while self._seats:
-            connection.wait([process.sentinel for process in self._seats])
-            for process in [one for one in self._seats if not one.is_alive()]:
-                if process.exitcode != -signal.SIGTERM:
-                    logger.warning("worker %d ended with code %d", process.pid, process.exitcode)
-                exchange.leave(self._seats.pop(process))
+            # The program may have waited for its children itself. Then nothing but the sentinel tells that one ended.
+            ended = connection.wait([process.sentinel for process in self._seats])
+            for process in [one for one in self._seats if one.sentinel in ended]:
+                process.join()
+                if not self._is_ending:
+                    logger.warning("worker %d ended with code %s", process.pid, process.exitcode)
+                self._exchange.leave(self._seats.pop(process))
 
 
 def _serve(setup: Setup, seat: Seat, parent: int) -> None:
     """Compute for the others until the process that forked this one ends it."""
-    # The program may have a handler of its own.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    programs.end_with_parent(parent)
-    runner = Runner(setup, seat)
-    runner.start()
-    while not runner.retire_if_stuck():
-        time.sleep(_TICK_S)
-    time.sleep(_RETIRE_S)
+    try:
+        programs.end_with_parent(parent)
+        runner = Runner(setup, seat)
+        runner.start()
+        while not runner.retire_if_stuck():
+            time.sleep(_TICK_S)
+        time.sleep(_RETIRE_S)
+    except BaseException:
+        logger.exception("a worker failed")
     sys.exit(1)
