@@ -91,15 +91,17 @@ class Pool(Generic[T]):
         if time.monotonic() < self._retry_from_s:
             return False
         thread = threading.Thread(target=self._work, name=f"request-{len(self._threads) + 1}")
+        # A signal may end the worker during the start, and `close` ends the threads that are in the list.
+        self._threads.append(thread)
         try:
             thread.start()
         except RuntimeError as error:
+            self._threads.pop()
             if not self._retry_from_s:
                 logger.warning("requests wait for %d threads, and no more can be had: %s", len(self._threads), error)
             self._retry_from_s = time.monotonic() + _RETRY_S
             return False
         self._retry_from_s = 0.0
-        self._threads.append(thread)
         return True
 
     def _work(self) -> None:

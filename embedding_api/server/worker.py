@@ -45,10 +45,7 @@ def tell_workers_of_sigterm(arbiter: Any) -> None:
 
 
 class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
-    """A worker process. Gunicorn calls its overridden methods at the same moments as those of `ThreadWorker`.
-
-    The pool of `ThreadWorker` gets no work and so starts no thread: `Requests` has its own threads.
-    """
+    """A worker process. Gunicorn calls its overridden methods at the same moments as those of `ThreadWorker`."""
 
     wsgi: Any
     # The master sets both before the fork: the worker's seat on the exchange of batches, if workers can send; and its
@@ -64,6 +61,9 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             refuse(StartError("certfile and keyfile are set, but this service speaks plain HTTP; leave TLS to a proxy"))
         super().check_config(cfg, log)
 
+    def get_thread_pool(self) -> None:
+        """Return no pool: `Requests` has its own threads."""
+
     def load_wsgi(self) -> None:
         """Load the application and prepare for its requests."""
         super().load_wsgi()
@@ -71,6 +71,11 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self._lifecycle = Lifecycle(self._service.settings.drain_s, self.cfg.graceful_timeout)
         self.requests = Requests(self, is_draining=lambda: self._lifecycle.phase is Phase.DRAINING)
         self._connections = self.requests.connections
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """End at once, on SIGQUIT and SIGINT."""
+        # The handler of ThreadWorker would shut down a pool, and wait for ever for a lock that this thread holds.
+        super(ThreadWorker, self).handle_quit(sig, frame)
 
     def run(self) -> None:
         """Serve until the last phase of the worker's life."""
