@@ -63,6 +63,7 @@ def worker(request, engine, clean_settings, monkeypatch):
     monkeypatch.setattr("gunicorn.workers.base.Worker.init_process", lambda self: (self.load_wsgi(), self.run()))
     thread = threading.Thread(target=worker.init_process)
     thread.start()
+    until(lambda: hasattr(worker, "requests"), what="the start")
     worker.port = listener.getsockname()[1]
     yield worker
     worker.alive = False
