@@ -13,7 +13,8 @@ from embedding_api.engine.workers.exchange import Exchange
 from embedding_api.engine.workers.forked import ForkedWorkers
 from embedding_api.engine.workers.setup import Setup
 from embedding_api.request import Caller
-from tests.conftest import until
+from embedding_api.telemetry.metrics import counters
+from tests.conftest import samples, until
 from tests.fakes import COST, FakeBackend, vector
 
 TEXTS = [np.array([n, 2, 3], dtype=np.int64) for n in range(400)]
@@ -34,6 +35,8 @@ def setup(no_leaked_threads):
 
 
 def test_all_workers_compute_and_the_death_of_one_loses_no_text(setup):
+    n_batches, labels = samples(counters), {"model": "m"}
+    n_before = n_batches("embeddings_batch_texts_count", labels) or 0
     with ForkedWorkers(setup, 3) as workers:
         np.testing.assert_array_equal(workers.runner.compute(Lane(0, 0), TEXTS, Caller()).values, VECTORS)
         assert 0 < sum(map(len, setup.backends[0].batches)) < len(TEXTS)
@@ -43,6 +46,8 @@ def test_all_workers_compute_and_the_death_of_one_loses_no_text(setup):
         until(lambda: workers.pids == [second], deadline_s=10)
     assert workers.pids == []
     assert not any(setup.exchange.board.columns.is_taken)
+    # Each process counts its own batches: two that count in one memory would lose some.
+    assert n_batches("embeddings_batch_texts_count", labels) - n_before == len(setup.backends[0].batches)
     setup.exchange.close()
 
 

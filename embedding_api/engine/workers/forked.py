@@ -16,6 +16,7 @@ from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.workers.runner import Runner
 from embedding_api.engine.workers.setup import Setup
 from embedding_api.machine import programs
+from embedding_api.telemetry.metrics import counters
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ _RETIRE_S = 1.0
 class ForkedWorkers:
     """Workers forked from this process, as a context. Enter it before the process starts any thread.
 
-    A worker that dies is not replaced: the others compute its batches.
+    A worker that dies is not replaced: the others compute its batches. What they count is shown only if the program has
+    called `counters.share`.
 
     Args:
         setup: The setup of all workers. Its exchange has a seat for each.
@@ -105,6 +107,8 @@ def _serve(setup: Setup, seat: Seat, parent: int) -> None:
     """Compute for the others until the process that forked this one ends it."""
     try:
         programs.end_with_parent(parent)
+        # Apart from its parent: two processes that add to one number lose counts, and a killed one would leave its gauges.
+        counters.become(seat.address.seat)
         runner = Runner(setup, seat)
         runner.start()
         while not runner.retire_if_stuck():
