@@ -8,7 +8,7 @@ from time import monotonic
 import numpy as np
 
 from embedding_api.engine.backends import Route, Task
-from embedding_api.engine.backends.text import Prompt, Reading, Text, Tokens
+from embedding_api.engine.backends.text import MOST_CHARACTERS, Prompt, Reading, Text, Tokens
 from embedding_api.engine.models.registry import Model, Registry
 from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.scheduling.timing import Timing
@@ -145,7 +145,7 @@ class Engine:
         reading = route.reader.read(texts, prompt)
         timing.queued_s = monotonic()
         if not truncate:
-            _refuse_long(model, reading.tokens)
+            _refuse_long(model, route.reader.window or 0, reading.tokens)
         vectors = self._compute(model, route, reading, caller, timing)
         embeddings = Embeddings(
             model=model,
@@ -202,12 +202,15 @@ def _check_dimensions(model: Model, route: Route, dimensions: int | None) -> Non
         )
 
 
-def _refuse_long(model: Model, tokens: Sequence[Tokens]) -> None:
+def _refuse_long(model: Model, window: int, tokens: Sequence[Tokens]) -> None:
     for index, item in enumerate(tokens):
         if item.truncated:
+            size = f"has at least {item.n_source_tokens} tokens"
+            if item.n_source_tokens <= window:
+                size = f"has {len(item.ids)} tokens in its first {MOST_CHARACTERS} characters, and the rest is unread"
             raise ContextLengthExceededError(
-                f"input[{index}] has at least {item.n_source_tokens} tokens, and the maximum context length of model "
-                f"{model.name} is {len(item.ids)} tokens; shorten it, or let it be cut with truncate=true",
+                f"input[{index}] {size}, and the maximum context length of model {model.name} is {window} tokens; "
+                "shorten it, or let it be cut with truncate=true",
                 param=f"input[{index}]",
             )
 

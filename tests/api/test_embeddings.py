@@ -134,6 +134,13 @@ def test_a_long_text_is_refused_where_truncation_is_declined(post, declined):
     assert "at least 52 tokens" in error["message"]
 
 
+def test_a_text_that_is_not_read_to_its_end_is_refused_with_the_window_where_truncation_is_declined(post):
+    error = post(input=["law", " " * 300_000 + "cat"], truncate=False).json["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input[1]")
+    assert "has 2 tokens in its first 250000 characters, and the rest is unread" in error["message"]
+    assert f"is {WINDOW} tokens" in error["message"]
+
+
 @pytest.mark.settings(TRUNCATE="false")
 def test_a_request_can_allow_truncation_that_the_server_declines(post):
     assert post(input=LONG).status_code == 400

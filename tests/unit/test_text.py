@@ -40,7 +40,7 @@ def reader(tokenizer):
     ids=lambda far: far[:12].strip() or "white",
 )
 def test_far_texts_give_the_tokens_of_reading_them_whole(reader, tokenizer, monkeypatch, far):
-    monkeypatch.setattr(text, "_MOST", 10**9)
+    monkeypatch.setattr(text, "MOST_CHARACTERS", 10**9)
     whole = Reader(tokenizer, window=WINDOW)
     whole._near = 10**9
     (wanted,), (got,) = whole.read([far]).tokens, reader.read([far]).tokens

@@ -28,9 +28,9 @@ _FAR = 16
 # Tokens by which that beginning must exceed the window, so that the cut at its end has no effect. A word of up to 100
 # characters can be that many tokens; BERT reads a longer one as a single unknown token.
 _MARGIN = 128
-# Characters that it reads where the beginning has too few tokens, as with white space or one enormous word. It reads
-# such texts one at a time.
-_MOST = 250_000
+# Characters that it reads where the beginning has too few tokens, as with white space or an enormous word in it. It
+# reads such texts one at a time.
+MOST_CHARACTERS = 250_000
 
 
 class Prompt(NamedTuple):
@@ -181,8 +181,8 @@ class Reader:
         if self.window is None or n_sure_tokens > self.window:
             return Tokens(beginning.ids, n_sure_tokens)
         with self._one_at_a_time:
-            (tokens,) = self._encode([text[:_MOST]])
-        if len(text) <= _MOST:
+            (tokens,) = self._encode([text[:MOST_CHARACTERS]])
+        if len(text) <= MOST_CHARACTERS:
             return tokens
         return Tokens(tokens.ids, max(tokens.n_source_tokens, len(tokens.ids) + 1))
 
