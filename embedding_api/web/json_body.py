@@ -1,7 +1,7 @@
 """JSON bodies, in and out. A request's Content-Type does not matter."""
 
 import io
-import json
+import re
 from typing import Any
 
 import orjson
@@ -14,6 +14,10 @@ from embedding_api.request import REQUEST, Request
 # Encodings of a body that need no decoding here: the server removes chunks.
 _PLAIN_ENCODINGS = {"Content-Encoding": ("", "identity"), "Transfer-Encoding": ("", "chunked")}
 _TYPES = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "an array", dict: "an object"}
+# Escaped surrogates, in pairs or alone. A backslash that is escaped itself begins no escape.
+_SURROGATES = re.compile(
+    rb"(?<!\\)(?:\\\\)*\\u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(?P<lone>d[89a-f][0-9a-f]{2}))", re.IGNORECASE
+)
 
 
 def response(body: Any, status: int = 200) -> Response:
@@ -62,21 +66,24 @@ def _read() -> bytes:
 def _parse(body: bytes) -> Any:
     try:
         return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+    except orjson.JSONDecodeError:
         try:
-            return _parse_lone_surrogates(body)
-        except (ValueError, RecursionError):
-            # orjson's message has the position and the reason, and repeats nothing of the body.
-            raise InvalidJsonError(f"the body is not JSON in UTF-8: {error}; correct it and send it again") from error
+            body.decode()
+            return orjson.loads(_without_lone_surrogates(body))
+        # Both messages have the position and the reason, and repeat nothing of the body but one byte.
+        except UnicodeDecodeError as error:
+            raise InvalidJsonError(
+                f"the body is not UTF-8: byte {error.start} is 0x{body[error.start]:02x} ({error.reason}); send JSON "
+                "in UTF-8, uncompressed"
+            ) from error
+        except orjson.JSONDecodeError as error:
+            raise InvalidJsonError(f"the body is not JSON: {error}; correct it and send it again") from error
 
 
-def _parse_lone_surrogates(body: bytes) -> Any:
-    r"""Parse JSON with halves of surrogate pairs, such as "\ud800" from JavaScript, and replace each with U+FFFD.
-
-    Raises:
-        ValueError: The body has another fault.
-    """
-    if b"\\u" not in body:
-        raise ValueError("there is no escaped surrogate")
-    text = json.dumps(json.loads(body.decode()), ensure_ascii=False)
-    return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+def _without_lone_surrogates(body: bytes) -> bytes:
+    r"""Replace halves of surrogate pairs, such as "\ud800" from JavaScript, with U+FFFD. All else keeps its place."""
+    replaced = bytearray(body)
+    for match in _SURROGATES.finditer(body):
+        if match["lone"]:
+            replaced[match.start("lone") : match.end("lone")] = b"fffd"
+    return bytes(replaced)

@@ -1,5 +1,6 @@
 """Every error has the same form of body, names the field and the cure, and repeats no text of the client."""
 
+import gzip
 import inspect
 import json
 import re
@@ -117,6 +118,22 @@ def test_a_body_that_is_not_json_is_400(post, body):
     status, code, param, message = reported(post(body))
     assert (status, code, param) == (400, "invalid_json", None)
     assert "JSON" in message
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (rb'{"input": "\ud800", "dimensions": 4,}', "trailing comma is not allowed: line 1 column 36"),
+        (rb'{"input": "\udc00", "dimensions": NaN}', "unexpected character, expected a JSON value: line 1 column 35"),
+        (rb'{"input": "\ud800", "dimensions": 1e999}', "number is infinity when parsed as double: line 1 column 35"),
+        ('{"input": "ü"}'.encode("latin-1"), "not UTF-8: byte 11 is 0xfc (invalid start byte)"),
+        ('{"input": "u"}'.encode("utf-16-le"), "line 1 column 2"),
+        ('{"input": "u"}'.encode("utf-16"), "not UTF-8: byte 0 is 0xff"),
+        (gzip.compress(b"{}", mtime=0), "not UTF-8: byte 1 is 0x8b (invalid start byte); send JSON in UTF-8, uncomp"),
+    ],
+)
+def test_the_fault_of_a_body_is_named_with_its_place(post, body, fault):
+    assert fault in reported(post(body))[3]
 
 
 @pytest.mark.parametrize(
