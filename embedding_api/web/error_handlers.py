@@ -4,12 +4,19 @@ import logging
 from typing import Any
 
 from flask import Flask, Response, current_app, g
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadHost, HTTPException
+from werkzeug.routing import WebsocketMismatch
 
 from embedding_api import errors
 from embedding_api.web import json_body
 
 logger = logging.getLogger(__name__)
+
+# What Werkzeug finds wrong with headers.
+_FAULTS: dict[type[HTTPException], str] = {
+    WebsocketMismatch: "the header Upgrade asks for a WebSocket, which this service does not speak; leave it out",
+    BadHost: "the header Host is no host name: one of its parts is empty or longer than 63 characters; correct it",
+}
 
 
 def init_app(app: Flask) -> None:
@@ -48,7 +55,8 @@ def _translate(error: HTTPException) -> errors.ServiceError:
             limit = f"{current_app.config['MAX_CONTENT_LENGTH']} bytes"
             return errors.BodyTooLargeError(f"the body is larger than {limit}; send fewer texts in one request")
         case int(status) if status < 500:
-            return errors.InvalidRequestError("the request is malformed; send a JSON object as an HTTP/1.1 POST")
+            fault = _FAULTS.get(type(error), "the request is malformed; send a JSON object as an HTTP/1.1 POST")
+            return errors.InvalidRequestError(fault)
     return errors.EngineError(error.name)
 
 

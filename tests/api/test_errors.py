@@ -137,6 +137,20 @@ def test_the_fault_of_a_body_is_named_with_its_place(post, body, fault):
 
 
 @pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ({"Upgrade": "websocket", "Connection": "Upgrade"}, "Upgrade"),
+        ({"Host": "a" * 300}, "Host"),
+        ({"Host": "a..b"}, "Host"),
+    ],
+)
+def test_a_header_that_flask_refuses_is_named(post, headers, name):
+    status, code, _, message = reported(post(input="a", headers=headers))
+    assert (status, code) == (400, "invalid_request")
+    assert message.startswith(f"the header {name} ")
+
+
+@pytest.mark.parametrize(
     ("body", "kind"),
     [(b"[]", "an array"), (b'"a"', "a string"), (b"1", "a number"), (b"null", "null"), (b"true", "a boolean")],
 )
