@@ -197,7 +197,8 @@ def _prompt(model: Model, route: Route, name: str) -> Prompt:
 def _check_dimensions(model: Model, route: Route, dimensions: int | None) -> None:
     if dimensions is not None and dimensions > route.backend.dim:
         raise UnsupportedDimensionsError(
-            f"dimensions={dimensions} is more than the {route.backend.dim} that model {model.name} has",
+            f"dimensions={str(dimensions)[:100]} is more than the {route.backend.dim} that model {model.name} has; "
+            f"send at most {route.backend.dim}, or leave dimensions out",
             param="dimensions",
         )
 
