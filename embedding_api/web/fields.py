@@ -28,17 +28,20 @@ class Texts(StrictField):
             self.refuse("invalid_type", f"must be a string or an array of strings, not {type_name(value)}")
         if not value:
             self.refuse("empty_input", "is an empty array; send at least one text")
-        if type(value[0]) is int:
+        first, accepts_token_ids = value[0], self._body.accepts_token_ids
+        if not accepts_token_ids and type(first[0] if isinstance(first, list) and first else first) is int:
+            # The engine refuses token ids, with the cure.
+            return value
+        if type(first) is int:
             # The token ids of one text.
             self._check_each(value, int, "a token id, as the first item is")
             return [value]
         max_inputs = self._body.max_inputs
         if len(value) > max_inputs:
             self.refuse("too_many_inputs", f"holds {len(value)} texts; send at most {max_inputs} in one request")
-        if isinstance(value[0], list):
-            self._check_each(value, list, "an array of token ids, as the first item is")
-        else:
-            self._check_each(value, str, "a string")
+        are_ids = isinstance(first, list) and accepts_token_ids
+        wanted, rule = (list, "an array of token ids, as the first item is") if are_ids else (str, "a string")
+        self._check_each(value, wanted, rule)
         for index, text in enumerate(value):
             if not text:
                 self.refuse("empty_input", "must not be empty; leave it out", index)

@@ -183,6 +183,11 @@ def test_token_ids_are_refused_with_the_cure(post):
         assert "check_embedding_ctx_length=False" in error["message"]
 
 
+@pytest.mark.parametrize("input_", [[1, "a"], [[1], ["a"]], [[1, "a"], "b"]])
+def test_what_begins_with_token_ids_is_refused_as_such(post, input_):
+    assert post(input=input_).json["error"]["code"] == "token_ids_not_accepted"
+
+
 @pytest.mark.settings(TOKEN_IDS="model")
 class TestTokenIds:
     def test_ids_are_used_unchanged(self, post):
@@ -194,6 +199,21 @@ class TestTokenIds:
         response = post(input=[1, 3, 4, 2])
         np.testing.assert_array_equal(vectors(response)[0], CAT)
         assert response.json["usage"]["total_tokens"] == 4
+
+    @pytest.mark.parametrize(
+        ("input_", "index", "fragment"),
+        [
+            ([1, "a"], 1, "a token id, as the first item is, not a string"),
+            ([1, True], 1, "not a boolean"),
+            ([["a"]], 0, "whole numbers"),
+            ([[1], "a"], 1, "not a string"),
+            ([[1], ["a"]], 1, "token ids"),
+        ],
+    )
+    def test_an_item_that_is_no_token_id_is_named(self, post, input_, index, fragment):
+        error = post(input=input_).json["error"]
+        assert (error["code"], error["param"]) == ("invalid_type", f"input[{index}]")
+        assert fragment in error["message"]
 
     def test_texts_are_still_accepted(self, post):
         np.testing.assert_array_equal(vectors(post(input="a cat"))[0], CAT)
