@@ -1,5 +1,6 @@
 """JSON bodies, in and out. A request's Content-Type does not matter."""
 
+import gc
 import io
 import re
 from typing import Any
@@ -65,11 +66,11 @@ def _read() -> bytes:
 
 def _parse(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
+        return _loads(body)
     except orjson.JSONDecodeError:
         try:
             body.decode()
-            return orjson.loads(_without_lone_surrogates(body))
+            return _loads(_without_lone_surrogates(body))
         # Both messages have the position and the reason, and repeat nothing of the body but one byte.
         except UnicodeDecodeError as error:
             raise InvalidJsonError(
@@ -78,6 +79,18 @@ def _parse(body: bytes) -> Any:
             ) from error
         except orjson.JSONDecodeError as error:
             raise InvalidJsonError(f"the body is not JSON: {error}; correct it and send it again") from error
+
+
+def _loads(body: bytes) -> Any:
+    """Parse JSON without Python's collector, which would look through millions of new arrays again and again.
+
+    33 MB of nested arrays took 7 s with it and take 2 s without, and the worker stands still meanwhile.
+    """
+    gc.disable()
+    try:
+        return orjson.loads(body)
+    finally:
+        gc.enable()
 
 
 def _without_lone_surrogates(body: bytes) -> bytes:

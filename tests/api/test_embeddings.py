@@ -1,6 +1,7 @@
 """POST /v1/embeddings: requests of real clients, and their responses."""
 
 import base64
+import gc
 import json
 
 import numpy as np
@@ -170,6 +171,20 @@ def test_a_whole_surrogate_pair_beside_half_of_one_survives(post, client):
 @pytest.mark.parametrize("text", ["cat \x00\x01\x7f", "\u200b", "x" * 200_000, " " * 200_000 + "cat", "😀" * 1000])
 def test_odd_texts_are_embedded(post, text):
     assert len(vectors(post(input=text))) == 1
+
+
+def test_a_body_of_many_arrays_does_not_make_the_collector_run_again_and_again(post):
+    # The first request loads what the second would load otherwise.
+    assert post(input="law").status_code == 200
+    runs = []
+    gc.callbacks.append(lambda *_: runs.append(None))
+    try:
+        body = {"model": MODEL, "input": "law", "ignored": [[]] * 200_000}
+        assert post(json.dumps(body).encode()).status_code == 200
+    finally:
+        gc.callbacks.pop()
+    assert gc.isenabled()
+    assert len(runs) < 100
 
 
 def test_2048_short_texts_are_one_request(post):
