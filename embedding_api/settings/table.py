@@ -103,7 +103,8 @@ class Settings:
     """Most tokens of texts that may wait, in all workers together. While more wait, new requests get 429 with the
     time to try again. While fewer wait, a request is accepted as a whole, however large it is. Too low a value
     refuses requests that could be served in time; too high a value serves requests whose clients have given up.
-    Unset: what 30 seconds can compute, measured at start-up; 900000 with cuda or mps, which are not measured."""
+    Unset: what 30 seconds can compute, measured at start-up; 900000 with cuda or mps, which are not measured.
+    A start on a busy machine measures less, and keeps that until the next start: set this to avoid it."""
 
     request_timeout_s: int = setting("60", parsing.integer(1, 3600))
     """Seconds from a request's arrival until it gets 504 and its waiting texts are dropped. A client may shorten
