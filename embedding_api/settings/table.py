@@ -97,7 +97,8 @@ class Settings:
 
     max_body_bytes: int = setting("33554432", parsing.integer(1024, 2**32))
     """Most bytes of one request body. All workers together hold at most two such bodies, or 32 bytes for each
-    token of MAX_QUEUED_TOKENS if that is more. Further requests get 429."""
+    token of MAX_QUEUED_TOKENS if that is more. Further requests get 429. While it is parsed, a body of texts
+    takes up to 6 times its size, and one of nested arrays up to 50 times: lower this if you do not trust clients."""
 
     max_queued_tokens: int = setting(None, parsing.integer(1, 10**12), example="400000")
     """Most tokens of texts that may wait, in all workers together. While more wait, new requests get 429 with the
