@@ -107,7 +107,7 @@ def _serve(setup: Setup, seat: Seat, parent: int) -> None:
     """Compute for the others until the process that forked this one ends it."""
     try:
         programs.end_with_parent(parent)
-        # Apart from its parent: two processes that add to one number lose counts, and a killed one would leave its gauges.
+        # Not in the memory of its parent: two processes that add to one number lose counts.
         counters.become(seat.address.seat)
         runner = Runner(setup, seat)
         runner.start()
