@@ -37,7 +37,7 @@ class Parser:
     Attributes:
         buffer: What has come and is not parsed; after a complete request, what came after it.
         head: The head as Gunicorn's parser gives it; None until all of it has come.
-        n_head_bytes: Bytes of the head and of the empty line after it.
+        n_head_bytes: Bytes that have come of the head and of the empty line after it.
         body: What was decoded of the body, in an `io.BytesIO` or in a file.
         n_body_bytes: Bytes that were decoded.
         expects_continue: True if the client waits for `100 Continue` before it sends the body.
@@ -119,16 +119,17 @@ class Parser:
         # RFC 9112 lets a server ignore one empty line before a request; Gunicorn's parser does.
         start = 2 if buffer.startswith(b"\r\n") else 0
         end = buffer.find(b"\r\n\r\n", max(start, self._n_searched_bytes - 3))
-        if end < 0:
+        self.n_head_bytes = len(buffer) if end < 0 else end + 4
+        is_too_large = self.n_head_bytes > MAX_HEAD_BYTES
+        if end < 0 or is_too_large:
             self._n_searched_bytes = len(buffer)
-            if len(buffer) > MAX_HEAD_BYTES:
-                raise errors.LimitRequestHeaders("more than a head may have")
             if has_ended or self._is_malformed(start):
-                self._read_head(bytes(buffer))
+                self._read_head(bytes(buffer[: self.n_head_bytes]))
+            if is_too_large:
+                raise errors.LimitRequestHeaders("more than a head may have")
             return False
-        self.n_head_bytes = end + 4
-        head = self._read_head(bytes(buffer[: end + 4]))
-        del buffer[: end + 4]
+        head = self._read_head(bytes(buffer[: self.n_head_bytes]))
+        del buffer[: self.n_head_bytes]
         self._begin_body(head)
         return True
 

@@ -187,6 +187,20 @@ def test_a_head_without_end_is_too_large():
     assert isinstance(error_of(head + b"X: y"), errors.LimitRequestHeaders)
 
 
+@pytest.mark.parametrize("step", [None, 30_000, 1000])
+def test_a_head_has_one_limit_however_it_comes(step):
+    def head(n_bytes):
+        lines = b"GET / HTTP/1.1\r\n" + b"X: %s\r\n" % (b"y" * 8000) * 8
+        return lines + b"X: %s\r\n\r\n" % (b"y" * (n_bytes - len(lines) - 7))
+
+    assert parsed(head(MAX_HEAD_BYTES), step) == (MAX_HEAD_BYTES, b"")
+    assert parsed(head(MAX_HEAD_BYTES + 1), step) == "refused"
+
+
+def test_a_long_request_line_is_told_as_such_though_its_head_is_too_large():
+    assert isinstance(error_of(b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n"), errors.LimitRequestLine)
+
+
 @pytest.mark.parametrize("n_digits", [4, 20, 4000])
 def test_a_body_that_is_announced_too_large_is_not_waited_for(n_digits):
     assert parsed(POST + b"Content-Length: 1000\r\n\r\n") == "more"
