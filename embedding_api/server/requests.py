@@ -72,9 +72,11 @@ class Requests:
         self.say_arriving()
         if not parser.has_body:
             return None
+        # No route without a key reads a body, so a client without one may fill neither the memory nor the disk.
+        if self._settings.require_auth and (wrong_key := self._wrong_key(parser.head)):
+            return wrong_key
         if parser.is_to_file:
-            # A client without a key may not fill the disk, and no client may while the server stops.
-            return self._for_route(parser.head, _draining() if self._is_draining() else None)
+            return _draining() if self._is_draining() else None
         admission, n_missing_bytes = self._engine.runner.admission, parser.n_missing_bytes
         has_room = admission.has_room(_UNKNOWN_BODY_BYTES if n_missing_bytes is None else n_missing_bytes)
         return None if has_room else admission.overloaded()
@@ -105,12 +107,16 @@ class Requests:
         route = route_of(self._worker.wsgi, head.method, head.path)
         if route is None or (endpoints is not None and route.endpoint not in endpoints):
             return None
-        if auth.needs_key(route.endpoint, self._settings):
-            try:
-                auth.check_key(joined(head.headers).get("authorization", ""), self._settings.api_key_secret)
-            except InvalidKeyError as missing_key:
-                return missing_key
-        return error
+        wrong_key = self._wrong_key(head) if auth.needs_key(route.endpoint, self._settings) else None
+        return wrong_key or error
+
+    def _wrong_key(self, head: Any) -> InvalidKeyError | None:
+        """Return the error for a missing or wrong key; None if the key is right."""
+        try:
+            auth.check_key(joined(head.headers).get("authorization", ""), self._settings.api_key_secret)
+        except InvalidKeyError as error:
+            return error
+        return None
 
     def _accept(self, connection: Connection, error: ServiceError | ParseException | None) -> None:
         """Hand a request that has arrived to a thread, or refuse it."""

@@ -112,8 +112,8 @@ def test_a_connection_is_good_after_a_large_body_was_refused_unread(launch):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.connect()
     port = connection.sock.getsockname()
-    for method, key, status in [("POST", "wrong", 401), ("PUT", "k", 405), ("POST", "k", 200)]:
-        connection.request(method, "/v1/embeddings", large, {"Authorization": f"Bearer {key}"})
+    for method, status in [("PUT", 405), ("POST", 200)]:
+        connection.request(method, "/v1/embeddings", large, {"Authorization": "Bearer k"})
         response = connection.getresponse()
         response.read()
         assert response.status == status

@@ -196,6 +196,27 @@ def test_a_full_queue_tells_nothing_to_a_client_without_a_key(worker, ask, full,
     assert ask(method, path, BODY, headers)[0] == status
 
 
+@pytest.mark.settings(API_KEY_SECRET="k")
+@pytest.mark.parametrize(
+    ("request_line", "headers", "status"),
+    [
+        (b"POST /v1/embeddings", b"Content-Length: 99999", 401),
+        (b"POST /v1/embeddings", b"Transfer-Encoding: chunked", 401),
+        (b"POST /v1/embeddings", b"Content-Length: 9\r\nExpect: 100-continue", 401),
+        (b"POST /v1/embeddings", b"Content-Length: 9\r\nAuthorization: Bearer wrong", 401),
+        (b"POST /v1/embeddings", b"Content-Length: 9\r\nAuthorization: Bearer k", 408),
+        (b"POST /nowhere", b"Content-Length: 99999", 404),
+        (b"PUT /v1/embeddings", b"Content-Length: 99999", 405),
+        (b"GET /v1/models", b"Content-Length: 99999", 401),
+        (b"GET /health/live", b"Content-Length: 99999", 200),
+    ],
+)
+def test_no_body_of_a_client_without_a_key_is_waited_for(worker, request_line, headers, status):
+    answer = raw(worker, request_line + b" HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n\r\n")
+    assert int(answer.split()[1]) == status
+    assert b"Connection: close" in answer
+
+
 @pytest.mark.settings(API_KEY_SECRET="k", MAX_BODY_BYTES="2000")
 @pytest.mark.parametrize(
     ("key", "size", "code"),
