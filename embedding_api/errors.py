@@ -1,7 +1,7 @@
 """Every error by name, and how HTTP reports it. Imports nothing of this package.
 
 ServiceError
-├── StartError                  SettingsError, AddressError, DeviceNotFoundError, ModelLoadError
+├── StartError                  SettingsError, AddressError, DeviceNotFoundError, ModelLoadError, ScarcityError
 ├── RequestError                the client can correct it; the message says how
 │   ├── TransportError          InvalidRequestError, RequestTimeoutError, UriTooLongError, HeadersTooLargeError,
 │   │                           ExpectationFailedError
@@ -94,6 +94,18 @@ class DeviceNotFoundError(StartError):
 
 class ModelLoadError(StartError):
     """A model cannot be loaded. The message names the model, its source, the reason and the cure."""
+
+
+class ScarcityError(StartError):
+    """The system refuses a thread or a process.
+
+    Args:
+        what: What it refuses.
+    """
+
+    def __init__(self, what: str) -> None:
+        cure = "raise the limit on processes and threads (ulimit -u, pids of a container, TasksMax)"
+        super().__init__(f"the system refuses {what}; {cure}")
 
 
 class RequestError(ServiceError):

@@ -36,6 +36,11 @@ def listed(names: Iterable[str], *, most: int = 5) -> str:
     return shown if len(ordered) <= most else f"{shown} and {len(ordered) - most} more"
 
 
+def lacks_threads(error: BaseException) -> bool:
+    """Return True if a library failed because the system refused it a thread: in Python, or in C++."""
+    return any(words in str(error) for words in ("can't start new thread", "Resource temporarily unavailable"))
+
+
 def in_a_line(error: BaseException) -> str:
     """Return the class and the message of a library's exception, in one line of about 500 characters."""
     # OpenVINO begins with the place in its own code, and ends with a summary.

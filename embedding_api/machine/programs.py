@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from embedding_api.errors import ScarcityError
+
 logger = logging.getLogger(__name__)
 
 # From Linux's prctl.h. Other systems have no such call.
@@ -56,25 +58,31 @@ def ask(
 
     Returns:
         The JSON object, or `{"end": why there is none}`, such as "ended with code 1 (no message)".
+
+    Raises:
+        ScarcityError: The system refuses the process.
     """
     name = arguments[1].rpartition(".")[2] if arguments[0] == "-m" else Path(arguments[0]).name
     with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            # -P: neither the program's folder nor the working folder is on the module path.
-            [sys.executable, "-P", *arguments],
-            env=environment,
-            cwd=folder,
-            # In a process group of its own, so that a terminal's Ctrl-C does not reach it. Such a group may not read
-            # from the terminal.
-            process_group=0,
-            stdin=subprocess.DEVNULL,
-            # A file, unlike a second pipe, need not be read meanwhile.
-            stdout=output,
-            stderr=subprocess.PIPE,
-            pass_fds=keep,
-            # Safe, since a process that loads models has one thread: no lock is held during the fork.
-            preexec_fn=partial(end_with_parent, os.getpid()),
-        )
+        try:
+            child = subprocess.Popen(
+                # -P: neither the program's folder nor the working folder is on the module path.
+                [sys.executable, "-P", *arguments],
+                env=environment,
+                cwd=folder,
+                # In a process group of its own, so that a terminal's Ctrl-C does not reach it. Such a group may not
+                # read from the terminal.
+                process_group=0,
+                stdin=subprocess.DEVNULL,
+                # A file, unlike a second pipe, need not be read meanwhile.
+                stdout=output,
+                stderr=subprocess.PIPE,
+                pass_fds=keep,
+                # Safe, since a process that loads models has one thread: no lock is held during the fork.
+                preexec_fn=partial(end_with_parent, os.getpid()),
+            )
+        except BlockingIOError as error:
+            raise ScarcityError(f"a process for {name}") from error
         # Not `with child`: a signal that arrived between that line and the next would wait for the end of the program.
         try:
             errors = _log_errors(child, name, logging.DEBUG if is_quiet else logging.WARNING)

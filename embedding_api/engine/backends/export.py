@@ -15,7 +15,7 @@ from sentence_transformers.base.modules import Transformer
 from embedding_api.engine.backends import Route, Routes, UnfitError, modules, proof
 from embedding_api.engine.backends.layout import Packing, Padding
 from embedding_api.engine.backends.torch_backend import TorchBackend
-from embedding_api.engine.findings import in_a_line
+from embedding_api.engine.findings import in_a_line, lacks_threads
 from embedding_api.engine.work import Ids
 
 # A text that fills most windows, and is longer than the reach of the local attention of known models.
@@ -33,7 +33,7 @@ def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
 
     Raises:
         UnfitError: The model is of a kind that OpenVINO cannot serve, or gains nothing from it.
-        Exception: A failure that another conversion may not have, such as a lack of memory.
+        Exception: A failure that another conversion may not have, such as a lack of memory or threads.
     """
     route = routes[None]
     backend = route.backend
@@ -58,7 +58,7 @@ def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
             failure = "the exported model does not give the same vectors"
         except Exception as error:  # an export can break a model in any way
             # The cache must not keep what another conversion may not have. torch has a RuntimeError for want of memory.
-            if isinstance(error, MemoryError | OSError) or "allocate" in str(error):
+            if isinstance(error, MemoryError | OSError) or "allocate" in str(error) or lacks_threads(error):
                 raise
             traceback.print_exc()
             failure = f"it cannot be exported ({in_a_line(error)})"

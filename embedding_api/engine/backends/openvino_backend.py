@@ -17,7 +17,7 @@ import numpy as np
 from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError
 from embedding_api.engine.backends.layout import CPU_BATCH_TOKENS, Packing, Padding, rounded_up
 from embedding_api.engine.backends.text import Prompt, Reader
-from embedding_api.engine.findings import Finding
+from embedding_api.engine.findings import Finding, in_a_line
 from embedding_api.engine.work import Ids, Result
 from embedding_api.machine import analytics, memory
 
@@ -70,7 +70,7 @@ def load(folder: Path, *, precision: str) -> Loaded:
     try:
         compiled = core.compile_model(folder / MODEL, "CPU", {**_OPTIONS, "INFERENCE_PRECISION_HINT": hint})
     except RuntimeError as error:
-        raise UnfitError(f"OpenVINO cannot compile it: {next(iter(str(error).splitlines()), '')}") from error
+        raise UnfitError(f"OpenVINO cannot compile it: {in_a_line(error)}") from error
     backend = OpenVinoBackend(compiled, _layout(**description["layout"]), precision=precision, dim=description["dim"])
     prompts = {name: Prompt(text) for name, text in description["prompts"].items()}
     routes: Routes = {

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from embedding_api.engine.backends import Loaded, Route, UnfitError, proof
 from embedding_api.engine.backends.proof import Proof
-from embedding_api.engine.findings import UnservableError, in_a_line
+from embedding_api.engine.findings import UnservableError, in_a_line, lacks_threads
 from embedding_api.engine.models import conversion, kind
 from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.models.inspection import Inspected, unservable
 from embedding_api.engine.models.registry import Model
-from embedding_api.errors import ModelLoadError, StartError
+from embedding_api.errors import ModelLoadError, ScarcityError, StartError
 from embedding_api.machine import cores
 from embedding_api.settings import Settings
 
@@ -61,6 +61,7 @@ def load(
 
     Raises:
         ModelLoadError: Every attempt failed, or no backend can serve the model.
+        ScarcityError: The system refuses a thread. This says nothing about the model.
     """
     loaders = loaders or {"openvino": partial(_openvino, checksums=checksums), "torch": _torch}
     try:
@@ -101,6 +102,8 @@ def _first_success(model: Inspected, settings: Settings, loaders: Mapping[str, L
             raise
         except Exception as error:  # another backend may serve a model that breaks a library
             logger.debug("model %s cannot be served by %s", model.spec.name, attempt.backend, exc_info=True)
+            if lacks_threads(error):
+                raise ScarcityError(f"threads that model {model.spec.name} needs") from error
             failures.append((attempt, error if isinstance(error, UnfitError) else UnfitError(in_a_line(error))))
             continue
         if failures:

@@ -20,7 +20,7 @@ from embedding_api.engine.workers.exchange import Exchange
 from embedding_api.engine.workers.inference import Inference
 from embedding_api.engine.workers.mailbox import Mailbox, Returned
 from embedding_api.engine.workers.setup import Setup
-from embedding_api.errors import ClientGoneError, StartError
+from embedding_api.errors import ClientGoneError, ScarcityError
 from embedding_api.request import Caller
 from embedding_api.telemetry import log, metrics
 
@@ -74,14 +74,14 @@ class Runner:
         """Start the threads, and wait until the backends are prepared.
 
         Raises:
-            StartError: A thread cannot be started.
+            ScarcityError: A thread cannot be started.
             Exception: What a backend's `prepare` raises.
         """
         try:
             for thread in self._threads:
                 thread.start()
         except RuntimeError as error:
-            raise StartError(f"no thread can be started for inference ({error}); allow more threads") from error
+            raise ScarcityError("a thread for inference") from error
         self._has_started.wait()
         if self._inference.error is not None:
             raise self._inference.error
