@@ -53,6 +53,8 @@ def refuse_used_addresses(settings: Settings) -> None:
         for address in addresses:
             if isinstance(address, tuple):
                 _try(address)
+            elif isinstance(address, str):
+                _try_path(address)
 
 
 def _try(address: tuple[Any, ...]) -> None:
@@ -71,6 +73,20 @@ def _try(address: tuple[Any, ...]) -> None:
                     cure = "restart the service, whose workers listen there, to give its port another HOST"
             reason = getattr(error, "strerror", None) or error
             raise AddressError(f"cannot listen on {host} port {port}: {reason}; {cure}") from error
+
+
+def _try_path(path: str) -> None:
+    """Check that nobody answers at a unix socket. Gunicorn would take it over, and replaces one that a server left."""
+    with socket.socket(socket.AF_UNIX) as trial:
+        trial.settimeout(0)
+        try:
+            number = trial.connect_ex(path)
+        except OSError as error:
+            raise AddressError(f"cannot listen on unix:{path}: {error}; set another path with Gunicorn's -b") from error
+    # EAGAIN: too many connections wait there already.
+    if number in (0, errno.EAGAIN):
+        cure = "stop what listens there, or set another path with -b"
+        raise AddressError(f"cannot listen on unix:{path}: {os.strerror(errno.EADDRINUSE)}; {cure}")
 
 
 def announce(arbiter: Any, settings: Settings) -> None:

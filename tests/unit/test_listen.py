@@ -48,6 +48,20 @@ def test_gunicorns_environment_wins_over_the_settings(taken, monkeypatch):
         listen.refuse_used_addresses(load_settings())
 
 
+def test_a_unix_socket_that_somebody_listens_on_is_refused_and_one_that_is_left_is_not(monkeypatch, tmp_path):
+    path = str(tmp_path / "s")
+    monkeypatch.setattr(sys, "argv", ["gunicorn", "-b", f"unix:{path}"])
+    listen.refuse_used_addresses(load_settings())
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        # There is room for one connection, which the first attempt takes. The second must be refused nevertheless.
+        other.listen(0)
+        for _ in range(2):
+            with pytest.raises(AddressError, match=f"cannot listen on unix:{path}: .* set another path with -b"):
+                listen.refuse_used_addresses(load_settings())
+    listen.refuse_used_addresses(load_settings())
+
+
 @pytest.mark.parametrize("option", ["--reuse-port", "--check-config"])
 def test_a_port_that_may_be_shared_or_is_not_used_is_not_looked_for(taken, monkeypatch, option):
     monkeypatch.setattr(sys, "argv", ["gunicorn", option])
@@ -71,6 +85,10 @@ def test_a_socket_that_is_handed_over_is_not_looked_for(taken, monkeypatch, name
     [
         ("127.0.0.1:99999", r"cannot listen on 127\.0\.0\.1 port 99999: .*check Gunicorn's -b"),
         ("a..b:80", r"cannot listen on a\.\.b port 80: .*check Gunicorn's -b"),
+        (
+            "unix:/" + "a" * 200,
+            r"cannot listen on unix:/a+: AF_UNIX path too long; set another path",
+        ),
         ("127.0.0.1:http", r"Gunicorn cannot listen on what -b says: 'http' is not a valid port"),
     ],
 )
