@@ -34,8 +34,8 @@ preload_app = True
 worker_class = "embedding_api.server.worker.Worker"
 workers = settings.workers
 threads = settings.threads
-# Connections that are idle, slow or waiting occupy no thread. Connections beyond this number wait in the kernel.
-worker_connections = settings.threads + 1000
+# Connections beyond this number wait in the kernel.
+worker_connections = settings.max_connections
 # Longer than the 60 s for which nginx keeps idle connections, so that nginx never uses one that Gunicorn is closing.
 keepalive = 75
 graceful_timeout = settings.graceful_timeout_s

@@ -8,7 +8,7 @@ from types import FrameType
 
 from embedding_api.errors import SettingsError, StartError
 from embedding_api.machine import scratch
-from embedding_api.server import arguments, listen, reloading
+from embedding_api.server import arguments, listen, reloading, scarcity
 from embedding_api.settings import Settings
 from embedding_api.telemetry import log
 from embedding_api.telemetry.metrics import counters
@@ -28,6 +28,7 @@ def prepare() -> tuple[Settings, str]:
             if n_workers := arguments.option("workers"):
                 os.environ["WORKERS"] = str(n_workers)
             settings = reloading.read_settings()
+            scarcity.raise_open_files(settings)
             listen.refuse_used_addresses(settings)
             heartbeats = scratch.heartbeat_folder()
             counters.share(settings.max_workers)

@@ -1,8 +1,13 @@
-"""Processes and threads that the system refuses. A start without them ends in one line; a running service waits."""
+"""Processes, threads and open files that the system refuses.
+
+A start without them ends in one line; a running service waits.
+"""
 
 import contextlib
 import logging
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +16,7 @@ from gunicorn.errors import HaltServer
 
 from embedding_api.errors import ScarcityError, StartError
 from embedding_api.server import flags
+from embedding_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +24,27 @@ logger = logging.getLogger(__name__)
 _is_halting = False
 # Seconds until a worker that could not start is tried again.
 _RETRY_S = 1.0
+
+
+def raise_open_files(settings: Settings) -> None:
+    """Raise this process's limit on open files to what a worker can use, as far as the system allows.
+
+    Raises:
+        StartError: The system allows fewer than the service needs.
+    """
+    # For each seat two sockets of the exchange; heartbeat files of workers, old and new ones during a reload; a file of
+    # each model; and 32 for the rest, with some connections: a worker at rest has 12 of them.
+    n_needed = 2 * settings.max_workers + 2 * settings.workers + len(settings.supported_models) + 32
+    n_used = n_needed + settings.max_connections
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n_now, n_most = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    if n_most < n_needed:
+        raise StartError(
+            f"the system allows {n_most} open files, and WORKERS={settings.workers} needs at least {n_needed}; raise "
+            "the limit (ulimit -n, nofile of a container, LimitNOFILE), or lower WORKERS"
+        )
+    if n_now < n_used:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(n_used, n_most), limits[1]))
 
 
 @contextlib.contextmanager

@@ -166,6 +166,11 @@ class Settings:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def max_connections(self) -> int:
+        """Most connections of a worker. Those that are idle, slow or waiting occupy no thread."""
+        return self.threads + 1000
+
+    @property
     def max_workers(self) -> int:
         """Most workers at one time that share memory; workers being replaced overlap with new ones."""
         return 4 * self.workers + 4

@@ -1,6 +1,7 @@
 """A lack of processes or threads ends a start with one line. A running service tries again."""
 
 import logging
+import resource
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from gunicorn.errors import HaltServer
 
 from embedding_api.errors import StartError
 from embedding_api.server import flags, scarcity
+from embedding_api.settings import load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,33 @@ def test_a_fork_that_is_not_refused_goes_on():
     arbiter = SimpleNamespace(spawn_worker=lambda: 7)
     scarcity.guard_forks(arbiter, lambda: pytest.fail("it was not refused"))
     assert arbiter.spawn_worker() == 7
+
+
+@pytest.mark.parametrize(
+    ("limits", "raised"),
+    [
+        # 12 seats, two workers, one model, 64 threads: 2 * 12 + 2 * 2 + 1 + 32 + 64 + 1000
+        ((256, 100_000), [(1125, 100_000)]),
+        ((256, resource.RLIM_INFINITY), [(1125, resource.RLIM_INFINITY)]),
+        ((256, 500), [(500, 500)]),
+        ((100_000, 100_000), []),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), []),
+    ],
+)
+def test_the_limit_on_open_files_is_raised_to_what_a_worker_can_use(monkeypatch, limits, raised):
+    monkeypatch.setenv("WORKERS", "2")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    calls = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, changed: calls.append(changed))
+    scarcity.raise_open_files(load_settings())
+    assert calls == raised
+
+
+def test_a_start_with_too_few_open_files_is_refused_with_the_cure(monkeypatch):
+    monkeypatch.setenv("WORKERS", "2")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (24, 36))
+    with pytest.raises(StartError, match=r"allows 36 open files, and WORKERS=2 needs at least 61; .*ulimit -n"):
+        scarcity.raise_open_files(load_settings())
 
 
 def test_a_worker_without_threads_ends_a_start_once():
