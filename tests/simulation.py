@@ -80,11 +80,12 @@ class Simulation:
 
     Args:
         n_computing: How many workers compute at the same time.
+        max_sent_ids: See `Scheduler`.
     """
 
-    def __init__(self, n_computing: int) -> None:
+    def __init__(self, n_computing: int, max_sent_ids: int = MAX_SENT_IDS) -> None:
         self.board = Board(memoryview(bytearray(N_SEATS * BYTES_PER_SEAT)))
-        self.n_computing = n_computing
+        self.n_computing, self.max_sent_ids = n_computing, max_sent_ids
         self.now_s = 0.0
         self.workers: list[Worker] = []
         # Texts that failed or hung alone in a batch. Their jobs may fail.
@@ -100,7 +101,7 @@ class Simulation:
             return False
         cost = Cost(start_s=8e-4, token_s=1e-4)
         backlog = Backlog(seat.address, [Rows(), Rows()], [cost, cost], "test")
-        scheduler = Scheduler(backlog, seat, self.n_computing, MAX_SENT_IDS)
+        scheduler = Scheduler(backlog, seat, self.n_computing, self.max_sent_ids)
         self.workers.append(Worker(seat, backlog, scheduler))
         return True
 

@@ -151,6 +151,22 @@ def test_each_text_is_answered_once_whatever_happens():
     run_state_machine_as_test(AnyOrder, settings=SETTINGS)
 
 
+def test_a_worker_whose_own_long_text_hangs_leaves_its_other_texts_to_the_one_that_computes():
+    """Given one core, when a younger worker hangs in a text too long to send, then the oldest computes the others."""
+    simulation = Simulation(n_computing=1, max_sent_ids=10)
+    for _ in range(2):
+        simulation.spawn()
+    oldest, younger = simulation.workers
+    simulation.accept(oldest, [1], LANES[0])
+    assert simulation.idle(oldest)
+    simulation.accept(younger, [11], LANES[0])
+    assert simulation.idle(younger)
+    others = [simulation.accept(younger, [text], LANES[0]) for text in (2, 3)]
+    simulation.hang(younger)
+    simulation.settle()
+    assert [one.job.error for one in others] == [None, None]
+
+
 def forget_the_batches_of_dead_workers(monkeypatch):
     look = Scheduler.look_at_board
 

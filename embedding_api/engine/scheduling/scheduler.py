@@ -179,7 +179,7 @@ class Scheduler:
         """Send waiting texts to the workers that accept a batch."""
         seat = self._seat
         is_retired = self.phase is Phase.RETIRED
-        if is_retired and min(self._n_computing, len(seat.board.workers())) == 1:
+        if is_retired and not self._another_may_compute():
             return self._refuse_waiting(now_s)
         actions: list[Action] = []
         for worker in seat.accepting():
@@ -195,6 +195,10 @@ class Scheduler:
             actions.append(Send(batch.work, worker))
         seat.publish_waiting(self._backlog.n_waiting_tokens)
         return actions
+
+    def _another_may_compute(self) -> bool:
+        n_computing = min(self._n_computing, len(self._seat.board.workers()))
+        return n_computing > (self._seat.rank() < self._n_computing)
 
     def _next_work(self) -> Work | None:
         # By turns, so that the texts of this worker and those of others do not wait for all of the other's.
