@@ -13,7 +13,7 @@ from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.board import BYTES_PER_SEAT, Board
 from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.scheduling.job import Job
-from embedding_api.engine.scheduling.phase import Phase
+from embedding_api.engine.scheduling.phase import SchedulerPhase
 from embedding_api.engine.scheduling.scheduler import Scheduler
 from embedding_api.engine.work import Address, Lane, Result, Undone, Work
 
@@ -72,7 +72,7 @@ class Worker:
 
     @property
     def may_refuse(self) -> bool:
-        return self.scheduler.phase in (Phase.RETIRED, Phase.CLOSED)
+        return self.scheduler.phase in (SchedulerPhase.RETIRED, SchedulerPhase.CLOSED)
 
 
 class Simulation:
@@ -120,7 +120,7 @@ class Simulation:
 
     def idle(self, worker: Worker) -> bool:
         """If the worker's core is idle, its thread looks for work. Return True if it finds some."""
-        if worker.running is not None or worker.scheduler.phase is Phase.CLOSED:
+        if worker.running is not None or worker.scheduler.phase is SchedulerPhase.CLOSED:
             return False
         self._report(worker, worker.scheduler.idle)
         return worker.running is not None
@@ -215,7 +215,7 @@ class Simulation:
                 self.reap(worker)
         self._run()
         for worker in self.living:
-            if worker.scheduler.phase is not Phase.SERVING:
+            if worker.scheduler.phase is not SchedulerPhase.SERVING:
                 self.close(worker)
         self._run()
         for worker in self.living:

@@ -129,18 +129,18 @@ def _add_stages(request: "RequestSpan", timing: Timing) -> None:
     if timing.read_s is not None:
         request.add("tokenize", timing.read_s, timing.queued_s or now_s)
     # A request without either moment was refused before its texts reached the queue.
-    queue_ended_s = timing.begun_s or timing.ended_s
+    queue_ended_s = timing.handed_over_s or timing.ended_s
     if timing.queued_s is not None and queue_ended_s is not None:
         request.add("queue", timing.queued_s, queue_ended_s)
-    if timing.begun_s is not None:
+    if timing.handed_over_s is not None:
         ended_s = timing.ended_s or now_s
-        inference = request.add("inference", timing.begun_s, ended_s, {"batches": len(timing.trips)})
-        for trip in timing.trips[:MAX_BATCH_SPANS]:
+        inference = request.add("inference", timing.handed_over_s, ended_s, {"batches": len(timing.runs)})
+        for run in timing.runs[:MAX_BATCH_SPANS]:
             known: Attributes = {
-                "batch.id": trip.batch,
-                "batch.texts": trip.n_texts,
-                "batch.tokens": trip.n_tokens,
-                "batch.seat": trip.seat,
-                "batch.ended": trip.ended_s is not None,
+                "batch.id": run.batch,
+                "batch.texts": run.n_texts,
+                "batch.tokens": run.n_tokens,
+                "batch.seat": run.seat,
+                "batch.ended": run.ended_s is not None,
             }
-            request.add("batch", trip.begun_s, trip.ended_s or ended_s, known, above=inference)
+            request.add("batch", run.handed_over_s, run.ended_s or ended_s, known, above=inference)

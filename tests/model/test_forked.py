@@ -37,7 +37,7 @@ print(json.dumps({
     "shapes": [first.values.shape, second.values.shape],
     "differences": [largest_difference(first.values), largest_difference(second.values)],
     "n_workers": len(pids) + 1,
-    "n_computing": len({trip.seat for trip in timing.trips}),
+    "n_computing": len({run.seat for run in timing.runs}),
     "alive": [pid for pid in pids if os.path.exists(f"/proc/{pid}")],
 }))
 """

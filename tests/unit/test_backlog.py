@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedding_api.engine.scheduling.backlog import Backlog
-from embedding_api.engine.scheduling.batch import State
+from embedding_api.engine.scheduling.batch import BatchState
 from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.scheduling.job import Job, Text
 from embedding_api.engine.work import Address, Lane, Result
@@ -66,7 +66,7 @@ def result(batch):
 
 
 def begin(backlog, batch, seat):
-    batch.begin(Address(seat, 1), State.RUNNING, backlog.tick())
+    batch.hand_over(Address(seat, 1), BatchState.RUNNING, backlog.tick())
 
 
 def assert_right(job, ids):
@@ -278,12 +278,12 @@ def test_two_jobs_of_one_batch_remember_the_same_trip(backlog, add):
     jobs = [add(texts(2, first=10 * n)) for n in range(2)]
     batch = backlog.form_batch(1)
     begin(backlog, batch, 3)
-    (trip,) = jobs[0].timing.trips
-    assert jobs[1].timing.trips == [trip]
-    assert (trip.n_texts, trip.n_tokens, trip.seat, trip.ended_s) == (4, 32, 3, None)
+    (run,) = jobs[0].timing.runs
+    assert jobs[1].timing.runs == [run]
+    assert (run.n_texts, run.n_tokens, run.seat, run.ended_s) == (4, 32, 3, None)
     backlog.compute(batch)
     for job in jobs:
-        assert job.timing.begun_s == trip.begun_s <= trip.ended_s <= job.timing.ended_s
+        assert job.timing.handed_over_s == run.handed_over_s <= run.ended_s <= job.timing.ended_s
 
 
 def test_who_wants_a_text_that_is_under_way_is_on_its_trip(backlog, add):
@@ -292,8 +292,8 @@ def test_who_wants_a_text_that_is_under_way_is_on_its_trip(backlog, add):
     begin(backlog, batch, 0)
     late = add(texts(1))
     backlog.compute(batch)
-    assert late.timing.trips == first.timing.trips != []
-    assert add(texts(1)).timing.trips == []
+    assert late.timing.runs == first.timing.runs != []
+    assert add(texts(1)).timing.runs == []
 
 
 def test_a_batch_that_fails_and_its_texts_alone_are_trips_of_their_own(backlog, add):
@@ -304,9 +304,9 @@ def test_a_batch_that_fails_and_its_texts_alone_are_trips_of_their_own(backlog, 
     while (alone := backlog.form_batch(1)) is not None:
         begin(backlog, alone, 1)
         backlog.compute(alone)
-    assert [(trip.n_texts, trip.seat) for trip in job.timing.trips] == [(2, 0), (1, 1), (1, 1)]
-    assert len({trip.batch for trip in job.timing.trips}) == 3
-    assert all(trip.ended_s is not None for trip in job.timing.trips)
+    assert [(run.n_texts, run.seat) for run in job.timing.runs] == [(2, 0), (1, 1), (1, 1)]
+    assert len({run.batch for run in job.timing.runs}) == 3
+    assert all(run.ended_s is not None for run in job.timing.runs)
 
 
 def test_a_job_that_is_over_goes_on_no_more_trips(backlog, add):
@@ -314,5 +314,5 @@ def test_a_job_that_is_over_goes_on_no_more_trips(backlog, add):
     add(texts(1))
     backlog.abandon(job, RuntimeError("gone"), backlog.tick())
     begin(backlog, backlog.form_batch(1), 0)
-    assert job.timing.trips == []
+    assert job.timing.runs == []
     assert (job.timing.queue_s, job.timing.inference_s) == (0, 0)

@@ -209,13 +209,13 @@ def test_the_timing_of_a_request_that_fails_is_told_as_far_as_it_came(engine, ba
     timing = Timing()
     with pytest.raises(RuntimeError):
         engine.embed("m", ["cat"], timing=timing)
-    assert timing.read_s <= timing.queued_s <= timing.begun_s <= timing.ended_s
-    assert len(timing.trips) == 1
+    assert timing.read_s <= timing.queued_s <= timing.handed_over_s <= timing.ended_s
+    assert len(timing.runs) == 1
     refused = Timing()
     with pytest.raises(RequestError):
         engine.embed("m", ["cat " * 99], truncate=False, timing=refused)
     assert refused.tokenize_s > 0
-    assert refused.begun_s is None
+    assert refused.handed_over_s is None
     assert refused.queue_s == refused.inference_s == 0
 
 

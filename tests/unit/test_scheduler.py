@@ -1,8 +1,7 @@
 """The scheduler with several workers and events in any order, and planted bugs that the test must find."""
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import Phase as Stage
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -15,8 +14,8 @@ from hypothesis.stateful import (
 
 from embedding_api.engine.scheduling.actions import Answer
 from embedding_api.engine.scheduling.backlog import Backlog
-from embedding_api.engine.scheduling.batch import State
-from embedding_api.engine.scheduling.phase import Phase
+from embedding_api.engine.scheduling.batch import BatchState
+from embedding_api.engine.scheduling.phase import SchedulerPhase
 from embedding_api.engine.scheduling.scheduler import Scheduler
 from embedding_api.engine.work import Lane
 from tests.simulation import Simulation
@@ -28,7 +27,7 @@ SETTINGS = settings(
     stateful_step_count=60,
     deadline=None,
     database=None,
-    phases=[Stage.generate],
+    phases=[Phase.generate],
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow],
 )
@@ -132,7 +131,7 @@ class AnyOrder(RuleBasedStateMachine):
     def a_worker_ends(self, data):
         self.simulation.close(self.pick(data, self.simulation.living))
 
-    @precondition(lambda self: sum(one.scheduler.phase is Phase.SERVING for one in self.simulation.living) > 1)
+    @precondition(lambda self: sum(one.scheduler.phase is SchedulerPhase.SERVING for one in self.simulation.living) > 1)
     @rule(data=st.data())
     def a_backend_breaks(self, data):
         self.simulation.break_backend(self.pick(data, self.simulation.living))
@@ -190,7 +189,7 @@ def take_late_deliveries(monkeypatch):
         return find(self, number, worker) or known.get((self, number))
 
     def answer_any(self, batch, result, now_s):
-        if batch.state is not State.ENDED:
+        if batch.state is not BatchState.ENDED:
             return answer(self, batch, result, now_s)
         wanted_by = [(index, job, row) for index, text in enumerate(batch.texts) for job, row in text.wanted_by]
         return [Answer(job) for index, job, row in wanted_by if job.put(row, result, index, now_s)]

@@ -1,4 +1,4 @@
-"""How much work all workers may hold, and when a client that is refused may come again."""
+"""How much work all workers may hold, and when a refused client may send its request again."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from embedding_api.engine.scheduling.board import Board
 from embedding_api.errors import OverloadedError
 
-# Seconds over which the rate is measured: a shorter time gives a random rate, a longer one an old rate.
+# Seconds over which the rate is measured: a shorter time makes the rate random, a longer one outdated.
 _MIN_S, _MAX_S = 1.0, 10.0
 
 # The longest that a client is told to stay away: LangChain.js gives up when told more.
@@ -39,7 +39,7 @@ class Admission:
     calls `require_room` once the tokens are known: threads read many requests at the same time, all of them admitted
     while nothing waited, and a program without the server has this check alone.
 
-    Workers look at the board one by one, so requests that come at the same moment may all be admitted.
+    Workers check without a lock, so requests that come at the same moment may all be admitted.
 
     Args:
         board: What all workers hold.
@@ -75,7 +75,7 @@ class Admission:
         return sum(self._columns.arriving_bytes) + n_bytes <= self._limits.n_bytes
 
     def overloaded(self) -> OverloadedError:
-        """Return the refusal, with the seconds in which what waits is computed at the latest rate."""
+        """Return the error, with the seconds in which the waiting tokens are computed at the latest rate."""
         n_tokens = sum(self._columns.waiting_tokens) + sum(self._columns.arriving_tokens)
         wait_s = min(max(1, math.ceil(n_tokens / self._tokens_per_s())), _MAX_RETRY_S)
         full = f"{n_tokens} tokens wait already, of {self._limits.n_tokens} that may (MAX_QUEUED_TOKENS)"

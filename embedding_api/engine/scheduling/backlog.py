@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 
 from embedding_api.engine.scheduling.actions import Answer
-from embedding_api.engine.scheduling.batch import Batch, State
+from embedding_api.engine.scheduling.batch import Batch, BatchState
 from embedding_api.engine.scheduling.cost import Cost, Sizing
 from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.lane import LaneQueue
@@ -71,8 +71,8 @@ class Backlog:
             if is_new:
                 new.append(text)
             text.wanted_by.append((job, row))
-            if text.trip is not None:
-                job.begin(text.trip)
+            if text.run is not None:
+                job.note_run(text.run)
             texts.append(text)
         job.expect(texts)
         job.n_duplicates = len(texts) - len(new)
@@ -94,7 +94,7 @@ class Backlog:
         """Return a new batch of the texts that are due; None if no text waits.
 
         Args:
-            n_cores: Cores that are free for the texts that wait. A batch leaves the others their part.
+            n_cores: Cores that are free for the texts that wait. A batch leaves the others their share.
         """
         queue = min(self._queues.values(), key=LaneQueue.next_due_s, default=None)
         if queue is None or (due_s := queue.next_due_s()) == float("inf"):
@@ -112,19 +112,19 @@ class Backlog:
 
     def batches_away(self) -> list[Batch]:
         """Return the batches that other workers have."""
-        return [batch for batch in self._batches.values() if batch.state is State.AWAY]
+        return [batch for batch in self._batches.values() if batch.state is BatchState.AWAY]
 
     def longest_away_s(self, now_s: float) -> float:
-        """Return how long another worker has had the oldest batch that is away; 0 if none is."""
-        return now_s - min((batch.begun_s for batch in self.batches_away()), default=now_s)
+        """Return the seconds for which another worker has had the oldest batch that is away; 0 if none is."""
+        return now_s - min((batch.handed_over_s for batch in self.batches_away()), default=now_s)
 
     def find_away(self, number: int, worker: Address) -> Batch | None:
-        """Return a batch that this worker has; None if it was given up there, and is computed again.
+        """Return a batch that `worker` has; None if its texts wait again, or are in other batches.
 
         Its result may still come. It is not needed, because the other result is the same.
         """
         batch = self._batches.get(number)
-        return batch if batch is not None and batch.state is State.AWAY and batch.worker == worker else None
+        return batch if batch is not None and batch.state is BatchState.AWAY and batch.worker == worker else None
 
     def answer(self, batch: Batch, result: Result, now_s: float) -> list[Answer]:
         """End a batch that was computed."""
@@ -138,13 +138,13 @@ class Backlog:
     def fail(self, batch: Batch, error: Exception, now_s: float) -> list[Answer]:
         """End a batch that failed: its texts wait again, to be computed one by one; a text that failed alone fails."""
         if len(batch.texts) == 1:
-            return self.give_up(batch, error, now_s)
+            return self.end_with_error(batch, error, now_s)
         for text in batch.texts:
             text.is_alone = True
         self.requeue(batch, now_s)
         return []
 
-    def give_up(self, batch: Batch, error: Exception, now_s: float) -> list[Answer]:
+    def end_with_error(self, batch: Batch, error: Exception, now_s: float) -> list[Answer]:
         """End a batch that will not be computed: the jobs that want its texts get the error."""
         self._end(batch, now_s)
         for text in batch.texts:
@@ -153,7 +153,7 @@ class Backlog:
         return [answer for job in wanted_by for answer in self.abandon(job, error, now_s)]
 
     def requeue(self, batch: Batch, now_s: float) -> None:
-        """End a batch that was not computed: its texts wait again, each as long as it would have."""
+        """End a batch that was not computed: its texts wait again, and each is due when it was."""
         self._end(batch, now_s)
         for text in batch.texts:
             if not text.is_wanted:
@@ -161,10 +161,10 @@ class Backlog:
         batch.queue.wait([text for text in batch.texts if text.is_wanted])
 
     def refuse_waiting(self, error: Exception, now_s: float) -> list[Answer]:
-        """Answer the jobs whose texts wait with an error. Batches under way may still end."""
+        """Answer with an error the jobs whose texts wait. Batches that other workers have may still end."""
         answers = []
         while (batch := self.form_batch(1)) is not None:
-            answers += self.give_up(batch, error, now_s)
+            answers += self.end_with_error(batch, error, now_s)
         return answers
 
     def _end(self, batch: Batch, now_s: float) -> None:

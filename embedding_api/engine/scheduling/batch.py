@@ -4,15 +4,15 @@ import enum
 
 from embedding_api.engine.scheduling.job import Text
 from embedding_api.engine.scheduling.lane import LaneQueue
-from embedding_api.engine.scheduling.timing import Trip
+from embedding_api.engine.scheduling.timing import BatchRun
 from embedding_api.engine.work import Address, Work
 
 
-class State(enum.Enum):
+class BatchState(enum.Enum):
     """Where a batch is."""
 
-    # It waits for this worker's core.
-    DUE = enum.auto()
+    # No core has it yet: it is about to be sent, or waits for this worker's core.
+    FORMED = enum.auto()
     # This worker's core computes it.
     RUNNING = enum.auto()
     # Another worker has it.
@@ -29,35 +29,35 @@ class Batch:
         n_tokens: Tokens of its texts.
         state: Where it is.
         worker: The worker that has it.
-        begun_s: When that worker got it, in seconds on the monotonic clock.
+        handed_over_s: When it was sent to that worker, or this worker's core got it, on the monotonic clock.
     """
 
-    __slots__ = ("_name", "_trip", "begun_s", "n_tokens", "queue", "state", "texts", "work", "worker")
+    __slots__ = ("_name", "_run", "handed_over_s", "n_tokens", "queue", "state", "texts", "work", "worker")
 
     def __init__(self, work: Work, queue: LaneQueue, texts: list[Text], name: str) -> None:
         self.work = work
         self.queue = queue
         self.texts = texts
         self.n_tokens = sum(map(len, work.inputs))
-        self.state = State.DUE
+        self.state = BatchState.FORMED
         self.worker = work.owner
-        self.begun_s = 0.0
+        self.handed_over_s = 0.0
         self._name = name
-        self._trip: Trip | None = None
+        self._run: BatchRun | None = None
 
-    def begin(self, worker: Address, state: State, now_s: float) -> None:
-        """Note that a worker has it."""
-        self.worker, self.state, self.begun_s = worker, state, now_s
-        trip = self._trip = Trip(self._name, len(self.texts), self.n_tokens, worker.seat, now_s)
+    def hand_over(self, worker: Address, state: BatchState, now_s: float) -> None:
+        """Note that it was sent to another worker, or that this worker's core has it."""
+        self.worker, self.state, self.handed_over_s = worker, state, now_s
+        run = self._run = BatchRun(self._name, len(self.texts), self.n_tokens, worker.seat, now_s)
         for text in self.texts:
-            text.trip = trip
+            text.run = run
             for job, _ in text.wanted_by:
-                job.begin(trip)
+                job.note_run(run)
 
     def end(self, now_s: float) -> None:
-        """Note that no worker has it any more."""
-        self.state = State.ENDED
-        if self._trip is not None:
-            self._trip.ended_s = now_s
+        """Note that no worker has it now."""
+        self.state = BatchState.ENDED
+        if self._run is not None:
+            self._run.ended_s = now_s
         for text in self.texts:
-            text.trip = None
+            text.run = None

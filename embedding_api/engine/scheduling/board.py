@@ -1,6 +1,7 @@
 """What the workers of a server tell each other: a few numbers of each, which all can read and write at once.
 
-Each number is eight aligned bytes, which the processor writes whole. One process writes it, except for `accepts`.
+Each number is eight aligned bytes, which the processor writes whole. The worker writes its own, except for
+`accepts`, which others clear, and for what the master writes when the worker starts or has ended.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ class Columns(NamedTuple):
         is_taken: 1 if a worker has the seat.
         generation: Of the worker that has it, or had it last.
         accepts: 1 if that worker accepts a batch of another.
-        waiting_tokens: Tokens of its texts that no core has.
+        waiting_tokens: Tokens of its texts that are in no batch.
         arriving_tokens: A guess at the tokens of the requests that it holds and has not read.
         arriving_bytes: The bytes of the requests that it holds.
         answered_tokens: Tokens that all workers which ever had the seat have answered. It never falls.
@@ -61,7 +62,7 @@ class Board:
         return Seat(self, Address(free, columns.generation[free]))
 
     def is_present(self, worker: Address) -> bool:
-        """Return False once the worker, or the master after its death, has given up its seat."""
+        """Return False once the worker has left its seat, or the master has done so after the worker's end."""
         columns = self.columns
         return bool(columns.is_taken[worker.seat]) and columns.generation[worker.seat] == worker.generation
 
@@ -72,7 +73,7 @@ class Board:
 
 
 class Seat:
-    """A worker's place on the board. Any thread may use it.
+    """A worker's place on the board. Any thread may use it, but `count_answered` needs a lock.
 
     Attributes:
         board: All seats.
@@ -84,7 +85,7 @@ class Seat:
         self.address = address
 
     def leave(self) -> None:
-        """Give the seat up: the worker itself, or the master when the worker is gone."""
+        """Leave the seat: the worker itself, or the master when the worker has ended."""
         columns, seat = self.board.columns, self.address.seat
         if self.board.is_present(self.address):
             for column in (columns.accepts, columns.waiting_tokens, columns.arriving_tokens, columns.arriving_bytes):
@@ -94,6 +95,10 @@ class Seat:
     def rank(self) -> int:
         """Return the number of older workers. It never rises, so a worker that may compute keeps this right."""
         return sum(worker.generation < self.address.generation for worker in self.board.workers())
+
+    def has_other_among(self, n_oldest: int) -> bool:
+        """Return True if another worker is one of the oldest."""
+        return min(n_oldest, len(self.board.workers())) > (self.rank() < n_oldest)
 
     def accepting(self) -> list[Address]:
         """Return the other workers that accept a batch."""

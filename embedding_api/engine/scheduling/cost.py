@@ -1,4 +1,4 @@
-"""What a batch costs, and which texts share one because of it. Pure functions on lengths.
+"""The cost of a batch, and the choice of its texts. Pure functions on lengths.
 
 The seconds of a batch are a straight line over the tokens that are computed; `models/speed.py` measures it.
 """
@@ -19,7 +19,7 @@ class Cost(NamedTuple):
     token_s: float
 
 
-# The cost on a device, which cannot be measured before the fork. Only the ratio matters: a device wants large batches.
+# The cost on a GPU, which cannot be measured before the fork. Only the ratio matters: large batches suit a GPU.
 UNMEASURED = Cost(start_s=1e-3, token_s=1e-6)
 
 
@@ -48,8 +48,8 @@ class Sizing(Protocol):
 def choose_companions(seed: int, lengths: Sequence[int], sizing: Sizing, cost: Cost, max_tokens: float) -> list[int]:
     """Choose the texts that join `seed` so that the batch has the highest tokens per second.
 
-    Every batch has a price of its own, and padding has one, too. Texts are tried from the nearest in length to the
-    farthest; the number of them is kept at which most tokens per second are computed.
+    Starting a batch takes time, and padding does, too. Texts are tried from the nearest in length to the farthest. Of
+    all batches tried, that with the most tokens per second is chosen.
 
     Args:
         seed: Tokens of the text that is due next.

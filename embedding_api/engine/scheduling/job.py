@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from embedding_api.engine.scheduling.timing import Timing, Trip
+from embedding_api.engine.scheduling.timing import BatchRun, Timing
 from embedding_api.engine.work import Ids, Result
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ class Job:
     Attributes:
         error: Why there is no result; None if there is one, or not yet.
         is_done: True once the job is answered.
-        n_duplicates: Its texts that were on their way already when it came.
+        n_duplicates: Its texts that equal a text of another job that is not answered, or an earlier one of its own.
         n_dropped: Its texts that will not be computed, since it was abandoned.
-        texts: Where its texts are, until it is answered.
+        texts: Its texts, until it is answered.
     """
 
     __slots__ = ("_n_missing", "_rows", "error", "is_done", "n_dropped", "n_duplicates", "texts", "timing")
@@ -36,15 +36,15 @@ class Job:
         self._n_missing = 0
 
     def expect(self, texts: Sequence["Text"]) -> None:
-        """Note where the texts are, in any order; each will be `put`."""
+        """Note the texts, in any order. `put` gets the values of each."""
         self.texts = texts
         self._rows = [None] * len(texts)
         self._n_missing = len(texts)
 
-    def begin(self, trip: Trip) -> None:
-        """Note that a core has one of the texts."""
+    def note_run(self, run: BatchRun) -> None:
+        """Note a run of one of the texts."""
         if not self.is_done:
-            self.timing.begin(trip)
+            self.timing.note_run(run)
 
     def put(self, row: int, result: Result, index: int, now_s: float) -> bool:
         """Take the values of the text in this row, at `index` of `result`. Return True if this answers the job."""
@@ -83,10 +83,10 @@ class Text:
         wanted_by: The jobs that want it, and its row in each.
         waits: True while it waits in its queue, and is in no batch.
         is_alone: True once a batch that held it failed: it is computed by itself from then on.
-        trip: The batch that it is in, once a core has that.
+        run: The run of the batch that it is in, once that is handed over.
     """
 
-    __slots__ = ("due_s", "ids", "is_alone", "queue", "trip", "waits", "wanted_by")
+    __slots__ = ("due_s", "ids", "is_alone", "queue", "run", "waits", "wanted_by")
 
     def __init__(self, ids: Ids, queue: "LaneQueue", due_s: float) -> None:
         self.ids = ids
@@ -94,7 +94,7 @@ class Text:
         self.due_s = due_s
         self.wanted_by: list[tuple[Job, int]] = []
         self.waits = self.is_alone = False
-        self.trip: Trip | None = None
+        self.run: BatchRun | None = None
 
     @property
     def is_wanted(self) -> bool:

@@ -1,4 +1,4 @@
-"""The texts of one lane that wait, ordered by when they are due."""
+"""The texts of one lane that are not answered. Those that wait are ordered by when they are due."""
 
 from embedding_api.engine.scheduling.cost import Cost, Sizing, choose_companions
 from embedding_api.engine.scheduling.job import Text
@@ -23,18 +23,21 @@ class LaneQueue:
         self.n_waiting_texts = self.n_waiting_tokens = 0
         # Every text that is not answered, by its ids.
         self._texts: dict[bytes, Text] = {}
-        # The text that is due next comes last. Texts that left stay until their turn, or until they are many.
+        # The text that is due next comes last. Texts that were dropped stay until their turn, or until they are many.
         self._waiting: list[Text] = []
-        self._n_left = 0
         self._sizing = sizing
         self._cost = cost
         # Enough texts to choose from for a full batch, few enough to choose within a fraction of a millisecond.
         self._n_ahead = max(256, sizing.target_batch_tokens // 16)
-        # A text that is due so much later, in seconds, does not delay another job: a quarter of a full batch.
-        self._patience_s = cost.start_s + cost.token_s * sizing.target_batch_tokens / 4
+        # A text joins one of another job if it is due at most so much later, in virtual time: by the cost of a quarter
+        # of a full batch.
+        self._max_due_difference_s = cost.start_s + cost.token_s * sizing.target_batch_tokens / 4
 
     def find_or_add(self, ids: Ids, due_s: float) -> tuple[Text, bool]:
-        """Return the text with these ids, and True if it is new: then it must `wait`."""
+        """Return the text with these ids, and True if it is new: then it must `wait`.
+
+        A text that is here already may be due sooner now. Call `wait` therefore even with no text: it sorts them.
+        """
         key = ids.tobytes()
         text = self._texts.get(key)
         if text is not None:
@@ -44,7 +47,7 @@ class LaneQueue:
         return text, True
 
     def wait(self, texts: list[Text]) -> None:
-        """Let texts wait."""
+        """Let texts wait, and sort all that wait."""
         for text in texts:
             text.waits = True
             self.n_waiting_tokens += len(text.ids)
@@ -56,32 +59,29 @@ class LaneQueue:
         """Drop a waiting text that no job wants any more."""
         self._stop_waiting(text)
         self.forget(text)
-        self._n_left += 1
-        if self._n_left > len(self._waiting) // 2:
+        if len(self._waiting) > 2 * self.n_waiting_texts:
             self._waiting = [text for text in self._waiting if text.waits]
-            self._n_left = 0
 
     def next_due_s(self) -> float:
         """Return when the next text is due; infinity if none waits."""
-        while self._waiting and not self._waiting[-1].waits:
-            self._waiting.pop()
-            self._n_left -= 1
+        self._purge()
         return self._waiting[-1].due_s if self._waiting else float("inf")
 
     def pop_batch(self, n_cores: int) -> list[Text]:
         """Return the text that is due next, and those that make a good batch with it; a text must wait.
 
         Args:
-            n_cores: Cores that are free for this lane. A batch leaves the others their part.
+            n_cores: Cores that are free for this lane. A batch leaves the others their share.
         """
+        self._purge()
         # Starting a batch must not cost more than computing it.
-        part = max(self.n_waiting_tokens / n_cores, self._cost.start_s / self._cost.token_s)
+        core_share_tokens = max(self.n_waiting_tokens / n_cores, self._cost.start_s / self._cost.token_s)
         seed = self._waiting.pop()
         batch = [seed]
         if not seed.is_alone:
             ahead = [text for text in reversed(self._waiting[-self._n_ahead :]) if self._goes_with(text, seed)]
             lengths = [len(text.ids) for text in ahead]
-            limit = min(part, self._sizing.target_batch_tokens)
+            limit = min(core_share_tokens, self._sizing.target_batch_tokens)
             chosen = choose_companions(len(seed.ids), lengths, self._sizing, self._cost, limit)
             batch += [ahead[index] for index in chosen]
             taken = set(map(id, batch))
@@ -101,7 +101,13 @@ class LaneQueue:
         self.n_waiting_texts -= 1
         self.n_waiting_tokens -= len(text.ids)
 
+    def _purge(self) -> None:
+        """Remove the dropped texts whose turn it is."""
+        while self._waiting and not self._waiting[-1].waits:
+            self._waiting.pop()
+
     def _goes_with(self, text: Text, seed: Text) -> bool:
+        # Of several jobs that want a text, the first counts.
         is_of_same_job = text.wanted_by[0][0] is seed.wanted_by[0][0]
-        is_due_soon = text.due_s <= seed.due_s + self._patience_s
+        is_due_soon = text.due_s <= seed.due_s + self._max_due_difference_s
         return (is_of_same_job or is_due_soon) and text.waits and not text.is_alone

@@ -1,9 +1,9 @@
-"""The life of a worker's part in computing."""
+"""The phases of a worker's part in computing. `server/lifecycle.py` has those of the worker itself."""
 
 import enum
 
 
-class Phase(enum.Enum):
+class SchedulerPhase(enum.Enum):
     """What a worker still does."""
 
     SERVING = enum.auto()

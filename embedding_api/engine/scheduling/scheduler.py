@@ -1,52 +1,52 @@
-"""What is computed, where and when. Events in, actions out; no thread, no socket, no clock of its own."""
+"""Decides which texts are computed where. It has no thread, no socket and no clock of its own."""
 
 from collections import deque
 from collections.abc import Sequence
 
 from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, Wake
 from embedding_api.engine.scheduling.backlog import Backlog
-from embedding_api.engine.scheduling.batch import Batch, State
+from embedding_api.engine.scheduling.batch import Batch, BatchState
 from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.scheduling.job import Job
-from embedding_api.engine.scheduling.phase import Phase
+from embedding_api.engine.scheduling.phase import SchedulerPhase
 from embedding_api.engine.work import Address, Ids, Lane, Result, Undone, Work
 from embedding_api.errors import DeadlineExceededError, EngineError, NotReadyError
 
 
 class Scheduler:
-    """Each accepted text is answered exactly once, as long as this worker lives; none starves, none is counted twice.
+    """As long as this worker lives, each accepted text is answered exactly once, none starves, none is counted twice.
 
     A batch is formed when a core is free for it and not before, so that texts which come meanwhile join it. This
-    worker's own core comes first, then the cores of workers that accept a batch. There is a method for each event, so
-    more than in other classes. Each returns the actions to carry out, in order, before the next event.
+    worker's own core comes first, then the cores of workers that accept a batch. Each event has a method, which returns
+    the actions to carry out, in order, before the next event; but `unsent` is reported at once, before later actions.
 
     Not safe for threads. Times are in seconds on one monotonic clock.
 
     Args:
         backlog: Empty, and owned by this worker.
         seat: This worker's place among the others.
-        n_computing: How many workers compute at the same time; the younger ones send everything to the older.
+        n_computing: How many workers compute at the same time; the younger ones send all that fits into a message.
         max_sent_ids: The most token ids of a batch that can be sent, with one number more for each text.
     """
 
     def __init__(self, backlog: Backlog, seat: Seat, n_computing: int, max_sent_ids: int) -> None:
-        self.phase = Phase.SERVING
+        self.phase = SchedulerPhase.SERVING
         self._backlog = backlog
         self._seat, self._n_computing = seat, n_computing
         self._max_sent_ids = max_sent_ids
-        # For this core, whoever else may compute: batches of other workers, and own ones that cannot be sent.
-        self._due: deque[Work] = deque()
+        # Batches for this core, whoever else may compute: those of others, and own ones that cannot go elsewhere.
+        self._kept: deque[Work] = deque()
         self._running: Work | None = None
         self._ran_for_other = False
 
     @property
     def is_accepting(self) -> bool:
         """False once it ends: then a new job is refused."""
-        return self.phase in (Phase.SERVING, Phase.BROKEN)
+        return self.phase in (SchedulerPhase.SERVING, SchedulerPhase.BROKEN)
 
     def may_compute(self) -> bool:
         """Return True if this worker's core computes its own texts."""
-        return self.phase is Phase.SERVING and self._seat.rank() < self._n_computing
+        return self.phase is SchedulerPhase.SERVING and self._seat.rank() < self._n_computing
 
     def accept(self, job: Job, lane: Lane, inputs: Sequence[Ids], now_s: float) -> Sequence[Action]:
         """A request came: its job is answered later, at the latest when this worker ends. For `inputs` see `Work`."""
@@ -62,14 +62,14 @@ class Scheduler:
 
     def idle(self, now_s: float) -> Sequence[Action]:
         """This worker's core is idle: report this after each other event, too, until a `Compute` follows."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is SchedulerPhase.CLOSED:
             return []
         self._running = work = self._next_work()
         if work is None:
             return self._match(now_s)
         self._ran_for_other = not self._is_own(work)
         if self._is_own(work):
-            self._backlog.batch(work.number).begin(work.owner, State.RUNNING, now_s)
+            self._backlog.batch(work.number).hand_over(work.owner, BatchState.RUNNING, now_s)
         return [Compute(work), *self._match(now_s)]
 
     def computed(self, work: Work, result: Result, now_s: float) -> Sequence[Action]:
@@ -95,15 +95,15 @@ class Scheduler:
         """
         if self._running is None or not self.is_accepting:
             return []
-        self.phase = Phase.RETIRED
+        self.phase = SchedulerPhase.RETIRED
         running, self._running = self._running, None
-        return [*self._undo(running, Undone.HUNG, now_s), *self._undo_due(now_s), *self._match(now_s)]
+        return [*self._undo(running, Undone.HUNG, now_s), *self._undo_not_begun(now_s), *self._match(now_s)]
 
     def received(self, work: Work, now_s: float) -> Sequence[Action]:
         """Another worker sent a batch."""
         if not self.is_accepting:
             return [SendBack(work, Undone.NOT_BEGUN)]
-        self._due.append(work)
+        self._kept.append(work)
         return self._match(now_s)
 
     def returned(self, number: int, worker: Address, outcome: Result | Undone, now_s: float) -> Sequence[Action]:
@@ -127,7 +127,7 @@ class Scheduler:
         return actions
 
     def look_at_board(self, now_s: float) -> Sequence[Action]:
-        """Time has passed: a worker may be gone, and another may accept a batch.
+        """This worker was woken, or time has passed: a worker may be gone, and another may accept a batch.
 
         The batches of a worker that is gone wait again, and what it has sent need not be computed.
         """
@@ -135,19 +135,19 @@ class Scheduler:
         for batch in self._backlog.batches_away():
             if not is_present(batch.worker):
                 self._backlog.requeue(batch, now_s)
-        self._due = deque(work for work in self._due if is_present(work.owner))
+        self._kept = deque(work for work in self._kept if is_present(work.owner))
         return self._match(now_s)
 
     def broken(self, now_s: float) -> Sequence[Action]:
         """A backend cannot compute in this worker."""
-        if self.phase is Phase.SERVING:
-            self.phase = Phase.BROKEN
+        if self.phase is SchedulerPhase.SERVING:
+            self.phase = SchedulerPhase.BROKEN
         return self._match(now_s)
 
     def close(self, now_s: float) -> Sequence[Action]:
         """The worker ends: refuse what waits. The batch on the core, and those that others have, may still end."""
-        self.phase = Phase.CLOSED
-        return [*self._undo_due(now_s), *self._refuse_waiting(now_s)]
+        self.phase = SchedulerPhase.CLOSED
+        return [*self._undo_not_begun(now_s), *self._refuse_waiting(now_s)]
 
     def refuse_rest(self, now_s: float) -> Sequence[Action]:
         """There is no time left: refuse what waits, and what other workers have."""
@@ -158,19 +158,19 @@ class Scheduler:
     def _match(self, now_s: float) -> Sequence[Action]:
         """Match waiting texts to free cores. To be called after either changes.
 
-        A worker publishes its numbers before it reads the others': of two, one sees the other, or looks again soon.
+        A worker publishes its numbers before it reads the others'. If two miss each other, they look again soon.
         """
         seat = self._seat
         seat.publish_waiting(self._backlog.n_waiting_tokens)
         may_compute, is_idle = self.may_compute(), self._running is None
         actions: list[Action] = []
         # An idle core gets its batch when its thread reports `idle`: texts that come until then join it.
-        if self._backlog.n_waiting_tokens and not (is_idle and (self._due or may_compute)):
+        if self._backlog.n_waiting_tokens and not (is_idle and (self._kept or may_compute)):
             actions += self._send_waiting(now_s)
         # Where not every worker may compute, one that may takes a batch of another in advance, by turns with its own.
         is_free = is_idle and not self._backlog.n_waiting_tokens
         serves_others = len(seat.board.workers()) > self._n_computing
-        accepts = may_compute and not self._due and (is_free or serves_others)
+        accepts = may_compute and not self._kept and (is_free or serves_others)
         if seat.publish_accepts(accepts=accepts):
             actions += map(Wake, seat.waiting())
         return actions
@@ -178,33 +178,29 @@ class Scheduler:
     def _send_waiting(self, now_s: float) -> Sequence[Action]:
         """Send waiting texts to the workers that accept a batch."""
         seat = self._seat
-        is_retired = self.phase is Phase.RETIRED
-        if is_retired and not self._another_may_compute():
+        is_retired = self.phase is SchedulerPhase.RETIRED
+        if is_retired and not seat.has_other_among(self._n_computing):
             return self._refuse_waiting(now_s)
         actions: list[Action] = []
         for worker in seat.accepting():
             while (batch := self._form_batch()) is not None and not self._can_be_sent(batch.work):
                 if is_retired:
-                    actions += self._backlog.give_up(batch, NotReadyError("this worker stops; try again"), now_s)
+                    actions += self._backlog.end_with_error(batch, NotReadyError("this worker stops; try again"), now_s)
                 else:
                     self._keep(batch)
             if batch is None:
                 break
             seat.claim(worker)
-            batch.begin(worker, State.AWAY, now_s)
+            batch.hand_over(worker, BatchState.AWAY, now_s)
             actions.append(Send(batch.work, worker))
         seat.publish_waiting(self._backlog.n_waiting_tokens)
         return actions
 
-    def _another_may_compute(self) -> bool:
-        n_computing = min(self._n_computing, len(self._seat.board.workers()))
-        return n_computing > (self._seat.rank() < self._n_computing)
-
     def _next_work(self) -> Work | None:
-        # By turns, so that the texts of this worker and those of others do not wait for all of the other's.
-        if self.may_compute() and (self._ran_for_other or not self._due) and (batch := self._form_batch()) is not None:
+        # Own batches and received ones take turns, so that neither kind waits for all of the other.
+        if self.may_compute() and (self._ran_for_other or not self._kept) and (batch := self._form_batch()) is not None:
             return batch.work
-        return self._due.popleft() if self._due else None
+        return self._kept.popleft() if self._kept else None
 
     def _form_batch(self) -> Batch | None:
         """Form the next batch, for as many cores as are free or work for this worker already."""
@@ -214,8 +210,8 @@ class Scheduler:
 
     def _keep(self, batch: Batch) -> None:
         """Let this core compute a batch, whoever else may."""
-        batch.worker, batch.state = self._seat.address, State.DUE
-        self._due.append(batch.work)
+        batch.worker, batch.state = self._seat.address, BatchState.FORMED
+        self._kept.append(batch.work)
 
     def _can_be_sent(self, work: Work) -> bool:
         return sum(len(ids) + 1 for ids in work.inputs) <= self._max_sent_ids
@@ -242,9 +238,9 @@ class Scheduler:
             )
         return self._backlog.fail(batch, error or EngineError("another worker could not compute this text"), now_s)
 
-    def _undo_due(self, now_s: float) -> list[Action]:
-        due, self._due = self._due, deque()
-        return [action for work in due for action in self._undo(work, Undone.NOT_BEGUN, now_s)]
+    def _undo_not_begun(self, now_s: float) -> list[Action]:
+        kept, self._kept = self._kept, deque()
+        return [action for work in kept for action in self._undo(work, Undone.NOT_BEGUN, now_s)]
 
     def _refuse_waiting(self, now_s: float) -> Sequence[Action]:
         error = NotReadyError("this worker stops, and no other can compute the rest of the request; try again")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(eq=False, slots=True)
-class Trip:
+class BatchRun:
     """One run of a batch, in the records of the requests whose texts it holds. Times are on the monotonic clock.
 
     Attributes:
@@ -12,7 +12,7 @@ class Trip:
         n_texts: All its texts, of this request and of others.
         n_tokens: Tokens of all its texts.
         seat: Seat of the worker that computes it.
-        begun_s: When that worker got it.
+        handed_over_s: When it was sent to that worker, or when the core got it in the worker that formed it.
         ended_s: When the run ended, with a result or without; None before.
     """
 
@@ -20,7 +20,7 @@ class Trip:
     n_texts: int
     n_tokens: int
     seat: int
-    begun_s: float
+    handed_over_s: float
     ended_s: float | None = None
 
 
@@ -31,16 +31,16 @@ class Timing:
     Attributes:
         read_s: The tokenizer got the texts.
         queued_s: The token ids began to wait for a core.
-        begun_s: A core got the first of them.
+        handed_over_s: The first of them went to a core, or to another worker, where it may wait a little.
         ended_s: The last text had its result, or the request failed.
-        trips: The runs of its texts, in the order in which they began.
+        runs: The runs of its texts, in the order in which they were handed over.
     """
 
     read_s: float | None = None
     queued_s: float | None = None
-    begun_s: float | None = None
+    handed_over_s: float | None = None
     ended_s: float | None = None
-    trips: list[Trip] = field(default_factory=list)
+    runs: list[BatchRun] = field(default_factory=list)
 
     @property
     def tokenize_s(self) -> float:
@@ -49,21 +49,21 @@ class Timing:
 
     @property
     def queue_s(self) -> float:
-        """Seconds until a core got the first text."""
-        return _between(self.queued_s, self.begun_s)
+        """Seconds until the first text was handed over."""
+        return _between(self.queued_s, self.handed_over_s)
 
     @property
     def inference_s(self) -> float:
         """Seconds from then on until the last text had its result."""
-        return _between(self.begun_s, self.ended_s)
+        return _between(self.handed_over_s, self.ended_s)
 
-    def begin(self, trip: Trip) -> None:
-        """Note that a core has one of the texts."""
-        if self.begun_s is None:
-            # A core may have got the text for another request, before this one came.
-            self.begun_s = max(trip.begun_s, self.queued_s or trip.begun_s)
-        if trip not in self.trips:
-            self.trips.append(trip)
+    def note_run(self, run: BatchRun) -> None:
+        """Note a run of one of the texts."""
+        if self.handed_over_s is None:
+            # The text may have been handed over for another request, before this one came.
+            self.handed_over_s = max(run.handed_over_s, self.queued_s or run.handed_over_s)
+        if run not in self.runs:
+            self.runs.append(run)
 
 
 def _between(first_s: float | None, last_s: float | None) -> float:

@@ -1,7 +1,7 @@
 """The exchange: the board and the sockets over which workers send each other batches and results.
 
-Made in the master, so that all workers inherit it and no other process can write to it. The kernel keeps messages whole
-and in order, so a worker that is killed while it sends or receives breaks nothing.
+The master makes it, so that all workers inherit it and no other process can write to it. A worker that computes alone
+makes its own. The kernel keeps messages whole and in order, so a worker that is killed while it sends breaks nothing.
 """
 
 import mmap
@@ -43,7 +43,7 @@ class Exchange:
         self.max_message = min(MAX_MESSAGE, buffer // 2)
 
     def leave(self, seat: Seat) -> None:
-        """Give up the seat of a worker that is gone, and wake the others."""
+        """Leave the seat of a worker that ends, and wake the others."""
         seat.leave()
         for worker in self.board.workers():
             self.try_to_send(worker.seat, WAKE)

@@ -20,16 +20,16 @@ from embedding_api.telemetry.metrics import counters
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks at a batch that may hang.
+# Seconds between two checks for a batch that hangs.
 _TICK_S = 1.0
-# Seconds for which a worker whose batch hangs lives on, so that its news reach the others.
-_RETIRE_S = 1.0
+# Seconds for which a worker whose batch hangs lives on, so that the others get its messages.
+_LAST_MESSAGES_S = 1.0
 
 
 class ForkedWorkers:
     """Workers forked from this process, as a context. Enter it before the process starts any thread.
 
-    A worker that dies is not replaced: the others compute its batches. What they count is shown only if the program has
+    A worker that ends is not replaced. The others compute its batches. What they count is shown only if the program has
     called `counters.share`.
 
     Args:
@@ -92,7 +92,7 @@ class ForkedWorkers:
             self._reaper.join()
 
     def _reap(self) -> None:
-        """Wait for the ends of the workers, and give up their seats."""
+        """Wait until workers end, and leave their seats for them."""
         while self._seats:
             # The program may have waited for its children itself. Then nothing but the sentinel tells that one ended.
             ended = connection.wait([process.sentinel for process in self._seats])
@@ -113,7 +113,7 @@ def _serve(setup: Setup, seat: Seat, parent: int) -> None:
         runner.start()
         while not runner.retire_if_stuck():
             time.sleep(_TICK_S)
-        time.sleep(_RETIRE_S)
+        time.sleep(_LAST_MESSAGES_S)
     except BaseException:
         logger.exception("a worker failed")
     sys.exit(1)

@@ -11,7 +11,7 @@ from embedding_api.telemetry import metrics
 
 
 class Inference:
-    """Computes one batch at a time. Other threads may use `stuck_for_s` and `error` alone.
+    """Computes one batch at a time. Other threads may use only `stuck_for_s` and `error`.
 
     Args:
         names: The name of each backend's model, in the registry's order.

@@ -76,7 +76,7 @@ class Mailbox:
         self._lock = threading.Lock()
 
     def wake(self, worker: Address) -> None:
-        """Make a worker's `receive` return. A worker whose inbox is full looks around anyway, after each message."""
+        """Make a worker's `receive` return None. One whose inbox is full has messages to read, and looks again soon."""
         self._exchange.try_to_send(worker.seat, WAKE)
 
     def send(self, work: Work, to: Address) -> bool:
@@ -86,15 +86,19 @@ class Mailbox:
     def send_back(self, work: Work, outcome: Result | Undone) -> None:
         """Send what became of a batch to its owner; return at once, however slow the owner is."""
         data = pickle.dumps(outcome, protocol=5)
-        # Two messages fit into a socket's buffer.
+        # Smaller pieces leave room in a socket's buffer for a batch, a message to wake, and other pieces.
         step = self._exchange.max_message // 2 - _OVERHEAD
         starts = range(0, len(data), step)
         pieces = [_Piece(self._address, work.number, start, len(data), data[start : start + step]) for start in starts]
         self._send_surely(work.owner, [pickle.dumps((work.owner, piece)) for piece in pieces])
 
     def receive(self, timeout_s: float) -> Work | Returned | None:
-        """Return the next message; None if none came in time, or sooner: if woken, or if messages are late."""
-        if not self._wait(timeout_s * 1000):
+        """Return the next message; None if none came in time.
+
+        It returns None sooner if this worker was woken, if the message was for another one, if more pieces of it must
+        come, or if late messages may be sent by now.
+        """
+        if not self._poll(timeout_s * 1000, self._retry_late()):
             return None
         to, message = pickle.loads(self._inbox.recv(MAX_MESSAGE))  # noqa: S301 - only workers write to it
         # It may be for nobody, or for an earlier worker with this seat.
@@ -126,19 +130,21 @@ class Mailbox:
         if rest:
             self.wake(self._address)
 
-    def _wait(self, timeout_ms: float) -> bool:
-        """Send what sockets take by now, and return True if there is something to receive."""
+    def _retry_late(self) -> set[int]:
+        """Send the late messages that sockets take by now. Return the seats whose sockets to wait for."""
         with self._lock:
             late, self._late = self._late, deque()
             for to, message in late:
                 if self._exchange.board.is_present(to) and not self._exchange.try_to_send(to.seat, message):
                     self._late.append((to, message))
-            is_any_sent = len(self._late) < len(late)
-            seats = {to.seat for to, _ in self._late}
+            # A socket that is not full, and takes nothing nevertheless, would end the wait at once.
+            return {to.seat for to, _ in self._late} if len(self._late) < len(late) else set()
+
+    def _poll(self, timeout_ms: float, seats: set[int]) -> bool:
+        """Return True once there is something to receive; False after the time, or sooner while messages are late."""
         poll = select.poll()
         poll.register(self._inbox, select.POLLIN)
-        # A socket that is not full, and takes nothing nevertheless, would end the wait at once.
-        for seat in seats if is_any_sent else ():
+        for seat in seats:
             poll.register(self._exchange.sockets[seat][1], select.POLLOUT)
-        events = poll.poll(min(timeout_ms, _AGAIN_MS) if seats else timeout_ms)
+        events = poll.poll(min(timeout_ms, _AGAIN_MS) if self._late else timeout_ms)
         return any(fd == self._inbox.fileno() for fd, _ in events)

@@ -1,4 +1,4 @@
-"""This worker's part in computing: two threads that report events to the scheduler and carry out its actions."""
+"""Two threads of a worker: they report events to the scheduler, and carry out its actions."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from embedding_api.engine.scheduling.admission import Admission
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.board import Seat
 from embedding_api.engine.scheduling.job import Job
-from embedding_api.engine.scheduling.phase import Phase
+from embedding_api.engine.scheduling.phase import SchedulerPhase
 from embedding_api.engine.scheduling.scheduler import Scheduler
 from embedding_api.engine.scheduling.timing import Timing
 from embedding_api.engine.work import Ids, Lane, Result, Work
@@ -34,7 +34,7 @@ _LOOK_AGAIN_S, _LOOK_AGAIN_IDLE_S = 0.1, 1.0
 
 
 class Runner:
-    """One worker: its inference thread, and the thread that reads its mailbox. It has an attribute for each part.
+    """One worker: its inference thread, and the thread that reads its mailbox.
 
     Args:
         setup: The setup that all workers share.
@@ -58,7 +58,7 @@ class Runner:
         self.inference_timeout_s = setup.inference_timeout_s
         self._names = setup.names
         self._inference, self._mailbox = Inference(setup.names, setup.backends), Mailbox(exchange, seat)
-        # Guards the scheduler and what follows.
+        # Guards what follows. Any thread may read the scheduler's phase without it.
         self._changed = threading.Condition()
         self._backlog = Backlog(seat.address, setup.backends, setup.costs, str(os.getpid()))
         self._scheduler = Scheduler(self._backlog, seat, setup.n_computing, self._mailbox.max_sent_ids)
@@ -87,7 +87,7 @@ class Runner:
             raise self._inference.error
 
     def compute(self, lane: Lane, inputs: Sequence[Ids], caller: Caller, timing: Timing | None = None) -> Result:
-        """Return what the texts of a request give, once all are computed.
+        """Return the result of a request's texts, once all are computed.
 
         Args:
             lane: What computes them.
@@ -96,7 +96,7 @@ class Runner:
             timing: Filled meanwhile.
 
         Raises:
-            OverloadedError: As many texts wait as may.
+            OverloadedError: MAX_QUEUED_TOKENS or more tokens wait.
             DeadlineExceededError: The caller's deadline passed, or a text hung.
             ClientGoneError: The client left.
             NotReadyError: The worker ends, and not all texts were computed.
@@ -134,9 +134,9 @@ class Runner:
         if self._inference.error is not None:
             return f"a backend cannot compute here: {type(self._inference.error).__name__}"
         phase = self._scheduler.phase
-        if phase is Phase.RETIRED:
+        if phase is SchedulerPhase.RETIRED:
             return "a batch hung, and this worker is about to be replaced"
-        if phase is not Phase.CLOSED and any(not thread.is_alive() for thread in self._threads):
+        if phase is not SchedulerPhase.CLOSED and any(not thread.is_alive() for thread in self._threads):
             return "a thread of the engine has ended"
         with self._changed:
             away_s = self._backlog.longest_away_s(time.monotonic())
@@ -145,7 +145,7 @@ class Runner:
         return f"a batch has taken {busy_s:.0f} s so far" if busy_s > self.inference_timeout_s / 2 else None
 
     def close(self) -> None:
-        """Finish the batch on the core, refuse what waits, end the threads, and give the seat up."""
+        """Finish the batch on the core, refuse what waits, end the threads, and leave the seat."""
         self._report(self._scheduler.close)
         self._mailbox.wake(self.seat.address)
         for thread in self._threads:
@@ -158,7 +158,7 @@ class Runner:
             self._own_exchange.close()
 
     def refuse_rest(self) -> None:
-        """Refuse what no core of this process has, since there is no time left."""
+        """Refuse the texts that this process's core does not compute, since there is no time left."""
         self._report(self._scheduler.refuse_rest)
 
     def _abandon(self, job: Job, error: Exception, reason: str) -> None:
@@ -180,6 +180,7 @@ class Runner:
             metrics.QUEUE_TOKENS.set(self._backlog.n_waiting_tokens)
 
     def _carry_out(self, action: Action) -> None:
+        """Do what an action says. A batch that cannot be sent is reported at once, before later actions."""
         match action:
             case Compute(work):
                 self._next_work = work
@@ -212,7 +213,7 @@ class Runner:
     def _wait_for_work(self) -> Work | None:
         """Return the next batch for the core; None when there will be none."""
         with self._changed:
-            while self._scheduler.phase is not Phase.CLOSED:
+            while self._scheduler.phase is not SchedulerPhase.CLOSED:
                 if self._inference.error is not None:
                     self._report(self._scheduler.broken)
                 self._report(self._scheduler.idle)
@@ -223,8 +224,8 @@ class Runner:
             return None
 
     def _read_mailbox(self) -> None:
-        """Report what other workers send, and look around from time to time."""
-        while self._scheduler.phase is not Phase.CLOSED:
+        """Report the messages of other workers, and look at the board from time to time."""
+        while self._scheduler.phase is not SchedulerPhase.CLOSED:
             message = self._mailbox.receive(_LOOK_AGAIN_IDLE_S if self._backlog.is_empty else _LOOK_AGAIN_S)
             try:
                 match message:
