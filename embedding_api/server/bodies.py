@@ -1,6 +1,7 @@
 """The body of a request, from its bytes as they come: by its length, or from its chunks.
 
-The decoder of chunks is as strict as Gunicorn's own reader, which blocks.
+Both are read by an iterator that yields False whenever more bytes must come. It ends with the body, so `next(iterator,
+True)` says if the body is complete. The decoder of chunks is as strict as Gunicorn's own reader, which blocks.
 """
 
 import re
@@ -17,12 +18,12 @@ MAX_TRAILER_BYTES = 65_536
 # Bytes that framing may cost beyond as many bytes as the chunks carry.
 _MAX_OVERHEAD_BYTES = 65_536
 
-# Nothing in it can match in two ways, or a client could keep the worker searching for minutes.
+# No part of it can match in two ways. Otherwise a client could make the worker search for minutes.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*(;.*))?", re.DOTALL)
 
 
 def cut_off(buffer: bytearray, n_bytes: int, write: Callable[[memoryview], object]) -> Iterator[bool]:
-    """Remove so many bytes from the buffer and write them. Yield False whenever more of them must come."""
+    """Remove so many bytes from the buffer, and write them."""
     while n_bytes:
         with memoryview(buffer) as view, view[:n_bytes] as piece:
             n_written_bytes = len(piece)
@@ -36,7 +37,7 @@ def cut_off(buffer: bytearray, n_bytes: int, write: Callable[[memoryview], objec
 def decode(
     buffer: bytearray, write: Callable[[memoryview], object], check_trailers: Callable[[bytes], object]
 ) -> Iterator[bool]:
-    """Decode a chunked body. Yield False whenever more bytes must come into the buffer, and end with the body.
+    """Decode a chunked body.
 
     Args:
         buffer: What has come. Decoded bytes are removed from it.

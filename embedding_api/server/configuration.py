@@ -21,7 +21,7 @@ def prepare() -> tuple[Settings, str]:
         The settings, and the folder for the workers' heartbeat files.
     """
     _end_start_in_a_line()
-    # wsgi.py is imported in this folder, and reads the settings there. Its .env says how the line is logged.
+    # wsgi.py is imported in this folder, and reads the settings there. The .env in it says how that line is logged.
     with contextlib.chdir(_working_folder()):
         try:
             # Gunicorn's -w wins over WORKERS. wsgi.py reads the settings again and must see the same number.

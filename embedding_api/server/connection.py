@@ -1,6 +1,6 @@
-"""A client's connection: its socket, the request that arrives, the request in work, and what is to be sent.
+"""A client's connection: its socket, the request that arrives, the request in progress, and what is to be sent.
 
-Nothing here blocks. The worker's loop alone reads and closes. While a request is in work, its thread alone uses the
+Nothing here blocks. Only the worker's loop reads and closes. While a request is in progress, only its thread uses the
 outbox.
 """
 
@@ -20,7 +20,7 @@ _MAX_RECEIVE_BYTES = 2**20
 
 
 class State(enum.Enum):
-    """What a connection is doing."""
+    """What happens on a connection."""
 
     ARRIVING = enum.auto()
     WORKING = enum.auto()
@@ -41,11 +41,11 @@ class Connection:
         socket: See above.
         addresses: See above.
         parser: The request that arrives, or may arrive next.
-        state: What the connection is doing.
-        work: The request in work; None while there is none.
+        state: What happens on the connection.
+        work: The request in progress; None while there is none.
         outbox: What is to be sent.
         has_ended: True if the client will send nothing more.
-        must_close: True if the connection ends with the response to the request in work.
+        must_close: True if the connection ends with the response to the request in progress.
         watched: The events that the poller waits for.
         counted: What is counted of this connection: bytes held of requests, and bytes of a response not read.
     """
@@ -81,7 +81,7 @@ class Connection:
         self.has_ended = not data
 
     def begin_work(self) -> Request:
-        """Put the request that has arrived into work, and make room for the next."""
+        """Return the request that has arrived, which is in progress now, and make room for the next."""
         parser = self.parser
         parser.body.seek(0)
         n_body_bytes = 0 if parser.is_to_file else parser.n_body_bytes
@@ -91,7 +91,7 @@ class Connection:
         return self.work
 
     def leave(self) -> None:
-        """Let those who work on the request know that its client is gone."""
+        """Tell the thread of the request that its client is gone."""
         if self.work:
             self.work.caller.leave()
             metrics.CLIENTS_GONE.inc()
@@ -105,7 +105,7 @@ class Connection:
         return self.outbox.send(self.socket)
 
     def say_continue(self) -> None:
-        """Let a client send its body that asked before."""
+        """Let a client send its body, if it asked for permission (`Expect: 100-continue`)."""
         if self.parser.expects_continue:
             self.parser.expects_continue = False
             self.outbox.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -123,7 +123,7 @@ class Connection:
             self.drop_work()
 
     def drop_work(self) -> None:
-        """Drop the request in work, its body, and what was not sent of its response. An idle connection holds none."""
+        """Drop the request in progress, its body, and what was not sent of its response."""
         self.outbox.clear()
         if self.work and self.work.body:
             self.work.body.close()

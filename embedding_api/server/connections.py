@@ -20,9 +20,9 @@ from embedding_api.server.waits import READ, WRITE, Wait, Waits
 
 logger = logging.getLogger(__name__)
 
-# Bytes that a client may send ahead while a request of its is in work.
+# Bytes that a client may send ahead while its request is in progress.
 MAX_AHEAD_BYTES = 65_536
-# Bytes of responses in a worker that their clients have not read: seven to 2,048 texts each, of 9 MB in numbers.
+# Bytes of responses in a worker that their clients have not read: seven responses of 9 MB, to 2,048 texts each.
 MAX_UNREAD_BYTES = 2**26
 # A client that has closed its sending side may still read, as `nc -N` does. But nearly all that do so are gone for
 # good, and TCP tells them apart only once something is sent to them. A response that takes longer is not computed.
@@ -33,6 +33,9 @@ _LINGER_S = 5.0
 
 class Connections:
     """All connections of a worker.
+
+    The counts of bytes are right after each public method except `write`. Only `accept_request` may call that: it runs
+    in a step of the connection, which counts at its end.
 
     Args:
         poller: Waits for sockets. Its data for each is called with the socket.
@@ -64,7 +67,7 @@ class Connections:
         self._accept_request = accept_request
         self._client_timeout_s = client_timeout_s
         timeouts_s = dict.fromkeys(Wait, client_timeout_s)
-        timeouts_s |= {Wait.NEXT_REQUEST: keepalive_s, Wait.RETURN: _GONE_AFTER_S, Wait.CLOSE: _LINGER_S}
+        timeouts_s |= {Wait.NEXT_REQUEST: keepalive_s, Wait.HALF_CLOSED: _GONE_AFTER_S, Wait.CLOSE: _LINGER_S}
         self.waits = Waits(poller, self._on_ready, timeouts_s)
         self.n_open = 0
         self.n_held_bytes = 0
@@ -78,20 +81,20 @@ class Connections:
         self.waits.watch(connection, READ)
 
     def expire(self) -> None:
-        """Deal with connections whose time is over, and with clients that leave too much unread."""
+        """Close connections whose time is over, or refuse their requests; close those that leave too much unread."""
         while self.n_unread_bytes > MAX_UNREAD_BYTES and self.waits.n_waiting(Wait.READER):
             self._guard(self.waits.first(Wait.READER), self._close)
-        steps = {Wait.REST_OF_REQUEST: self._refuse_late, Wait.RETURN: Connection.leave}
+        steps = {Wait.REST_OF_REQUEST: self._refuse_late, Wait.HALF_CLOSED: Connection.leave}
         for connection, wait in self.waits.pop_expired():
             self._guard(connection, steps.get(wait, self._close))
 
     def wind_up(self) -> None:
-        """Wait only shortly, as Gunicorn does, for clients that owe nothing: they may be sending a request already."""
+        """Wait only shortly, as Gunicorn does, on idle connections, whose clients may be sending a request already."""
         for wait in (Wait.FIRST_REQUEST, Wait.NEXT_REQUEST, Wait.CLOSE):
             self.waits.shorten(wait, STOP_KEEPALIVE_LINGER)
 
     def finish(self, connection: Connection) -> None:
-        """Send the response to a request in work, and go on with what came after the request."""
+        """Send the response to a request in progress, and go on with what came after the request."""
         if connection.state is State.CLOSED:
             connection.drop_work()
         else:
@@ -142,7 +145,7 @@ class Connections:
         elif connection.state is State.ARRIVING:
             self._advance(connection)
         elif connection.has_ended:
-            self.waits.start(connection, Wait.RETURN)
+            self.waits.start(connection, Wait.HALF_CLOSED)
         elif len(connection.parser.buffer) > MAX_AHEAD_BYTES:
             self.waits.watch(connection, 0)
 
@@ -175,7 +178,7 @@ class Connections:
         self.waits.stop(connection)
         self._accept_request(connection, error)
         if connection.has_ended and connection.state is State.WORKING:
-            self.waits.start(connection, Wait.RETURN)
+            self.waits.start(connection, Wait.HALF_CLOSED)
         return True
 
     def _refuse_late(self, connection: Connection) -> None:
@@ -187,7 +190,7 @@ class Connections:
         self._advance(connection)
 
     def write(self, connection: Connection) -> None:
-        """Send what the client takes of a response. After all of it, wait for the next request or for the close."""
+        """Send what the socket takes of a response. After all of it, wait for the next request or for the close."""
         connection.state = State.WRITING
         self.waits.stop(connection, but=Wait.READER)
         try:
@@ -207,7 +210,7 @@ class Connections:
             return
         connection.state = State.ARRIVING
         self.waits.start(connection, Wait.NEXT_REQUEST)
-        # With so much here already, what is here comes first.
+        # What has been read already comes first.
         is_enough = connection.has_ended or len(connection.parser.buffer) > MAX_AHEAD_BYTES
         self.waits.watch(connection, 0 if is_enough else READ)
 

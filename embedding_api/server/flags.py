@@ -4,7 +4,7 @@ import mmap
 
 
 class Flag:
-    """A word that is true or false for the whole server."""
+    """A byte that is true or false for the whole server."""
 
     def __init__(self) -> None:
         self._byte = mmap.mmap(-1, 1)

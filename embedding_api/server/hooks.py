@@ -9,9 +9,9 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from embedding_api.server import listen, reloading, scarcity, worker
+from embedding_api.server import listen, reloading, scarcity
 from embedding_api.server.memory_kills import MemoryKills
-from embedding_api.server.worker import Worker
+from embedding_api.server.worker import Worker, tell_workers_of_sigterm
 from embedding_api.service import Service, service_of
 from embedding_api.telemetry import metrics
 from embedding_api.telemetry.metrics import counters
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def when_ready(server: Arbiter) -> None:
     """Prepare the master for signals and for a lack of processes, and log where the service is and how to try it."""
     logging.getLogger("gunicorn.error").addFilter(MemoryKills())
-    worker.tell_workers_of_sigterm(server)
-    scarcity.guard_forks(server, lambda: _leave_places(server, server.newest_worker))
+    tell_workers_of_sigterm(server)
+    scarcity.guard_forks(server, lambda: _free_places(server, server.newest_worker))
     settings = _service(server).settings
     reloading.guard(server, settings)
     reloading.guard_number_of_workers(server, settings)
@@ -56,8 +56,8 @@ def pre_fork(server: Arbiter, worker: Worker) -> None:
 def post_fork(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
     """Let the worker count in its own slot, and let the kernel kill it rather than the master if memory runs out.
 
-    The master maps the files of the models, and so looks larger. The service would end with it. The score is added to
-    what a process uses, in thousandths of the memory that there is. Any process may raise its own.
+    The master maps the files of the models, and so seems to use more; without it the service would end. The kernel adds
+    the score, in thousandths of all memory, to what a process uses. Any process may raise its own score.
     """
     counters.become(worker.slot)
     with contextlib.suppress(OSError):
@@ -75,13 +75,13 @@ def post_worker_init(worker: Worker) -> None:
 
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
-    """Give up the places of a worker that has ended, so that the others compute again what they had sent to it."""
-    _leave_places(server, worker)
+    """Free the places of a worker that has ended, so that the others compute again what they had sent to it."""
+    _free_places(server, worker)
     metrics.RESTARTS.inc()
     scarcity.halt_without_threads()
 
 
-def _leave_places(server: Arbiter, worker: Worker) -> None:
+def _free_places(server: Arbiter, worker: Worker) -> None:
     exchange = _service(worker).engine.setup.exchange
     if exchange is not None and worker.seat is not None:
         exchange.leave(worker.seat)

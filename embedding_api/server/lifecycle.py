@@ -1,13 +1,17 @@
-"""The life of a worker, from serving to its end, as phases. Pure: it reads no clock and touches no socket."""
+"""The phases of a worker, from serving to its end. Pure: it reads no clock and touches no socket.
+
+`server/worker.py` tells it what happens. There, a SIGTERM to the master sets `flags.SERVER_STOPS`, by which workers know
+that the whole server stops. `engine/scheduling/phase.py` has the phases of a worker's part in computing.
+"""
 
 import enum
 import math
 
 # A signal to a worker can arrive before its master has said that the whole server stops.
 SETTLE_S = 0.2
-# Seconds that other workers have to compute what waited in a worker that hangs, and seconds to send the last answers.
-RETIRE_S, LAST_ANSWERS_S = 5.0, 1.0
-# Of the grace time: what ending the engine and sending the last spans may take before the master kills the worker.
+# Seconds in which other workers compute what waited in a worker that hangs, and seconds to send the last responses.
+RETIRE_S, LAST_RESPONSES_S = 5.0, 1.0
+# The part of the grace time in which the engine ends and the last spans are sent, before the master kills the worker.
 _MAX_END_S, _END_SHARE = 2.0, 0.25
 
 
@@ -24,7 +28,7 @@ class Phase(enum.Enum):
     # Its engine hangs. It accepts nothing, and other workers compute what waited here.
     RETIRING = enum.auto()
     # Its engine hangs, and the others had their time. It refuses what still waits.
-    GIVING_UP = enum.auto()
+    REFUSING = enum.auto()
     ENDED = enum.auto()
 
     @property
@@ -75,9 +79,9 @@ class Lifecycle:
 
     def _phase(self, now_s: float, *, server_stops: bool, has_connections: bool) -> Phase:
         if self.is_retired:
-            if not has_connections or now_s >= self._retired_s + RETIRE_S + LAST_ANSWERS_S:
+            if not has_connections or now_s >= self._retired_s + RETIRE_S + LAST_RESPONSES_S:
                 return Phase.ENDED
-            return Phase.GIVING_UP if now_s >= self._retired_s + RETIRE_S else Phase.RETIRING
+            return Phase.REFUSING if now_s >= self._retired_s + RETIRE_S else Phase.RETIRING
         stopping_s = now_s - self._stopped_s
         if stopping_s < 0:
             return Phase.SERVING

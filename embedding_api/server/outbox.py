@@ -5,7 +5,7 @@ import socket
 from collections import deque
 from typing import IO, NamedTuple
 
-# The kernel takes no more than 1024 pieces at once.
+# Far fewer than the 1,024 pieces that the kernel takes at once.
 _MAX_PIECES = 64
 
 

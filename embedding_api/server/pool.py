@@ -1,7 +1,7 @@
 """The threads of a worker, and the requests that wait for one. Only the worker's loop calls it.
 
-Some threads are spare: they answer requests that must not wait behind embeddings, such as health checks. Threads start
-as they are needed. If the system refuses more of them, requests wait for those that there are.
+Embeddings leave N_SPARE_THREADS threads free for requests that must not wait, such as health checks. Threads start as
+they are needed. If the system refuses more of them, requests wait for those that there are.
 """
 
 import logging
@@ -29,7 +29,7 @@ class Pool(Generic[T]):
     """Threads that run jobs, and the jobs that wait.
 
     Args:
-        max_threads: The most jobs that run at the same time, besides those in spare threads.
+        max_threads: The most jobs that run at the same time, besides N_SPARE_THREADS urgent ones.
         run: Called with each job, in a thread.
 
     Attributes:
@@ -62,7 +62,7 @@ class Pool(Generic[T]):
 
         Args:
             job: What `run` is called with.
-            is_urgent: The job may use a spare thread.
+            is_urgent: The job may use a thread that others leave free.
         """
         (self._urgent if is_urgent else self.waiting).append(job)
         self._hand_out()
@@ -79,12 +79,12 @@ class Pool(Generic[T]):
 
     def _hand_out(self) -> None:
         for jobs, n_spare in ((self._urgent, 0), (self.waiting, N_SPARE_THREADS)):
-            while jobs and self._has_thread(self.n_running + n_spare):
+            while jobs and self._ensure_thread(self.n_running + n_spare):
                 self.n_running += 1
                 self._jobs.put(jobs.popleft())
 
-    def _has_thread(self, n_taken: int) -> bool:
-        """Return True if there is one more than `n_taken` threads; start it if need be."""
+    def _ensure_thread(self, n_taken: int) -> bool:
+        """Start a thread if all, `n_taken`, are taken. Return False if it may not be started, or cannot."""
         return n_taken < len(self._threads) or (n_taken < self._max_threads and self._start_thread())
 
     def _start_thread(self) -> bool:

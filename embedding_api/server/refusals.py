@@ -12,7 +12,7 @@ from embedding_api.errors import (
     UriTooLongError,
 )
 
-# Of the first class that fits, the message. It repeats nothing of the request, which may hold anything.
+# The message of the first class that fits. It repeats nothing of the request, which may contain anything.
 _MESSAGES: dict[type[Exception], str] = {
     errors.LimitRequestLine: "the request line is longer than {config.limit_request_line} bytes; send long values in "
     "the body of a POST",

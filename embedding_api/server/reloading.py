@@ -1,4 +1,4 @@
-"""SIGHUP and SIGTTIN: a reload with a mistake changes nothing. Gunicorn alone would end the master, and the service."""
+"""SIGHUP and SIGTTIN. A reload with a mistake changes nothing; without this, it would end Gunicorn and the service."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from embedding_api.telemetry import log
 
 logger = logging.getLogger(__name__)
 
-# The settings that Gunicorn uses. A reload does not load the application again, which keeps all others.
+# The settings that Gunicorn uses. A reload changes only these, since it does not load the application again.
 _GUNICORNS = {"host", "port", "workers", "threads", "graceful_timeout_s", "log_level", "log_format"}
 
 # True while the settings are read again, after SIGHUP.
@@ -29,7 +29,7 @@ class _UnchangedError(BaseException):
 
 
 def refuse(error: StartError) -> NoReturn:
-    """Give up a start or a reload. A start ends in one line, and the process with it."""
+    """Refuse a start or a reload. A start ends in one line, and the process with it."""
     if _is_reload:
         raise _UnchangedError(error.message) from error
     log.refuse(error)
@@ -52,7 +52,7 @@ def read_settings() -> Settings:
 
 
 def guard(arbiter: Any, running: Settings) -> None:
-    """Let a reload that cannot succeed end in one line of the log. Call it in the master, once it handles signals.
+    """Let a reload that cannot succeed log one line and change nothing. Call it in the master, once it handles signals.
 
     Gunicorn has no hook between SIGHUP and the reading of its configuration, and a mistake there ends it.
 

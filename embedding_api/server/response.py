@@ -55,7 +55,7 @@ def write_answer(
         chunks = application(environ, response.start_response)
         _write(chunks, response, must_close=connection.must_close or not may_keep())
         connection.must_close = response.should_close()
-    # Also a panic of a library in Rust, which is no Exception and would end the thread.
+    # A panic of a library in Rust is no Exception, and would end the thread.
     except BaseException as error:
         connection.must_close = True
         if response is None or not response.headers_sent:
@@ -82,7 +82,7 @@ def _write(chunks: Any, response: Any, *, must_close: bool) -> None:
 def write_error(
     application: Any, connection: Connection, request: Request, error: ServiceError, config: Config
 ) -> None:
-    """Put the response for an error into the connection's outbox, with all that Flask's own responses leave behind.
+    """Put the response for an error into the connection's outbox. Log, count and trace it as Flask's own responses.
 
     Args:
         application: The Flask application with its service.

@@ -1,4 +1,4 @@
-"""What a worker waits for on each connection: events of its socket, and the end of a time."""
+"""What a worker waits for on each connection: events of its socket, and a timeout."""
 
 import enum
 import math
@@ -13,18 +13,18 @@ from embedding_api.server.connection import Connection
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
-# A file may take longer than a timeout as long as so many of its bytes pass within each timeout.
+# A file may take longer than the timeout, if at least so many of its bytes pass within each.
 _PROGRESS_BYTES = 2**20
 
 
 class Wait(enum.Enum):
-    """Why a time runs for a connection."""
+    """Why a connection has a timeout."""
 
     FIRST_REQUEST = enum.auto()
     NEXT_REQUEST = enum.auto()
     REST_OF_REQUEST = enum.auto()
-    # The client has closed its sending side while its request is in work.
-    RETURN = enum.auto()
+    # The client has closed its sending side while its request is in progress.
+    HALF_CLOSED = enum.auto()
     READER = enum.auto()
     CLOSE = enum.auto()
 
@@ -79,9 +79,9 @@ class Waits:
 
     def stop(self, connection: Connection, *, but: Wait | None = None) -> None:
         """Stop the timeout of a connection, if it has one and does not wait for what `but` says."""
-        wait, _ = self._reasons.get(connection, (but, 0))
-        if wait is not None and wait is not but:
-            del self._reasons[connection], self._ends_s[wait][connection]
+        reason = self._reasons.get(connection)
+        if reason is not None and reason[0] is not but:
+            del self._reasons[connection], self._ends_s[reason[0]][connection]
 
     def n_waiting(self, wait: Wait) -> int:
         """Return how many connections wait for this."""

@@ -78,7 +78,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         super(ThreadWorker, self).handle_quit(sig, frame)
 
     def run(self) -> None:
-        """Serve until the last phase of the worker's life."""
+        """Serve until the worker's last phase."""
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         try:
             with scarcity.ending_worker():
@@ -105,7 +105,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         return min(max(next_s - time.monotonic(), 0.0), TICK_S if self.alive else STOPPING_TICK_S)
 
     def _advance(self) -> Phase:
-        """Do what is due now, and return the phase that the worker is in."""
+        """Do what the time requires, and return the phase of the worker."""
         self._tick()
         before = self._lifecycle.phase
         phase = self._lifecycle.advance(
@@ -138,7 +138,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             self._connections.wind_up()
         if phase in {Phase.WINDING_UP, Phase.ENDED} and flags.SERVER_STOPS:
             self._stop_listening()
-        if phase is Phase.GIVING_UP:
+        if phase is Phase.REFUSING:
             self._service.engine.runner.refuse_rest()
 
     def _may_accept(self) -> bool:

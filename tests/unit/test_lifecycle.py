@@ -68,8 +68,8 @@ def test_a_worker_that_hangs_gives_others_time_then_gives_up_then_ends():
     assert phases(lifecycle, [100, 104.9, 105, 105.9, 106], server_stops=True) == [
         Phase.RETIRING,
         Phase.RETIRING,
-        Phase.GIVING_UP,
-        Phase.GIVING_UP,
+        Phase.REFUSING,
+        Phase.REFUSING,
         Phase.ENDED,
     ]
 
