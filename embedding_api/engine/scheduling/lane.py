@@ -84,12 +84,9 @@ class LaneQueue:
             limit = min(core_share_tokens, self._sizing.target_batch_tokens)
             chosen = choose_companions(len(seed.ids), lengths, self._sizing, self._cost, limit)
             batch += [ahead[index] for index in chosen]
-            taken = set(map(id, batch))
-            self._waiting[-self._n_ahead :] = [
-                text for text in self._waiting[-self._n_ahead :] if id(text) not in taken
-            ]
         for text in batch:
             self._stop_waiting(text)
+        self._waiting[-self._n_ahead :] = [text for text in self._waiting[-self._n_ahead :] if text.waits]
         return batch
 
     def forget(self, text: Text) -> None:
