@@ -2,7 +2,7 @@
 
 ServiceError
 ├── StartError                  SettingsError, AddressError, DeviceNotFoundError, ModelLoadError, ScarcityError
-├── RequestError                the client can correct it; the message says how
+├── RequestError                the client can act; the message says how
 │   ├── TransportError          InvalidRequestError, RequestTimeoutError, UriTooLongError, HeadersTooLargeError,
 │   │                           ExpectationFailedError
 │   ├── (route and key)         NotFoundError, MethodNotAllowedError, InvalidKeyError
@@ -10,7 +10,7 @@ ServiceError
 │   │                           InvalidFieldError
 │   ├── (model)                 ModelNotFoundError, UnsupportedDimensionsError, UnknownPromptError, EmptyTextError,
 │   │                           ContextLengthExceededError, TokenIdsNotAcceptedError, UnsupportedTokenError
-│   └── (queue)                 OverloadedError, ClientGoneError
+│   └── (load and time)         OverloadedError, ClientGoneError
 └── EngineError                 NotReadyError, DeadlineExceededError, NonFiniteVectorError
 """
 
@@ -109,7 +109,7 @@ class ScarcityError(StartError):
 
 
 class RequestError(ServiceError):
-    """The client can correct the request."""
+    """The client can correct the request or send it again, or has left."""
 
 
 class TransportError(RequestError):
@@ -208,7 +208,9 @@ class UnsupportedTokenError(RequestError, status=400, codes=("unsupported_token"
 
 
 class OverloadedError(RequestError, status=429, codes=("server_overloaded",), headers={"Retry-After": "1"}):
-    """The queue is full.
+    """The queue is full, or the requests without a response hold too many bytes.
+
+    `Admission.overloaded` in `engine/scheduling/admission.py` makes it.
 
     Args:
         message: See `ServiceError`.

@@ -1,6 +1,6 @@
 """The phases of a worker, from serving to its end. Pure: it reads no clock and touches no socket.
 
-`server/worker.py` tells it what happens. There, a SIGTERM to the master sets `flags.SERVER_STOPS`, by which workers know
+`server/worker.py` tells it what happens. There, a SIGTERM to the master sets `flags.SERVER_STOPS`, which tells workers
 that the whole server stops. `engine/scheduling/phase.py` has the phases of a worker's part in computing.
 """
 

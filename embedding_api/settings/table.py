@@ -101,7 +101,7 @@ class Settings:
     takes up to 6 times its size, and one of nested arrays up to 50 times: lower this if you do not trust clients."""
 
     max_queued_tokens: int = setting(None, parsing.integer(1, 10**12), example="400000")
-    """Most tokens of texts that may wait, in all workers together. While more wait, new requests get 429 with the
+    """Most tokens of texts that may wait, in all workers together. While so many wait, new requests get 429 with the
     time to try again. While fewer wait, a request is accepted as a whole, however large it is. Too low a value
     refuses requests that could be served in time; too high a value serves requests whose clients have given up.
     Unset: what 30 seconds can compute, measured at start-up; 900000 with cuda or mps, which are not measured.

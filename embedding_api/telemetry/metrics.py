@@ -68,7 +68,7 @@ STAGES = _histogram(
 TEXTS = _counter("texts", "Texts answered with their vectors.", "model")
 TOKENS = _counter("tokens", "Tokens of the texts answered, as in usage.prompt_tokens.", "model")
 TRUNCATED = _counter("texts_truncated", "Texts answered that were truncated to the model's window.", "model")
-DUPLICATES = _counter("texts_deduplicated", "Texts not computed because the same text was already under way.", "model")
+DUPLICATES = _counter("texts_deduplicated", "Texts not computed because an equal text of any request was.", "model")
 DROPPED = _counter(
     "texts_dropped", "Waiting texts not computed because their request timed out or its client left.", "reason"
 )

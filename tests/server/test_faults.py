@@ -100,7 +100,7 @@ def test_a_request_over_its_deadline_is_504_and_leaves_the_queue(launch, observe
     assert n_dropped > 0
     assert server.metric("texts_dropped_total", reason="deadline") == n_dropped
     assert server.metric("requests_refused_total", reason="deadline_exceeded") == 2
-    until(lambda: not server.is_busy(), what="the end of the batch in work")
+    until(lambda: not server.is_busy(), what="the end of the running batch")
     assert len(server.embed("a cat")[0]) == 384
     observed(f"deadline of 2 s: 504 after {taken_s:.1f} s at most, {n_dropped} of 12 texts dropped")
 

@@ -425,7 +425,7 @@ def test_it_is_noticed_that_a_client_left_while_its_request_is_in_work(faulty, h
         {"reset": client.reset, "close": client.__exit__, "shutdown": client.end}[how]()
         until(lambda: len(faulty.lines("left")) > n_left, what="the client's leave")
         assert share_of_core(worker) < 0.5, "it is told of the same event again and again"
-    observed(f"{how}: noticed while its request is in work")
+    observed(f"{how}: noticed while its request is in progress")
 
 
 def test_it_is_noticed_that_a_client_left_while_its_request_is_in_line(faulty):

@@ -1,4 +1,4 @@
-"""Jobs run in order on threads that start when needed. Urgent jobs overtake them, on threads that the others leave free."""
+"""Jobs run in order on threads that start when needed. Urgent jobs overtake them, on threads that are left free."""
 
 import functools
 import threading

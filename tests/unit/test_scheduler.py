@@ -21,7 +21,7 @@ from embedding_api.engine.work import Lane
 from tests.simulation import Simulation
 
 LANES = [Lane(0, 0), Lane(1, 0), Lane(0, 2)]
-# No shrinking, because a failure already shows its events, 60 at most.
+# CI runs so many examples; docs/decisions/0012 says so, too. No shrinking, because a failure already shows its events.
 SETTINGS = settings(
     max_examples=300,
     stateful_step_count=60,

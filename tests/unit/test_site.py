@@ -14,6 +14,8 @@ import yaml
 from tests import documents
 from tests.documents import ROOT
 
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
 # Elements whose href a browser loads, without a click.
 LOADED_LINKS = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect", "dns-prefetch", "manifest"}
 
@@ -160,18 +162,16 @@ def pictures(document: Path) -> list[list[set[str]]]:
     return [[set(re.split(" {4}", row)[0].split()) for row in block.splitlines() if "│" not in row] for block in blocks]
 
 
-@pytest.mark.parametrize("document", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"])
-def test_the_pictures_of_imports_have_the_layers_of_the_contracts(document):
+def test_the_pictures_of_imports_have_the_layers_of_the_contracts():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
-    assert pictures(document) == [
+    assert pictures(ARCHITECTURE) == [
         [{name.removeprefix("embedding_api.") for name in row.split(" | ")} for row in rows] for rows in layers
     ]
 
 
-@pytest.mark.parametrize("document", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"])
-def test_the_tree_has_the_files_and_folders_that_exist(document):
-    section = document.read_text().partition("\n## The tree\n")[2]
+def test_the_tree_has_the_files_and_folders_that_exist():
+    section = ARCHITECTURE.read_text().partition("\n## The tree\n")[2]
     (tree,) = re.findall(r"^```text\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
     parents, shown = [ROOT], []
     for indentation, name in re.findall(r"^((?:  ){0,2})([\w./]+)", tree, re.MULTILINE):

@@ -1,4 +1,8 @@
-"""SHA-256 checksums of files. Those of large files are remembered between starts, as long as a file is unchanged."""
+"""SHA-256 checksums of files. Those of large files are remembered between starts, as long as a file is unchanged.
+
+`sources.py` checks the packaged weights with them. `conversion.py` and `cache.py` make keys of converted models from
+them, and check what the cache holds.
+"""
 
 import contextlib
 import hashlib

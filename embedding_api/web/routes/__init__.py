@@ -1,1 +1,1 @@
-"""One file a route: load the request, call the engine, dump the answer."""
+"""Each file has the routes of one subject: load the request, call the engine, dump the response."""
