@@ -15,7 +15,7 @@ from embedding_api.server.parser import Parser
 from embedding_api.telemetry import metrics
 
 _RECEIVE_BYTES = 65_536
-# Each call gives Python's lock away, and waits for it where threads compute: large bodies are read in large pieces.
+# Each call releases Python's lock, and may wait for it while threads compute. Large pieces need few calls.
 _MAX_RECEIVE_BYTES = 2**20
 
 

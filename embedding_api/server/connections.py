@@ -25,7 +25,7 @@ MAX_AHEAD_BYTES = 65_536
 # Bytes of responses in a worker that their clients have not read: seven responses of 9 MB, to 2,048 texts each.
 MAX_UNREAD_BYTES = 2**26
 # A client that has closed its sending side may still read, as `nc -N` does. But nearly all that do so are gone for
-# good, and TCP tells them apart only once something is sent to them. A response that takes longer is not computed.
+# good, and TCP tells them apart only once something is sent to them. After this time their texts are dropped.
 _GONE_AFTER_S = 1.0
 # A client closes when it has read its response; one that still sends would lose the response if we closed on it.
 _LINGER_S = 5.0
@@ -215,7 +215,7 @@ class Connections:
         self.waits.watch(connection, 0 if is_enough else READ)
 
     def _linger(self, connection: Connection) -> None:
-        """End the response and let the client close: if it still sent something, the kernel would drop the response."""
+        """Let the client close first: if it sent something to a closed socket, the kernel would drop the response."""
         if not connection.has_ended:
             with contextlib.suppress(OSError):
                 connection.socket.shutdown(socket.SHUT_WR)

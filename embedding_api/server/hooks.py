@@ -90,7 +90,7 @@ def _free_places(server: Arbiter, worker: Worker) -> None:
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:  # noqa: ARG001 - Gunicorn's
-    """End the engine with its worker. Gunicorn's master may call this, too, but its engine is for later workers."""
+    """End the engine of a worker. Gunicorn's master may call this, too; its engine stays for later workers."""
     if worker.pid == os.getpid():
         service = _service(worker)
         service.engine.close()

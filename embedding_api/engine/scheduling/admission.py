@@ -78,11 +78,11 @@ class Admission:
         """Return the error, with the seconds in which the waiting tokens are computed at the latest rate."""
         n_tokens = sum(self._columns.waiting_tokens) + sum(self._columns.arriving_tokens)
         wait_s = min(max(1, math.ceil(n_tokens / self._tokens_per_s())), _MAX_RETRY_S)
-        full = f"{n_tokens} tokens wait already, of {self._limits.n_tokens} that may (MAX_QUEUED_TOKENS)"
+        full = f"{n_tokens} tokens wait already, and the limit (MAX_QUEUED_TOKENS) is {self._limits.n_tokens}"
         if n_tokens < self._limits.n_tokens:
             n_bytes = sum(self._columns.arriving_bytes)
-            full = f"requests of {n_bytes} bytes are not answered yet, of {self._limits.n_bytes} that may be held"
-        return OverloadedError(f"the server is overloaded: {full}; come again in {wait_s} s", retry_after_s=wait_s)
+            full = f"requests without a response hold {n_bytes} bytes, and the limit is {self._limits.n_bytes}"
+        return OverloadedError(f"the server is overloaded: {full}; try again in {wait_s} s", retry_after_s=wait_s)
 
     def _sample(self) -> None:
         now_s, samples = self._clock(), self._samples

@@ -26,7 +26,7 @@ from embedding_api.telemetry import log, metrics
 
 logger = logging.getLogger(__name__)
 
-# How long a process that ends waits for its batch: several times what the largest models take for one.
+# Seconds for which a process that ends waits for its batch: several times what a batch of the largest models takes.
 _LAST_BATCH_S = 20
 
 # Seconds until a worker looks at the board again, since it can miss a message; see docs/decisions/0012.
@@ -141,7 +141,7 @@ class Runner:
         with self._changed:
             away_s = self._backlog.longest_away_s(time.monotonic())
         busy_s = max(away_s, self._inference.stuck_for_s())
-        # Before the worker is replaced for it, so that a probe every few seconds sees it.
+        # A health check every few seconds sees it before the worker is replaced.
         return f"a batch has taken {busy_s:.0f} s so far" if busy_s > self.inference_timeout_s / 2 else None
 
     def close(self) -> None:
