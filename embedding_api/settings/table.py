@@ -28,7 +28,7 @@ def setting(default: str | None, parse: Callable[[str], Any], *, example: str = 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The values of all settings. `load_settings` makes it."""
+    """The values of all settings, an attribute each. `load_settings` makes it."""
 
     supported_models: tuple[model_spec.ModelSpec, ...] = setting(
         "sentence-transformers/all-MiniLM-L6-v2", model_spec.parse
