@@ -26,7 +26,7 @@ _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 class Parser:
     """The request of a client that arrives, and the bytes that came after it.
 
-    It holds the state of a head, of a body and of what follows, so it has more attributes and methods than other classes.
+    It holds the state of a head, of a body and of what follows, so it has many attributes and methods.
 
     Args:
         config: Gunicorn's, with the limits of a head.
