@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import openvino
 import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -20,7 +19,7 @@ from embedding_api.engine.models import conversion
 from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError
-from embedding_api.machine import programs
+from embedding_api.machine import analytics, programs
 from embedding_api.settings import load_settings
 from tests import models
 from tests.model.test_torch import DOCS, TEXTS, differences
@@ -112,7 +111,9 @@ def test_threads_that_the_system_refuses_to_a_conversion_are_no_lasting_refusal(
     def refuse(*_, **__):
         raise RuntimeError("Exception from src/inference/src/dev/plugin.cpp:54:\nResource temporarily unavailable\n")
 
-    monkeypatch.setattr(openvino, "convert_model", refuse)
+    # By name: OpenVINO must not be imported before `convert` has blocked its analytics, which start threads.
+    analytics.block()
+    monkeypatch.setattr("openvino.convert_model", refuse)
     outcome = converted(models.save(models.bert_mean, folder), tmp_path)
     assert "refusal" not in outcome
     assert "Resource temporarily unavailable" in outcome["problem"]

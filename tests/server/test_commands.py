@@ -42,6 +42,7 @@ INSTALLS = [
 ENDS = {
     "make help": "make clean ",
     "make format": "",
+    "python3 scripts/count_lines.py": "  ",
     ".venv/bin/python -m bench.parsers": "",
     "cp .env.example .env": "",
     "memementor-embeddings settings > .env.example": "",
