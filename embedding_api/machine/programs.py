@@ -1,5 +1,6 @@
 """Run Python programs in processes of their own, for work that would start threads or a device in the master."""
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 # From Linux's prctl.h. Other systems have no such call.
 _PR_SET_PDEATHSIG = 1
 _prctl = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)
+
+# The signals that end a start.
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 # Secrets in variables that are no settings of this service. OpenTelemetry's headers hold the key of a collector.
 _SECRETS = {"HUGGING_FACE_HUB_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
@@ -63,7 +67,10 @@ def ask(
         ScarcityError: The system refuses the process.
     """
     name = arguments[1].rpartition(".")[2] if arguments[0] == "-m" else Path(arguments[0]).name
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, contextlib.ExitStack() as held:
+        # A signal between the fork and the program would be handled in the child, too, and could be lost here.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        held.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
         try:
             child = subprocess.Popen(
                 # -P: neither the program's folder nor the working folder is on the module path.
@@ -79,12 +86,13 @@ def ask(
                 stderr=subprocess.PIPE,
                 pass_fds=keep,
                 # Safe, since a process that loads models has one thread: no lock is held during the fork.
-                preexec_fn=partial(end_with_parent, os.getpid()),
+                preexec_fn=partial(_begin, os.getpid(), mask),
             )
         except BlockingIOError as error:
             raise ScarcityError(f"a process for {name}") from error
         # Not `with child`: a signal that arrived between that line and the next would wait for the end of the program.
         try:
+            held.close()
             errors = _log_errors(child, name, logging.DEBUG if is_quiet else logging.WARNING)
         except BaseException:
             # The program and all that it started.
@@ -100,6 +108,14 @@ def ask(
     except ValueError:
         result = None
     return result if isinstance(result, dict) else {"end": _end(child.returncode, errors)}
+
+
+def _begin(parent: int, mask: Collection[int]) -> None:
+    """Prepare a child for its program, in which signals have their usual effect."""
+    end_with_parent(parent)
+    for number in _INTERRUPTS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def end_with_parent(pid: int) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 
 import pytest
 
@@ -64,3 +65,28 @@ def test_no_program_is_given_a_secret(monkeypatch):
     environment = programs.environment(Settings.secret_names())
     assert not secrets & environment.keys()
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_a_signal_while_a_program_begins_ends_the_caller_once_and_the_program(tmp_path, monkeypatch):
+    """Given a handler, when a signal arrives between the fork and the program, then it is handled here alone."""
+    seen, begin = tmp_path / "seen", programs._begin
+
+    def interrupt(*arguments):
+        os.kill(os.getppid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        begin(*arguments)
+
+    def note(number, frame):
+        with seen.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        raise SystemExit(1)
+
+    monkeypatch.setattr(programs, "_begin", interrupt)
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        with pytest.raises(SystemExit):
+            programs.ask(["-c", "print(1)"], environment=dict(os.environ))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen.read_text() == f"{os.getpid()}\n"
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
