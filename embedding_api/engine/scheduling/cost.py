@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 
 class Cost(NamedTuple):
-    """The seconds of one batch on one core: `start_s + token_s * n_computed`; see `Sizing.n_computed`.
+    """The seconds of one batch on one core: `start_s + token_s * n_computed`; see `Backend.n_computed`.
 
     Attributes:
         start_s: Seconds that every batch takes, however small: the core reads the model's weights once.
@@ -36,13 +36,7 @@ class Sizing(Protocol):
         """The size of a batch that suits the backend best, in computed tokens."""
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
-        """Return the tokens that are computed for a batch, padding included.
-
-        Args:
-            n_texts: Texts of the batch.
-            longest: Tokens of its longest text.
-            n_tokens: Tokens of all its texts.
-        """
+        """See `Backend.n_computed`."""
 
 
 def choose_companions(seed: int, lengths: Sequence[int], sizing: Sizing, cost: Cost, max_tokens: float) -> list[int]:
