@@ -9,6 +9,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
+from embedding_api import web
 from embedding_api.server import listen, reloading, scarcity
 from embedding_api.server.memory_kills import MemoryKills
 from embedding_api.server.worker import Worker, tell_workers_of_sigterm
@@ -70,6 +71,8 @@ def post_worker_init(worker: Worker) -> None:
     service = _service(worker)
     with scarcity.ending_worker():
         service.engine.start(worker.seat)
+        with counters.unseen():
+            web.rehearse(worker.wsgi)
         if service.tracing is not None:
             service.tracing.start()
 

@@ -4,6 +4,7 @@ prometheus_client's own way for several processes is one file for each process i
 gets the lowest free slot, and goes on counting where the worker before it stopped. See docs/decisions/0010.
 """
 
+import contextlib
 import json
 import logging
 import mmap
@@ -127,6 +128,15 @@ class Counters:
         """Count in this slot from now on, or unseen if there is no such slot. A worker calls this after the fork."""
         # Read anew: the workers that had the slot before have added keys since the master read it.
         self.slot = Slot(self._slots[number].memory if number < len(self._slots) else _shared_memory(1))
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Count nothing that GET /metrics shows, while no other thread counts."""
+        seen, self.slot = self.slot, Slot(_shared_memory(1))
+        try:
+            yield
+        finally:
+            self.slot = seen
 
     def leave(self, number: int) -> None:
         """Free the slot of a worker that is gone. Its counts stay; its gauges of work in hand become 0."""

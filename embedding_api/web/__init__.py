@@ -3,7 +3,7 @@
 import orjson
 from flask import Flask
 
-from embedding_api.service import KEY, Service
+from embedding_api.service import KEY, Service, service_of
 from embedding_api.web import auth, error_handlers, observe
 from embedding_api.web.openapi import document
 from embedding_api.web.operation import request_schemas
@@ -28,3 +28,14 @@ def init_app(app: Flask, service: Service) -> None:
         app.register_blueprint(module.bp)
     app.extensions["request_schemas"] = request_schemas(app, service.settings, service.engine.models)
     app.extensions["openapi"] = orjson.dumps(document(app))
+
+
+def rehearse(app: Flask) -> None:
+    """Answer a request, and read a text on each route of a model; call it in a worker before its first request.
+
+    A forked process is slow where it first writes to the memory of its parent.
+    """
+    app.test_client().get("/health/live")
+    for model in service_of(app).engine.models.models:
+        for route in model.routes.values():
+            route.reader.read(["rehearsal"], route.prompt)

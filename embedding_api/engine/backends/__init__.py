@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from embedding_api.engine.backends import proof
 from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import Finding
@@ -76,10 +78,14 @@ class Route:
     prompts: Mapping[str, Prompt]
     reference: Vectors
 
-    def probe(self) -> Vectors:
-        """Return the backend's vectors of the probe texts, float32, (n_probe_texts, dim)."""
+    def probes(self) -> Sequence[Vectors]:
+        """Return the backend's vectors of the probe texts: in one batch, and each alone; float32, (n_texts, dim)."""
         reading = self.reader.read(proof.PROBE_TEXTS, self.prompt)
-        return self.backend.compute([tokens.ids for tokens in reading.tokens], reading.n_prompt_tokens).values
+        texts = [tokens.ids for tokens in reading.tokens]
+        together, *alone = (
+            self.backend.compute(batch, reading.n_prompt_tokens).values for batch in (texts, *([ids] for ids in texts))
+        )
+        return [together, np.concatenate(alone)]
 
     @functools.cached_property
     def is_normalized(self) -> bool:

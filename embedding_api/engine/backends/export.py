@@ -53,6 +53,7 @@ def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
     for layout in layouts:
         try:
             model = openvino.convert_model(_export(backend, layout, window))
+            _choose_first_of_equals(model)
             if _gives_same_vectors(model, layout, route, backend):
                 return model, layout
             failure = "the exported model does not give the same vectors"
@@ -67,6 +68,8 @@ def exported(routes: Routes) -> tuple[openvino.Model, Packing | Padding]:
 
 def quantised(model: openvino.Model, batches: Sequence[Sequence[Ids]]) -> openvino.Model:
     """Return the model with its linear layers, and the products of queries and keys, in 8-bit integers.
+
+    The embeddings of tokens stay in floating point: OpenVINO would unpack them once for each of `bodies`.
 
     The calibration runs the texts through the model in float32, one at a time. The other operations (softmax, norms,
     pooling) stay in floating point, in the precision that the model is compiled with.
@@ -88,6 +91,7 @@ def quantised(model: openvino.Model, batches: Sequence[Sequence[Ids]]) -> openvi
         model_type=nncf.ModelType.TRANSFORMER,
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=len(batches),
+        ignored_scope=nncf.IgnoredScope(types=["Gather"]),
         advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
     )
     return result
@@ -103,6 +107,17 @@ def save(model: openvino.Model, path: Path) -> None:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
         raise OSError(errno.ENOSPC, "cannot be written to, most likely because the disk is full") from error
+
+
+def _choose_first_of_equals(model: openvino.Model) -> None:
+    """Let a search for the largest value find the first of equal ones, as torch does; last-token pooling needs it.
+
+    OpenVINO finds another one where the length is static.
+    """
+    for node in model.get_ops():
+        if node.get_type_name() == "TopK":
+            node.set_attribute("sort", "value")
+            node.set_attribute("stable", True)  # noqa: FBT003 - it has no keywords
 
 
 def _attends_to_all(transformer: Transformer) -> bool:

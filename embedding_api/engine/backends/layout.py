@@ -39,9 +39,14 @@ class Padding(NamedTuple):
     step: int = 1
     window: int | None = None
 
-    def __call__(self, batch: Sequence[Ids]) -> PaddedRows:
-        """Return the rows of a batch of texts, int64, (n_tokens,) each."""
-        length = self._length(max(map(len, batch)))
+    def __call__(self, batch: Sequence[Ids], length: int | None = None) -> PaddedRows:
+        """Return the rows of a batch.
+
+        Args:
+            batch: Texts, int64, (n_tokens,) each.
+            length: The length of the rows; None for the next multiple of `step`.
+        """
+        length = length or self._length(max(map(len, batch)))
         ids = np.full((len(batch), length), self.pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, text in enumerate(batch):
@@ -114,18 +119,23 @@ class Packing(NamedTuple):
     pad_id: int
     first_position: int
 
-    def __call__(self, batch: Sequence[Ids]) -> PackedRow:
-        """Return the row of a batch of texts, int64, (n_tokens,) each."""
+    def __call__(self, batch: Sequence[Ids], length: int | None = None) -> PackedRow:
+        """Return the row of a batch.
+
+        Args:
+            batch: Texts, int64, (n_tokens,) each.
+            length: The length of the row and the most tokens of a text; None for the next allowed lengths.
+        """
         lengths = np.array([len(text) for text in batch])
         starts = np.cumsum(lengths) - lengths
         n_tokens, longest = int(lengths.sum()), int(lengths.max())
-        ids = np.full((1, rounded_up(n_tokens)), self.pad_id, dtype=np.int64)
+        ids = np.full((1, length or rounded_up(n_tokens)), self.pad_id, dtype=np.int64)
         positions = np.full_like(ids, self.first_position)
         segments = np.full_like(ids, -1)
         ids[0, :n_tokens] = np.concatenate(batch)
         positions[0, :n_tokens] = self._positions(ids[0, :n_tokens], starts, lengths)
         segments[0, :n_tokens] = np.repeat(np.arange(len(batch)), lengths)
-        columns = np.arange(rounded_up(longest))
+        columns = np.arange(length or rounded_up(longest))
         mask = columns < lengths[:, None]
         return PackedRow(ids, positions, segments, np.where(mask, starts[:, None] + columns, 0), mask.astype(np.int64))
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError
+from embedding_api.engine.backends.bodies import Bodies
 from embedding_api.engine.backends.layout import CPU_BATCH_TOKENS, Packing, Padding, rounded_up
 from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import Finding, in_a_line
@@ -67,11 +68,14 @@ def load(folder: Path, *, precision: str) -> Loaded:
             )
             precision = "float32"
     memory.map_large_pieces()
+    bodies = Bodies(reader.window)
     try:
-        compiled = core.compile_model(folder / MODEL, "CPU", {**_OPTIONS, "INFERENCE_PRECISION_HINT": hint})
+        model = bodies.model(core.read_model(folder / MODEL))
+        compiled = core.compile_model(model, "CPU", {**_OPTIONS, "INFERENCE_PRECISION_HINT": hint})
     except RuntimeError as error:
         raise UnfitError(f"OpenVINO cannot compile it: {in_a_line(error)}") from error
-    backend = OpenVinoBackend(compiled, _layout(**description["layout"]), precision=precision, dim=description["dim"])
+    layout = _layout(**description["layout"])
+    backend = OpenVinoBackend(compiled, bodies, layout, precision=precision, dim=description["dim"])
     prompts = {name: Prompt(text) for name, text in description["prompts"].items()}
     routes: Routes = {
         task: Route(reader, backend, Prompt(text), prompts, reference)
@@ -108,7 +112,8 @@ class OpenVinoBackend:
     """Runs a compiled model; see `Backend` for the other parts.
 
     Args:
-        compiled: Reads the arrays of the layout, and returns vectors, float32, (n_texts, dim).
+        compiled: Reads `Bodies.inputs`, and returns vectors, float32, (n_texts, dim).
+        bodies: The bodies of the model.
         layout: The layout that the model was converted for.
         precision: The arithmetic of the model.
         dim: Components of a vector.
@@ -118,11 +123,17 @@ class OpenVinoBackend:
     target_batch_tokens = CPU_BATCH_TOKENS
 
     def __init__(
-        self, compiled: "openvino.CompiledModel", layout: Packing | Padding, *, precision: str, dim: int
+        self,
+        compiled: "openvino.CompiledModel",
+        bodies: Bodies,
+        layout: Packing | Padding,
+        *,
+        precision: str,
+        dim: int,
     ) -> None:
         self._request = compiled.create_infer_request()
+        self._bodies = bodies
         self._layout = layout
-        self.n_computed = layout.n_computed
         self.precision = precision
         self.dim = dim
 
@@ -136,15 +147,26 @@ class OpenVinoBackend:
             self.compute([np.zeros(length, dtype=np.int64) for length in lengths], 0)
 
     def prepare(self) -> None:
-        """Keep the objects that the master made."""
+        """Keep the objects that the master made, and compute once on each body.
+
+        A forked process copies memory when it first writes to it, so that the first batch takes several times as long.
+        """
         _keep(self._request)
+        for n_tokens in (*self._bodies.lengths, CPU_BATCH_TOKENS):
+            self.compute([np.zeros(n_tokens, dtype=np.int64)], 0)
+
+    def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
+        """See `Backend.n_computed`."""
+        return self._bodies.length(n_texts, n_tokens) or self._layout.n_computed(n_texts, longest, n_tokens)
 
     def compute(self, inputs: Sequence[Ids], n_prompt_tokens: int) -> Result:
         """See `Backend.compute`. Models whose pooling leaves prompts out are not converted."""
         if n_prompt_tokens:
             raise ValueError(f"n_prompt_tokens={n_prompt_tokens} for a model that pools all tokens; this is a bug")
+        length = self._bodies.length(len(inputs), len(inputs[0]))
+        arrays = self._bodies.inputs(self._layout(inputs, length), length)
         # OpenVINO reads the inputs where they are. The next batch overwrites the memory of the output: copy it.
-        vectors = self._request.infer(list(self._layout(inputs)), share_inputs=True, share_outputs=True)[0].copy()
+        vectors = self._request.infer(arrays, share_inputs=True, share_outputs=True)[0].copy()
         memory.trim_regularly()
         return Result(np.asarray(vectors, dtype=np.float32))
 

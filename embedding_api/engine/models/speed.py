@@ -8,8 +8,9 @@ from embedding_api.engine.backends import Backend
 from embedding_api.engine.scheduling.cost import Cost
 from embedding_api.engine.work import Ids
 
-# Texts of a batch, and tokens of each text: one short text, and a batch that fills a core.
-_SMALL, _LARGE = (1, 8), (4, 64)
+# Texts of a batch, and tokens of each text: two short texts, and a batch that fills a core. A text alone would be
+# computed in another way; see `backends/bodies.py`.
+_SMALL, _LARGE = (2, 8), (4, 64)
 
 # How often each batch runs: once only if the large batch takes longer than _SLOW_S, so that the start stays short.
 _N_RUNS = 5
