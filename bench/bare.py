@@ -35,7 +35,7 @@ def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 
 def compute(backend: Any, jobs: Connection, following: Any, all_ready: Any) -> None:
     """Run a forked process: prepare the backend once, then compute batches of each list that arrives."""
-    backend.prepare()
+    backend.prepare(1)
     while True:
         todo, n_prompt_tokens = jobs.recv()
         all_ready.wait()

@@ -47,14 +47,19 @@ class FakeBackend:
         self.batches = []
         self.n_prompt_tokens = []
         self.prepared_in = None
+        self.n_threads = 1
         self.error = None
         self.value = None
         self.entered = threading.Event()
         self.proceed = threading.Event()
         self.proceed.set()
 
-    def prepare(self):
+    def prepare(self, n_threads):
+        self.n_threads = n_threads
         self.prepared_in = threading.current_thread().name
+
+    def use_threads(self, n_threads):
+        self.n_threads = n_threads
 
     def n_computed(self, n_texts, longest, n_tokens):
         return n_texts * longest

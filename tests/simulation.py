@@ -5,6 +5,7 @@ clients want, and of the place of each batch.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,9 +60,9 @@ class Worker:
         self.seat, self.backlog, self.scheduler = seat, backlog, scheduler
         self.inbox = deque()
         self.requests: list[Request] = []
-        # The batch on the core, and a batch that the watchdog gave up, which may still end.
-        self.running: Work | None = None
-        self.given_up: Work | None = None
+        # The batches on the core, and those that the watchdog gave up, which may still end.
+        self.running: Sequence[Work] = ()
+        self.given_up: Sequence[Work] = ()
         self.is_alive = True
         # The batches of this worker's texts by the simulation's record: number to batch and the worker that has it.
         self.batches: dict[int, tuple[Work, Address]] = {}
@@ -81,11 +82,12 @@ class Simulation:
     Args:
         n_computing: How many workers compute at the same time.
         max_sent_ids: See `Scheduler`.
+        solo_tokens: See `Scheduler`.
     """
 
-    def __init__(self, n_computing: int, max_sent_ids: int = MAX_SENT_IDS) -> None:
+    def __init__(self, n_computing: int, max_sent_ids: int = MAX_SENT_IDS, solo_tokens=()) -> None:
         self.board = Board(memoryview(bytearray(N_SEATS * BYTES_PER_SEAT)))
-        self.n_computing, self.max_sent_ids = n_computing, max_sent_ids
+        self.n_computing, self.max_sent_ids, self.solo_tokens = n_computing, max_sent_ids, solo_tokens
         self.now_s = 0.0
         self.workers: list[Worker] = []
         # Texts that failed or hung alone in a batch. Their jobs may fail.
@@ -101,7 +103,7 @@ class Simulation:
             return False
         cost = Cost(start_s=8e-4, token_s=1e-4)
         backlog = Backlog(seat.address, [Rows(), Rows()], [cost, cost], "test")
-        scheduler = Scheduler(backlog, seat, self.n_computing, self.max_sent_ids)
+        scheduler = Scheduler(backlog, seat, self.n_computing, self.max_sent_ids, self.solo_tokens)
         self.workers.append(Worker(seat, backlog, scheduler))
         return True
 
@@ -120,37 +122,38 @@ class Simulation:
 
     def idle(self, worker: Worker) -> bool:
         """If the worker's core is idle, its thread looks for work. Return True if it finds some."""
-        if worker.running is not None or worker.scheduler.phase is SchedulerPhase.CLOSED:
+        if worker.running or worker.scheduler.phase is SchedulerPhase.CLOSED:
             return False
         self._report(worker, worker.scheduler.idle)
-        return worker.running is not None
+        return bool(worker.running)
 
     def end(self, worker: Worker, error: Exception | None = None) -> None:
-        """The worker's core ends a batch with a result or an error."""
-        work, worker.running = worker.running, None
-        if work.owner == worker.seat.address:
-            del worker.batches[work.number]
-            if error is None:
-                self._note_computed(worker, work)
+        """The worker's core ends its batches with a result or an error."""
+        works, worker.running = worker.running, ()
+        for work in works:
+            if work.owner == worker.seat.address:
+                del worker.batches[work.number]
+                if error is None:
+                    self._note_computed(worker, work)
         if error is None:
-            self._report(worker, worker.scheduler.computed, work, _result(work))
+            self._report(worker, worker.scheduler.computed, works, _result(works))
         else:
-            self._note_unlucky(work)
-            self._report(worker, worker.scheduler.failed, work, error)
+            self._note_unlucky(works)
+            self._report(worker, worker.scheduler.failed, works, error)
 
     def hang(self, worker: Worker) -> None:
         """The watchdog finds that the batch on the worker's core hangs."""
         if worker.may_refuse:
             return
         self._note_unlucky(worker.running)
-        worker.given_up, worker.running = worker.running, None
+        worker.given_up, worker.running = worker.running, ()
         worker.batches = {n: one for n, one in worker.batches.items() if one[1] != worker.seat.address}
         self._report(worker, worker.scheduler.hung)
 
     def end_given_up(self, worker: Worker) -> None:
-        """A batch that the watchdog gave up ends late."""
-        work, worker.given_up = worker.given_up, None
-        self._report(worker, worker.scheduler.computed, work, _result(work))
+        """Batches that the watchdog gave up end late."""
+        works, worker.given_up = worker.given_up, ()
+        self._report(worker, worker.scheduler.computed, works, _result(works))
 
     def break_backend(self, worker: Worker) -> None:
         """A backend in the worker cannot compute any more."""
@@ -194,10 +197,10 @@ class Simulation:
     def close(self, worker: Worker) -> None:
         """The worker stops in order."""
         worker.batches = {
-            n: one for n, one in worker.batches.items() if one[1] != worker.seat.address or one[0] is worker.running
+            n: one for n, one in worker.batches.items() if one[1] != worker.seat.address or one[0] in worker.running
         }
         self._report(worker, worker.scheduler.close)
-        if worker.running is not None:
+        if worker.running:
             self.end(worker)
         worker.batches.clear()
         self._report(worker, worker.scheduler.refuse_rest)
@@ -229,7 +232,7 @@ class Simulation:
                     self.deliver(worker)
                 self.look(worker)
                 self.idle(worker)
-                if worker.running is not None:
+                if worker.running:
                     self.end(worker)
             if all(request.job.is_done for worker in self.living for request in worker.requests):
                 return
@@ -258,11 +261,12 @@ class Simulation:
     def _carry_out(self, worker: Worker, action) -> None:
         address = worker.seat.address
         match action:
-            case Compute(work):
-                assert worker.running is None
-                worker.running = work
-                if work.owner == address:
-                    worker.batches[work.number] = work, address
+            case Compute(works, on_all_cores):
+                assert not worker.running
+                assert len({work.lane for work in works}) == 1, "texts of two lanes are computed together"
+                assert len(works) == 1 or not any(work.is_alone for work in works), "a text that is alone has company"
+                worker.running, worker.is_on_all_cores = works, on_all_cores
+                worker.batches |= {work.number: (work, address) for work in works if work.owner == address}
             case Send(work, to):
                 worker.batches[work.number] = work, to
                 if not self._send(to, ("work", work)):
@@ -300,11 +304,12 @@ class Simulation:
             if request.lane == work.lane:
                 request.missing -= texts
 
-    def _note_unlucky(self, work: Work) -> None:
-        if len(work.inputs) == 1:
-            self.unlucky.add((work.lane, int(work.inputs[0][0])))
+    def _note_unlucky(self, works: Sequence[Work]) -> None:
+        texts = [(work.lane, int(one[0])) for work in works for one in work.inputs]
+        if len(texts) == 1:
+            self.unlucky.add(texts[0])
 
 
-def _result(work: Work) -> Result:
+def _result(works: Sequence[Work]) -> Result:
     """Return a result with the number of each text, float64, (n_texts,)."""
-    return Result(np.array([one[0] for one in work.inputs], dtype=np.float64))
+    return Result(np.array([one[0] for work in works for one in work.inputs], dtype=np.float64))

@@ -46,32 +46,46 @@ class Work(NamedTuple):
         number: The owner's name for the batch.
         lane: What computes it.
         inputs: Token ids of each text, int64, (n_tokens,), n_tokens >= 1.
+        is_alone: True if a core must not compute it together with other batches.
     """
 
     owner: Address
     number: int
     lane: Lane
     inputs: Sequence[Ids]
+    is_alone: bool = False
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all texts."""
+        return sum(map(len, self.inputs))
+
+    @property
+    def n_sent_ids(self) -> int:
+        """Token ids in a message that holds this batch, with one number more for each text."""
+        return self.n_tokens + len(self.inputs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let pickle keep the token ids of all texts as one array of int32."""
         ids = np.concatenate(self.inputs).astype(np.int32).tobytes()
-        return _unpickled, (*self[:3], [len(ids) for ids in self.inputs], ids)
+        return _unpickled, (self[:3], [len(ids) for ids in self.inputs], ids, self.is_alone)
 
 
-def _unpickled(owner: Address, number: int, lane: Lane, lengths: list[int], data: bytes) -> Work:
+def _unpickled(names: tuple[Address, int, Lane], lengths: list[int], data: bytes, is_alone: bool) -> Work:  # noqa: FBT001 - pickle passes it
     ids = np.frombuffer(data, np.int32).astype(np.int64)
     # Several times faster than np.split.
     ends = itertools.accumulate(lengths)
-    return Work(owner, number, lane, [ids[end - n : end] for n, end in zip(lengths, ends, strict=True)])
+    return Work(*names, [ids[end - n : end] for n, end in zip(lengths, ends, strict=True)], is_alone)
 
 
 class Undone(enum.IntEnum):
-    """Why a worker did not compute the batch of another worker."""
+    """Why a worker did not compute a batch."""
 
     FAILED = 0
     HUNG = 1
     NOT_BEGUN = 2
+    # It failed or hung together with other batches, of which any may be the cause.
+    IN_COMPANY = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +114,12 @@ class Result:
         else:
             values = self.values[self.offsets[text] : self.offsets[text + 1]]
         return values
+
+    def split(self, sizes: Sequence[int]) -> list["Result"]:
+        """Return the results of groups of texts, `sizes` texts each."""
+        ends = list(itertools.accumulate(sizes))
+        groups = [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        return [Result.gathered([(self, text) for text in group]) for group in groups]
 
     @classmethod
     def gathered(cls, rows: Sequence[tuple["Result", int]]) -> "Result":

@@ -14,7 +14,7 @@ from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from embedding_api.engine.scheduling.board import Seat
+from embedding_api.engine.scheduling.board import NO_MORE, Seat
 from embedding_api.errors import StartError
 from embedding_api.server import flags, scarcity
 from embedding_api.server.lifecycle import Lifecycle, Phase
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two heartbeats, and between two looks at the phase of a worker that stops.
 TICK_S, STOPPING_TICK_S = 1.0, 0.1
+
+# Seconds for which a worker leaves a new connection to one that has fewer. A loop takes less, unless it is very busy.
+_LEAVE_S = 2e-3
 
 
 def tell_workers_of_sigterm(arbiter: Any) -> None:
@@ -52,7 +55,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
     # slot for counting.
     seat: Seat | None
     slot: int
-    _next_tick_s = _accepts_from_s = 0.0
+    _next_tick_s = _accepts_from_s = _left_at_s = 0.0
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -85,7 +88,9 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
                 self.requests.pool.start()
             flags.HAS_SERVED.set()
             while self._advance() is not Phase.ENDED:
-                self.set_accept_enabled(self._may_accept())
+                may_accept = self._may_accept()
+                self.set_accept_enabled(may_accept and time.monotonic() >= self._accepts_from_s)
+                self._seat.publish_connections(self._connections.n_open if may_accept else NO_MORE)
                 self.wait_for_and_dispatch_events(self._timeout_s())
                 self._connections.expire()
                 self.requests.say_arriving()
@@ -100,9 +105,17 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             self.requests.pool.close()
         self.poller.close()
 
+    @property
+    def _seat(self) -> Seat:
+        """This worker's place among the others; one of its own if workers cannot send."""
+        return self._service.engine.runner.seat
+
     def _timeout_s(self) -> float:
+        now_s = time.monotonic()
         next_s = min(self._next_tick_s, self._connections.waits.next_s())
-        return min(max(next_s - time.monotonic(), 0.0), TICK_S if self.alive else STOPPING_TICK_S)
+        if self._accepts_from_s > now_s:
+            next_s = min(next_s, self._accepts_from_s)
+        return min(max(next_s - now_s, 0.0), TICK_S if self.alive else STOPPING_TICK_S)
 
     def _advance(self) -> Phase:
         """Do what the time requires, and return the phase of the worker."""
@@ -143,7 +156,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     def _may_accept(self) -> bool:
         has_room = self._connections.n_open < self.worker_connections
-        return self._lifecycle.phase.accepts and has_room and time.monotonic() >= self._accepts_from_s
+        return self._lifecycle.phase.accepts and has_room
 
     def _stop_listening(self) -> None:
         """Let the kernel refuse connections. It accepts them while any worker listens, and loses them."""
@@ -152,7 +165,14 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             listener.close()
 
     def accept(self, listener: Any) -> None:
-        """Accept a new connection."""
+        """Accept a new connection, unless another worker has fewer: then leave it to that one for a moment."""
+        now_s = time.monotonic()
+        # A connection that is still there after that moment is this worker's. One that comes later is another.
+        was_left = now_s < self._left_at_s + 2 * _LEAVE_S
+        if not was_left and not self._seat.has_fewest_connections():
+            self._left_at_s, self._accepts_from_s = now_s, now_s + _LEAVE_S
+            return
+        self._left_at_s = 0.0
         try:
             client_socket, client = listener.accept()
         except OSError as error:
@@ -161,6 +181,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
                 self._accepts_from_s = time.monotonic() + TICK_S
             return
         self._connections.add(client_socket, client, listener.getsockname())
+        self._seat.publish_connections(self._connections.n_open)
 
     def count_request(self) -> None:
         """Count a request towards Gunicorn's `max_requests`, after which the worker ends and is replaced."""

@@ -10,8 +10,12 @@ from embedding_api.settings.table import Settings
 
 
 def default_workers(device: str) -> int:
-    """Return the number of workers if WORKERS is unset: one per usable core of a CPU, or a few for a device."""
-    return cores.count() if device == "cpu" else _max_workers_on_device()
+    """Return the number of workers if WORKERS is unset: one more than a CPU has usable cores, or a few for a device."""
+    if device != "cpu":
+        return _max_workers_on_device()
+    n_cores = cores.count()
+    # The further one computes on all cores what waits alone. Other systems have no exchange over which others reach it.
+    return n_cores + 1 if n_cores > 1 and sys.platform == "linux" else n_cores
 
 
 def require_consistent(settings: Settings) -> None:

@@ -85,7 +85,7 @@ def test_prompts_come_along_with_a_converted_model(make, folder, tmp_path):
     source = models.save(make, folder)
     assert converted(source, tmp_path) == {"warnings": []}
     wanted = torch_model.load(
-        source, device="cpu", precision="float32", n_threads=1, trust_remote_code=False, allow_pickle=False
+        source, device="cpu", precision="float32", trust_remote_code=False, allow_pickle=False
     ).routes
     routes = openvino_backend.load(tmp_path, precision="float32").routes
     assert routes.keys() == wanted.keys()

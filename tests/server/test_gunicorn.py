@@ -101,7 +101,7 @@ if not child:
     if sys.argv[1] == "as we load":
         model = engine.models.models[0]
         reading = model.route.reader.read(["word " * 200] * 8)
-        model.route.backend.prepare()
+        model.route.backend.prepare(1)
         torch.set_num_threads(2)
         model.route.backend.compute([tokens.ids for tokens in reading.tokens], 0)
     os._exit(0)

@@ -344,7 +344,7 @@ def test_a_worker_that_cannot_start_its_engine_ends_the_service(launch, tmp_path
     (tmp_path / "wsgi.py").write_text(
         "from embedding_api.app import create_app\n"
         "from tests.fakes import fake_engine, fake_model\n"
-        "def prepare():\n"
+        "def prepare(n_threads):\n"
         "    raise RuntimeError('out of device memory')\n"
         "model = fake_model()\n"
         "model.route.backend.prepare = prepare\n"

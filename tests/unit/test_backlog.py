@@ -45,7 +45,7 @@ class OneClock(Backlog):
     def run(self, n_cores=1):
         """Compute all that waits. Return the lengths in each batch."""
         lengths = []
-        while (batch := self.form_batch(n_cores)) is not None:
+        while (batch := self.form_batch(self.n_waiting_tokens / n_cores)) is not None:
             lengths.append([len(ids) for ids in batch.work.inputs])
             self.compute(batch)
         return lengths
@@ -101,9 +101,9 @@ def test_a_short_job_passes_the_backlog_of_large_ones(backlog, add):
     for n in range(4):
         add(texts(100, n_tokens=16, first=1000 * n))
     for _ in range(40):
-        backlog.compute(backlog.form_batch(1))
+        backlog.compute(backlog.form_batch())
     short = add(texts(1, n_tokens=3))
-    backlog.compute(backlog.form_batch(1))
+    backlog.compute(backlog.form_batch())
     assert short.is_done
 
 
@@ -111,7 +111,7 @@ def test_a_long_text_is_not_starved_by_short_ones_that_keep_coming(backlog, add)
     long = add(texts(1, n_tokens=60))
     for n in range(100):
         add(texts(20, n_tokens=3, first=100 * n))
-        backlog.compute(backlog.form_batch(1))
+        backlog.compute(backlog.form_batch())
         if long.is_done:
             break
     assert n <= 60 / 3
@@ -119,12 +119,12 @@ def test_a_long_text_is_not_starved_by_short_ones_that_keep_coming(backlog, add)
 
 def test_with_cores_to_spare_a_job_is_parted(backlog, add):
     add(texts(8, n_tokens=8))
-    assert len(backlog.form_batch(2).work.inputs) == 4
+    assert len(backlog.form_batch(backlog.n_waiting_tokens / 2).work.inputs) == 4
 
 
 def test_a_batch_is_not_parted_where_its_start_costs_more(backlog, add):
     add(texts(2, n_tokens=4))
-    assert len(backlog.form_batch(2).work.inputs) == 2
+    assert len(backlog.form_batch(backlog.n_waiting_tokens / 2).work.inputs) == 2
 
 
 def test_a_text_over_the_budget_travels_alone(backlog, add):
@@ -135,9 +135,9 @@ def test_a_text_over_the_budget_travels_alone(backlog, add):
 def test_equal_texts_are_computed_once_waiting_or_under_way(backlog, add):
     ids = texts(2)
     jobs = [add(ids), add([ids[0], ids[1], ids[0]])]
-    batch = backlog.form_batch(1)
+    batch = backlog.form_batch()
     jobs.append(add(ids[:1]))
-    assert backlog.form_batch(1) is None
+    assert backlog.form_batch() is None
     backlog.compute(batch)
     for job, wanted in zip(jobs, [ids, [ids[0], ids[1], ids[0]], ids[:1]], strict=True):
         assert_right(job, wanted)
@@ -148,26 +148,26 @@ def test_equal_texts_are_computed_once_waiting_or_under_way(backlog, add):
 def test_a_text_in_a_hurry_takes_the_equal_one_of_a_large_job_with_it(backlog, add):
     large = texts(100, n_tokens=16)
     add(large)
-    backlog.compute(backlog.form_batch(1))
+    backlog.compute(backlog.form_batch())
     short = add(large[99:])
-    backlog.compute(backlog.form_batch(1))
+    backlog.compute(backlog.form_batch())
     assert_right(short, large[99:])
 
 
 def test_what_is_given_back_keeps_its_turn(backlog, add):
     first = add(texts(8))
-    batch = backlog.form_batch(1)
+    batch = backlog.form_batch()
     add(texts(200, first=100))
     backlog.requeue(batch, backlog.tick())
     for _ in range(3):
-        backlog.compute(backlog.form_batch(1))
+        backlog.compute(backlog.form_batch())
     assert_right(first, texts(8))
 
 
 def test_a_batch_that_fails_is_tried_text_by_text(backlog, add):
     good, bad = add(texts(2)), add(texts(1, first=666))
-    backlog.fail(backlog.form_batch(1), ValueError("one of them"), backlog.tick())
-    while (batch := backlog.form_batch(1)) is not None:
+    backlog.fail(backlog.form_batch(), ValueError("one of them"), backlog.tick())
+    while (batch := backlog.form_batch()) is not None:
         assert len(batch.work.inputs) == 1
         if batch.work.inputs[0][0] == 666:
             backlog.fail(batch, ValueError("this one"), backlog.tick())
@@ -180,9 +180,9 @@ def test_a_batch_that_fails_is_tried_text_by_text(backlog, add):
 
 def test_the_rest_of_a_job_that_failed_is_not_computed(backlog, add):
     job = add(texts(1, n_tokens=64) + texts(4))
-    backlog.fail(backlog.form_batch(1), ValueError("broken"), backlog.tick())
+    backlog.fail(backlog.form_batch(), ValueError("broken"), backlog.tick())
     assert job.is_done
-    assert backlog.form_batch(1) is None
+    assert backlog.form_batch() is None
     assert backlog.n_waiting_tokens == 0
 
 
@@ -190,7 +190,7 @@ def test_when_all_is_refused_every_job_is_told(backlog, add):
     jobs = [add(texts(40)), add(texts(2, first=100), model=1)]
     backlog.refuse_waiting(ValueError("the end"), 1.0)
     assert [str(job.error) for job in jobs] == ["the end"] * 2
-    assert backlog.form_batch(1) is None
+    assert backlog.form_batch() is None
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -206,7 +206,7 @@ def test_whatever_happens_every_text_is_answered_once(seed):
             n_tokens = int(random.integers(1, 40))
             ids = texts(int(random.integers(1, 20)), n_tokens, first=int(random.integers(n_new)))
             jobs.append((backlog.add(ids), ids))
-        elif what == 2 and (batch := backlog.form_batch(int(random.integers(1, 4)))) is not None:
+        elif what == 2 and (batch := backlog.form_batch(backlog.n_waiting_tokens / random.integers(1, 4))) is not None:
             away.append(batch)
         elif away:
             batch = away.pop(int(random.integers(len(away))))
@@ -242,7 +242,7 @@ def test_a_text_that_left_is_computed_for_who_wants_it_later(backlog, add):
 
 def test_a_batch_that_comes_back_undone_keeps_only_what_is_wanted(backlog, add):
     gone, stays = add(texts(2)), add(texts(2, first=3))
-    batch = backlog.form_batch(1)
+    batch = backlog.form_batch()
     assert len(batch.work.inputs) == 4
     backlog.abandon(gone, RuntimeError("left"), backlog.tick())
     assert gone.n_dropped == 0
@@ -255,7 +255,7 @@ def test_a_batch_that_comes_back_undone_keeps_only_what_is_wanted(backlog, add):
 def test_a_failing_text_takes_the_rest_of_its_job_along(backlog, add):
     """Given a job whose first text fails, then its other texts are not computed, and do not count as waiting."""
     job = add([*texts(1, n_tokens=60), *texts(20, n_tokens=30, first=50)])
-    batch = backlog.form_batch(1)
+    batch = backlog.form_batch()
     assert len(batch.work.inputs) == 1
     backlog.fail(batch, RuntimeError("no vector"), backlog.tick())
     assert isinstance(job.error, RuntimeError)
@@ -276,7 +276,7 @@ def test_thousands_of_jobs_that_leave_leave_nothing_behind(backlog, add):
 
 def test_two_jobs_of_one_batch_remember_the_same_trip(backlog, add):
     jobs = [add(texts(2, first=10 * n)) for n in range(2)]
-    batch = backlog.form_batch(1)
+    batch = backlog.form_batch()
     begin(backlog, batch, 3)
     (run,) = jobs[0].timing.runs
     assert jobs[1].timing.runs == [run]
@@ -288,7 +288,7 @@ def test_two_jobs_of_one_batch_remember_the_same_trip(backlog, add):
 
 def test_who_wants_a_text_that_is_under_way_is_on_its_trip(backlog, add):
     first = add(texts(1))
-    batch = backlog.form_batch(1)
+    batch = backlog.form_batch()
     begin(backlog, batch, 0)
     late = add(texts(1))
     backlog.compute(batch)
@@ -298,10 +298,10 @@ def test_who_wants_a_text_that_is_under_way_is_on_its_trip(backlog, add):
 
 def test_a_batch_that_fails_and_its_texts_alone_are_trips_of_their_own(backlog, add):
     job = add(texts(2))
-    batch = backlog.form_batch(1)
+    batch = backlog.form_batch()
     begin(backlog, batch, 0)
     backlog.fail(batch, RuntimeError("two"), backlog.tick())
-    while (alone := backlog.form_batch(1)) is not None:
+    while (alone := backlog.form_batch()) is not None:
         begin(backlog, alone, 1)
         backlog.compute(alone)
     assert [(run.n_texts, run.seat) for run in job.timing.runs] == [(2, 0), (1, 1), (1, 1)]
@@ -313,6 +313,6 @@ def test_a_job_that_is_over_goes_on_no_more_trips(backlog, add):
     job = add(texts(1))
     add(texts(1))
     backlog.abandon(job, RuntimeError("gone"), backlog.tick())
-    begin(backlog, backlog.form_batch(1), 0)
+    begin(backlog, backlog.form_batch(), 0)
     assert job.timing.runs == []
     assert (job.timing.queue_s, job.timing.inference_s) == (0, 0)

@@ -44,7 +44,7 @@ def test_no_thread_starts_before_the_engine_does(backend):
 
 
 def test_what_preparing_raises_start_raises(backend):
-    def prepare():
+    def prepare(n_threads):
         raise RuntimeError("no such device")
 
     backend.prepare = prepare

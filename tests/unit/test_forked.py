@@ -59,7 +59,7 @@ def test_a_process_that_cannot_fork_safely_is_refused():
 
 def test_a_backend_that_cannot_be_prepared_leaves_no_process_behind(no_leaked_threads):
     class Broken(FakeBackend):
-        def prepare(self):
+        def prepare(self, n_threads):
             raise RuntimeError("no device")
 
     setup = Setup(["m"], [Broken()], [COST], Exchange(4), n_computing=3)

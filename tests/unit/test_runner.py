@@ -41,14 +41,23 @@ class Worker:
         workers = Setup(["model"], [self.backend], [COST], exchange, **{"n_computing": 2, **options})
         self.runner = Runner(workers, self.seat)
         self.runner.start()
-        until(lambda: self.seat.rank() >= workers.n_computing or self.accepts)
+        until(lambda: self.rank >= workers.n_computing or self.is_idle)
 
     def compute(self, ids, caller=None):
         return self.runner.compute(Lane(0, 0), ids, caller or Caller()).values
 
     @property
-    def accepts(self):
-        return bool(self.seat.board.columns.accepts[self.seat.address.seat])
+    def rank(self):
+        """How many workers are older."""
+        return sum(one.generation < self.seat.address.generation for one in self.seat.board.workers())
+
+    @property
+    def is_idle(self):
+        return bool(self.seat.board.columns.is_idle[self.seat.address.seat])
+
+    @property
+    def room_tokens(self):
+        return self.seat.board.columns.room_tokens[self.seat.address.seat]
 
     @property
     def n_waiting_tokens(self):
@@ -246,7 +255,7 @@ def test_a_request_ends_whoever_computes_while_workers_come_and_go(workers):
         for _ in range(3):
             crew[0].runner.close()
             new = workers(n_computing=1)
-            assert new.seat.rank() == 2
+            assert new.rank == 2
             assert_right(texts(3), new.compute(texts(3)))
             new.runner.close()
             crew[0] = workers(n_computing=1)
@@ -425,16 +434,16 @@ def test_more_than_may_wait_in_all_workers_is_refused_and_one_request_is_taken_w
     one, other = workers(**limits), workers(**limits)
     with ThreadPoolExecutor(4) as clients:
         held = [hold(one, clients), hold(other, clients, texts(1, first=950))]
-        # 160 tokens exceed the queue's limit, but the queue is empty.
-        large = clients.submit(one.compute, texts(20))
-        until(lambda: one.n_waiting_tokens == 160)
+        # 240 tokens exceed the queue's limit, but the queue is empty. The other worker has room for 64 of them.
+        large = clients.submit(one.compute, texts(30))
+        until(lambda: one.n_waiting_tokens == 176)
         for worker in (one, other):
-            with pytest.raises(OverloadedError, match=r"160 tokens wait already, and the limit .* is 100") as told:
+            with pytest.raises(OverloadedError, match=r"176 tokens wait already, and the limit .* is 100") as told:
                 worker.compute(texts(1, first=50))
-            assert told.value.headers["Retry-After"] == "16"
+            assert told.value.headers["Retry-After"] == "18"
         for worker in (one, other):
             worker.backend.proceed.set()
-        assert_right(texts(20), large.result(10))
+        assert_right(texts(30), large.result(10))
         for future in held:
             future.result(10)
     assert_right(texts(2), other.compute(texts(2)))
@@ -447,7 +456,8 @@ def test_a_worker_that_hangs_gives_up_that_batch_and_leaves_the_rest_to_others(w
         hung = hold(one, clients)
         held = hold(other, clients, texts(1, first=950))
         waiting = clients.submit(one.compute, texts(5))
-        until(lambda: one.n_waiting_tokens == 40)
+        # The other worker has room for two texts of its share.
+        until(lambda: one.n_waiting_tokens == 24)
         until(one.runner.retire_if_stuck)
         with pytest.raises(DeadlineExceededError, match="was not computed within"):
             hung.result(10)
@@ -468,9 +478,9 @@ def test_a_worker_that_hangs_on_anothers_batch_tells_it_and_sends_back_what_it_d
         owner.backend.proceed.clear()
         hung = clients.submit(other.compute, texts(1))
         assert owner.backend.entered.wait(10)
-        # If not all workers compute, one more batch waits at the computing worker.
+        # The computing worker has room for it.
         not_begun = clients.submit(other.compute, texts(2, first=50))
-        until(lambda: not owner.accepts)
+        until(lambda: owner.room_tokens == 64 - 16)
         until(owner.runner.retire_if_stuck)
         with pytest.raises(DeadlineExceededError):
             hung.result(10)
@@ -500,7 +510,7 @@ def test_what_nobody_took_is_refused_when_there_is_no_more_time(workers):
     with ThreadPoolExecutor(3) as clients:
         hung, held = hold(one, clients), hold(other, clients, texts(1, first=950))
         waiting = clients.submit(one.compute, texts(5))
-        until(lambda: one.n_waiting_tokens == 40)
+        until(lambda: one.n_waiting_tokens == 24)
         until(one.runner.retire_if_stuck)
         one.runner.refuse_rest()
         with pytest.raises(NotReadyError):

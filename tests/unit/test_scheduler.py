@@ -36,9 +36,11 @@ SETTINGS = settings(
 class AnyOrder(RuleBasedStateMachine):
     """Arrivals, abandonments, ends, failures, hangs, deaths and departures, in any order."""
 
-    @initialize(n_workers=st.integers(1, 3), n_computing=st.integers(1, 3))
-    def start(self, n_workers, n_computing):
-        self.simulation = Simulation(n_computing)
+    @initialize(
+        n_workers=st.integers(1, 3), n_computing=st.integers(1, 3), solo_tokens=st.sampled_from([(), (4, 4), (0, 99)])
+    )
+    def start(self, n_workers, n_computing, solo_tokens):
+        self.simulation = Simulation(n_computing, solo_tokens=solo_tokens)
         for _ in range(n_workers):
             self.simulation.spawn()
 
@@ -47,7 +49,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @property
     def busy(self):
-        return [worker for worker in self.simulation.living if worker.running is not None]
+        return [worker for worker in self.simulation.living if worker.running]
 
     @precondition(lambda self: self.simulation.living)
     @rule(data=st.data(), texts=st.lists(st.integers(0, 30), min_size=1, max_size=12), lane=st.sampled_from(LANES))
@@ -148,6 +150,118 @@ class AnyOrder(RuleBasedStateMachine):
 
 def test_each_text_is_answered_once_whatever_happens():
     run_state_machine_as_test(AnyOrder, settings=SETTINGS)
+
+
+@pytest.fixture
+def idle():
+    """A soloist, and two members whose cores are idle."""
+    simulation = Simulation(n_computing=2, solo_tokens=(4, 4))
+    for _ in range(3):
+        simulation.spawn()
+    for worker in simulation.living:
+        simulation.idle(worker)
+    return simulation
+
+
+def receive(simulation, worker):
+    while worker.inbox:
+        simulation.deliver(worker)
+
+
+def test_the_soloist_computes_on_all_cores_what_waits_alone(idle):
+    soloist = idle.living[0]
+    idle.accept(soloist, [1], LANES[0])
+    idle.idle(soloist)
+    assert soloist.running[0].owner == soloist.seat.address
+    assert soloist.is_on_all_cores
+
+
+def test_a_member_sends_the_soloist_a_text_that_is_worth_the_way(idle):
+    soloist, _, member = idle.living
+    idle.accept(member, [5], LANES[0])
+    receive(idle, soloist)
+    idle.idle(soloist)
+    assert soloist.running[0].owner == member.seat.address
+    idle.end(soloist)
+    receive(idle, member)
+    assert member.requests[0].job.is_done
+
+
+def test_a_member_computes_a_text_that_is_not_worth_the_way(idle):
+    member = idle.living[1]
+    idle.accept(member, [1], LANES[0])
+    idle.idle(member)
+    assert member.running
+    assert not member.is_on_all_cores
+
+
+def test_where_a_core_is_busy_the_soloist_leaves_a_text_to_a_member(idle):
+    soloist, member, other = idle.living
+    idle.accept(member, [1], LANES[0])
+    idle.idle(member)
+    idle.accept(soloist, [5], LANES[0])
+    idle.idle(soloist)
+    assert not soloist.running
+    receive(idle, other)
+    idle.idle(other)
+    assert other.running[0].owner == soloist.seat.address
+
+
+def test_the_soloist_leaves_texts_for_several_batches_to_the_members(idle):
+    soloist, *members = idle.living
+    idle.accept(soloist, [11] * 3 + [10, 9, 8, 23, 22, 21], LANES[0])
+    for member in members:
+        receive(idle, member)
+        idle.idle(member)
+        assert member.running[0].owner == soloist.seat.address
+    idle.idle(soloist)
+    assert not soloist.running
+
+
+def test_the_soloist_computes_all_where_it_is_the_only_worker(idle):
+    soloist, *members = idle.living
+    for member in members:
+        idle.kill(member)
+        idle.reap(member)
+    idle.accept(soloist, [11] * 3 + [10, 9, 8, 23, 22, 21], LANES[0])
+    idle.settle()
+
+
+def test_texts_of_several_workers_are_computed_as_one_pack():
+    """Given two busy members, when texts wait in both and one core is free, then its next batch has texts of both."""
+    simulation = Simulation(n_computing=2)
+    for _ in range(2):
+        simulation.spawn()
+    few, many = simulation.living
+    for worker in (few, many):
+        simulation.idle(worker)
+        simulation.accept(worker, [11], LANES[0])
+        simulation.idle(worker)
+    simulation.accept(few, [94], LANES[0])
+    simulation.accept(many, [22, 34, 46, 58, 70, 82], LANES[0])
+    receive(simulation, few)
+    simulation.end(few)
+    simulation.idle(few)
+    assert {work.owner for work in few.running} == {few.seat.address, many.seat.address}
+
+
+def test_batches_that_fail_together_are_tried_text_by_text(idle):
+    """Given texts of two workers in one pack that fails, then each is computed alone, and only the bad one fails."""
+    simulation = Simulation(n_computing=1)
+    for _ in range(2):
+        simulation.spawn()
+    owner, other = simulation.living
+    simulation.idle(owner)
+    simulation.accept(owner, [11], LANES[0])
+    simulation.idle(owner)
+    requests = [simulation.accept(owner, [1], LANES[0]), simulation.accept(other, [2], LANES[0])]
+    receive(simulation, owner)
+    simulation.end(owner)
+    simulation.idle(owner)
+    assert len(owner.running) == 2
+    simulation.end(owner, ValueError())
+    simulation.settle()
+    assert [request.job.error for request in requests] == [None, None]
 
 
 def test_a_worker_whose_own_long_text_hangs_leaves_its_other_texts_to_the_one_that_computes():

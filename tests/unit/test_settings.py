@@ -22,7 +22,7 @@ def test_without_any_setting_minilm_is_served_on_loopback_without_a_key(monkeypa
     monkeypatch.setattr("embedding_api.machine.cores.count", lambda: 7)
     settings = load_settings()
     assert [spec.name for spec in settings.supported_models] == [MINILM]
-    assert (settings.bind, settings.require_auth, settings.workers) == ("127.0.0.1:8000", False, 7)
+    assert (settings.bind, settings.require_auth, settings.workers) == ("127.0.0.1:8000", False, 8)
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,18 @@ class Backend(Protocol):
             window: The most tokens that the model reads of a text; None for no limit.
         """
 
-    def prepare(self) -> None:
-        """Make the calling thread ready to compute; called once, in the inference thread of a worker."""
+    def prepare(self, n_threads: int) -> None:
+        """Make the calling thread ready to compute; called once, in the inference thread of a worker.
+
+        Args:
+            n_threads: See `use_threads`.
+        """
+
+    def use_threads(self, n_threads: int) -> None:
+        """Let batches take so many threads on a CPU, the calling one included.
+
+        OpenVINO keeps the highest number that a process has used.
+        """
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
         """Return how many tokens the model computes for a batch, padding included.

@@ -47,7 +47,6 @@ def main(
                 Path(source),
                 device="cpu",
                 precision="float32",
-                n_threads=1,
                 trust_remote_code=trust_remote_code,
                 allow_pickle=allow_pickle,
             )

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError
+from embedding_api.engine.backends import Loaded, Route, Routes, UnfitError, tbb
 from embedding_api.engine.backends.bodies import Bodies
 from embedding_api.engine.backends.layout import CPU_BATCH_TOKENS, Packing, Padding, rounded_up
 from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import Finding, in_a_line
 from embedding_api.engine.work import Ids, Result
-from embedding_api.machine import analytics, memory
+from embedding_api.machine import analytics, cores, memory
 
 if TYPE_CHECKING:
     import openvino
@@ -30,10 +30,13 @@ logger = logging.getLogger(__name__)
 # The files of a converted model; `convert.py` writes them. The weights of MODEL are beside it, in model.bin.
 MODEL, REFERENCE, DESCRIPTION = "model.xml", "reference.npy", "description.json"
 
-# No streams: inference runs in the thread that asks for it. A stream is a thread, which does not survive a fork: with
-# one stream a worker computes but hangs when it exits, with two it hangs at once. One thread and no pinning: with
-# pinning every worker computes on the same core.
-_OPTIONS = {"NUM_STREAMS": "0", "INFERENCE_NUM_THREADS": "1", "ENABLE_CPU_PINNING": False}
+# With pinning every worker would compute on the same core.
+_OPTIONS = {"ENABLE_CPU_PINNING": False}
+# Where the threads of TBB can be limited: one stream, in which the limit alone says how many threads an inference has.
+# Its own thread does not survive a fork and is not needed, since inference runs in the thread that asks for it.
+_MANY_THREADS = {**_OPTIONS, "NUM_STREAMS": "1"}
+# Elsewhere: no stream, and one thread.
+_ONE_THREAD = {**_OPTIONS, "NUM_STREAMS": "0", "INFERENCE_NUM_THREADS": "1"}
 
 # float32 needs its hint too: without one OpenVINO computes in bfloat16 where the CPU can. In an int8 model the hint is
 # for the parts that stay in floating point, which are faster in bfloat16.
@@ -71,7 +74,8 @@ def load(folder: Path, *, precision: str) -> Loaded:
     bodies = Bodies(reader.window)
     try:
         model = bodies.model(core.read_model(folder / MODEL))
-        compiled = core.compile_model(model, "CPU", {**_OPTIONS, "INFERENCE_PRECISION_HINT": hint})
+        threads = _ONE_THREAD if tbb.limit() is None else {**_MANY_THREADS, "INFERENCE_NUM_THREADS": cores.count()}
+        compiled = core.compile_model(model, "CPU", {**threads, "INFERENCE_PRECISION_HINT": hint})
     except RuntimeError as error:
         raise UnfitError(f"OpenVINO cannot compile it: {in_a_line(error)}") from error
     layout = _layout(**description["layout"])
@@ -92,6 +96,8 @@ def _core() -> "openvino.Core":
     restores a stack that no longer exists, and the next signal crashes the process.
     """
     analytics.block()
+    # Before TBB is loaded with OpenVINO, which may start threads as soon as it compiles.
+    tbb.limit()
     import openvino
 
     core = openvino.Core()
@@ -131,6 +137,7 @@ class OpenVinoBackend:
         precision: str,
         dim: int,
     ) -> None:
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._bodies = bodies
         self._layout = layout
@@ -146,14 +153,22 @@ class OpenVinoBackend:
                 return
             self.compute([np.zeros(length, dtype=np.int64) for length in lengths], 0)
 
-    def prepare(self) -> None:
+    def prepare(self, n_threads: int) -> None:
         """Keep the objects that the master made, and compute once on each body.
 
         A forked process copies memory when it first writes to it, so that the first batch takes several times as long.
         """
+        # Without them a process with a stream hangs when it exits.
+        _keep(self._compiled)
         _keep(self._request)
+        self.use_threads(n_threads)
         for n_tokens in (*self._bodies.lengths, CPU_BATCH_TOKENS):
             self.compute([np.zeros(n_tokens, dtype=np.int64)], 0)
+
+    def use_threads(self, n_threads: int) -> None:
+        """See `Backend.use_threads`."""
+        if (limit := tbb.limit()) is not None:
+            limit.raise_to(n_threads)
 
     def n_computed(self, n_texts: int, longest: int, n_tokens: int) -> int:
         """See `Backend.n_computed`."""

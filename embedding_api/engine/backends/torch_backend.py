@@ -48,7 +48,6 @@ class TorchBackend:
         precision: The arithmetic of the Transformer.
         dim: Components of a vector.
         device: Where the model computes: cpu, cuda or mps.
-        n_threads: Threads of one inference on a CPU.
     """
 
     model: SentenceTransformer
@@ -57,7 +56,6 @@ class TorchBackend:
     precision: str
     dim: int
     device: str
-    n_threads: int
     name = "torch"
 
     def __post_init__(self) -> None:
@@ -67,10 +65,14 @@ class TorchBackend:
     def warm_up(self, window: int | None) -> None:
         """Do nothing: torch compiles nothing for a shape."""
 
-    def prepare(self) -> None:
+    def prepare(self, n_threads: int) -> None:
         """Set the threads of the calling thread's OpenMP, and move the model to its device."""
-        torch.set_num_threads(self.n_threads)
+        self.use_threads(n_threads)
         self.model.to(self.device)
+
+    def use_threads(self, n_threads: int) -> None:
+        """See `Backend.use_threads`."""
+        torch.set_num_threads(n_threads)
 
     def compute(self, inputs: Sequence[Ids], n_prompt_tokens: int) -> Result:
         """See `Backend.compute`."""

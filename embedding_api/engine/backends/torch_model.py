@@ -38,16 +38,13 @@ class _Way(NamedTuple):
     prompt: str
 
 
-def load(
-    folder: Path, *, device: str, precision: str, n_threads: int, trust_remote_code: bool, allow_pickle: bool
-) -> Loaded:
+def load(folder: Path, *, device: str, precision: str, trust_remote_code: bool, allow_pickle: bool) -> Loaded:
     """Load a model into main memory. A worker moves it to its device after the fork.
 
     Args:
         folder: A complete sentence-transformers model.
         device: Where the model will compute: cpu, cuda or mps.
         precision: The arithmetic of its Transformer, float32 or bfloat16; the other modules stay in float32.
-        n_threads: Threads of one inference on a CPU.
         trust_remote_code: True if Python files that come with the model may run.
         allow_pickle: True if weights may come from pickle files.
 
@@ -76,7 +73,7 @@ def load(
             # Without a Transformer, less precision gains nothing.
             own_precision = precision if isinstance(entrance.first, Transformer) else "float32"
             backends[entrance] = TorchBackend(
-                model, entrance.layout, entrance.options, own_precision, reference.shape[1], device, n_threads
+                model, entrance.layout, entrance.options, own_precision, reference.shape[1], device
             )
         prompts = {name: entrance.prompt(text) for name, text in named.items()}
         routes[task] = Route(entrance.reader, backends[entrance], entrance.prompt(way.prompt), prompts, reference)

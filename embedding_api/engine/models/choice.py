@@ -163,7 +163,6 @@ def _torch(model: Inspected, settings: Settings) -> Loaded:
         model.folder,
         device=settings.device,
         precision=settings.precision,
-        n_threads=max(1, cores.count() // settings.workers),
         trust_remote_code=bool(model.code),
         allow_pickle=settings.allow_pickle,
     )

@@ -1,5 +1,6 @@
 """What a scheduler decides, for the loops around it to carry out in order."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from embedding_api.engine.scheduling.job import Job
@@ -7,9 +8,15 @@ from embedding_api.engine.work import Address, Result, Undone, Work
 
 
 class Compute(NamedTuple):
-    """Compute this batch here, and report how it ended."""
+    """Compute these batches here, as one, and report how it ended.
 
-    work: Work
+    Attributes:
+        works: Batches of one lane.
+        on_all_cores: True if all other cores are idle.
+    """
+
+    works: Sequence[Work]
+    on_all_cores: bool
 
 
 class Send(NamedTuple):

@@ -5,6 +5,7 @@ result, with an error, or undone, and then its texts wait again.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from embedding_api.engine.scheduling.actions import Answer
@@ -12,6 +13,7 @@ from embedding_api.engine.scheduling.batch import Batch, BatchState
 from embedding_api.engine.scheduling.cost import Cost, Sizing
 from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.lane import LaneQueue
+from embedding_api.engine.scheduling.pack import Pack
 from embedding_api.engine.work import Address, Ids, Lane, Result, Work
 
 
@@ -44,6 +46,11 @@ class Backlog:
     def is_empty(self) -> bool:
         """True if there is no text that is not answered."""
         return not self._batches and not self.n_waiting_texts
+
+    @property
+    def target_tokens(self) -> int:
+        """The size of a full batch, in computed tokens."""
+        return max(sizing.target_batch_tokens for sizing in self._sizings)
 
     @property
     def n_waiting_texts(self) -> int:
@@ -90,21 +97,54 @@ class Backlog:
                 job.n_dropped += 1
         return [Answer(job)]
 
-    def form_batch(self, n_cores: int) -> Batch | None:
+    @property
+    def lone_lane(self) -> Lane | None:
+        """The lane of the texts that wait, if they make one batch because it would take longer to start two."""
+        waiting = [queue for queue in self._queues.values() if queue.n_waiting_texts]
+        return waiting[0].lane if len(waiting) == 1 and waiting[0].is_one_batch else None
+
+    @property
+    def least_tokens(self) -> float:
+        """The fewest tokens of a batch of the lane that is due next; infinity if no text waits. See `LaneQueue`."""
+        queue = self._next_queue()
+        return math.inf if queue is None else queue.least_tokens
+
+    def form_batch(self, share_tokens: float = math.inf) -> Batch | None:
         """Return a new batch of the texts that are due; None if no text waits.
 
         Args:
-            n_cores: Cores that are free for the texts that wait. A batch leaves the others their share.
+            share_tokens: The share of a core in the tokens that wait. A batch has at most as many, or the least.
         """
+        queue = self._next_queue()
+        return None if queue is None else self._form(queue, max(share_tokens, queue.least_tokens))
+
+    def fill(self, pack: Pack, now_s: float) -> None:
+        """Add the texts that are due to a pack, as one more batch, if they fit."""
+        queue = self._next_queue()
+        if queue is None or queue.lane != pack.lane or queue.next_tokens() > pack.room_tokens:
+            return
+        before_s = self._virtual_s
+        batch = self._form(queue, pack.room_tokens)
+        if not pack.take(batch.work):
+            self.requeue(batch, now_s)
+            self._virtual_s = before_s
+
+    def _next_queue(self) -> LaneQueue | None:
+        """Return the queue of the text that is due next; None if no text waits."""
         queue = min(self._queues.values(), key=LaneQueue.next_due_s, default=None)
-        if queue is None or (due_s := queue.next_due_s()) == float("inf"):
-            return None
-        self._virtual_s = max(self._virtual_s, due_s)
-        texts = queue.pop_batch(n_cores)
+        return queue if queue is not None and queue.n_waiting_texts else None
+
+    def _form(self, queue: LaneQueue, max_tokens: float) -> Batch:
+        self._virtual_s = max(self._virtual_s, queue.next_due_s())
+        texts = queue.pop_batch(max_tokens)
         number = next(self._numbers)
-        work = Work(self._owner, number, queue.lane, [text.ids for text in texts])
+        work = Work(self._owner, number, queue.lane, [text.ids for text in texts], texts[0].is_alone)
         batch = self._batches[number] = Batch(work, queue, texts, f"{self._process}-{number}")
         return batch
+
+    def pack(self, first: Work) -> Pack:
+        """Return a pack that holds a batch of any worker."""
+        return Pack(first, self._sizings[first.lane.backend], self._costs[first.lane.backend])
 
     def batch(self, number: int) -> Batch:
         """Return the batch of this number, which has not ended."""
@@ -139,10 +179,14 @@ class Backlog:
         """End a batch that failed: its texts wait again, to be computed one by one; a text that failed alone fails."""
         if len(batch.texts) == 1:
             return self.end_with_error(batch, error, now_s)
+        self.separate(batch, now_s)
+        return []
+
+    def separate(self, batch: Batch, now_s: float) -> None:
+        """End a batch that was not computed: its texts wait again, to be computed one by one."""
         for text in batch.texts:
             text.is_alone = True
         self.requeue(batch, now_s)
-        return []
 
     def end_with_error(self, batch: Batch, error: Exception, now_s: float) -> list[Answer]:
         """End a batch that will not be computed: the jobs that want its texts get the error."""
@@ -163,7 +207,7 @@ class Backlog:
     def refuse_waiting(self, error: Exception, now_s: float) -> list[Answer]:
         """Answer with an error the jobs whose texts wait. Batches that other workers have may still end."""
         answers = []
-        while (batch := self.form_batch(1)) is not None:
+        while (batch := self.form_batch()) is not None:
             answers += self.end_with_error(batch, error, now_s)
         return answers
 

@@ -1,7 +1,7 @@
 """What the workers of a server tell each other: a few numbers of each, which all can read and write at once.
 
-Each number is eight aligned bytes, which the processor writes whole. The worker writes its own, except for
-`accepts`, which others clear, and for what the master writes when the worker starts or has ended.
+Each number is eight aligned bytes, which the processor writes whole. The worker writes its own, except for `is_idle`
+and `room_tokens`, which others lower, and for what the master writes when the worker starts or has ended.
 """
 
 from typing import NamedTuple
@@ -15,21 +15,28 @@ class Columns(NamedTuple):
     Attributes:
         is_taken: 1 if a worker has the seat.
         generation: Of the worker that has it, or had it last.
-        accepts: 1 if that worker accepts a batch of another.
+        is_idle: 1 if that worker's core is idle, and nothing waits for it.
+        room_tokens: Tokens of other workers' texts that it would take for its next batch.
         waiting_tokens: Tokens of its texts that are in no batch.
         arriving_tokens: A guess at the tokens of the requests that it holds and has not read.
         arriving_bytes: The bytes of the requests that it holds.
+        n_connections: Connections that it has; NO_MORE if it takes no new one.
         answered_tokens: Tokens that all workers which ever had the seat have answered. It never falls.
     """
 
     is_taken: memoryview
     generation: memoryview
-    accepts: memoryview
+    is_idle: memoryview
+    room_tokens: memoryview
     waiting_tokens: memoryview
     arriving_tokens: memoryview
     arriving_bytes: memoryview
+    n_connections: memoryview
     answered_tokens: memoryview
 
+
+# More connections than a worker can have.
+NO_MORE = 2**62
 
 # Bytes of the numbers of one worker.
 BYTES_PER_SEAT = 8 * len(Columns._fields)
@@ -57,7 +64,8 @@ class Board:
         if free is None:
             return None
         columns.generation[free] = max(columns.generation) + 1
-        columns.accepts[free] = 0
+        columns.is_idle[free] = columns.room_tokens[free] = 0
+        columns.n_connections[free] = NO_MORE
         columns.is_taken[free] = 1
         return Seat(self, Address(free, columns.generation[free]))
 
@@ -88,44 +96,38 @@ class Seat:
         """Leave the seat: the worker itself, or the master when the worker has ended."""
         columns, seat = self.board.columns, self.address.seat
         if self.board.is_present(self.address):
-            for column in (columns.accepts, columns.waiting_tokens, columns.arriving_tokens, columns.arriving_bytes):
-                column[seat] = 0
+            for name in columns._fields:
+                if name not in ("is_taken", "generation", "answered_tokens"):
+                    getattr(columns, name)[seat] = 0
             columns.is_taken[seat] = 0
-
-    def rank(self) -> int:
-        """Return the number of older workers. It never rises, so a worker that may compute keeps this right."""
-        return sum(worker.generation < self.address.generation for worker in self.board.workers())
-
-    def has_other_among(self, n_oldest: int) -> bool:
-        """Return True if another worker is one of the oldest."""
-        return min(n_oldest, len(self.board.workers())) > (self.rank() < n_oldest)
-
-    def accepting(self) -> list[Address]:
-        """Return the other workers that accept a batch."""
-        accepts = self.board.columns.accepts
-        return [worker for worker in self.board.workers() if accepts[worker.seat] and worker != self.address]
 
     def waiting(self) -> list[Address]:
         """Return the other workers in which texts wait."""
         waiting = self.board.columns.waiting_tokens
         return [worker for worker in self.board.workers() if waiting[worker.seat] and worker != self.address]
 
-    def claim(self, worker: Address) -> None:
-        """Note that a worker gets a batch, and accepts no other until it says so again.
+    def claim(self, worker: Address, n_tokens: int) -> None:
+        """Note that a worker gets a batch of so many tokens.
 
-        Two workers may claim the same one at the same moment: then one of their batches waits there.
+        Two workers may claim the same room at the same moment: then one of their batches waits there.
         """
-        self.board.columns.accepts[worker.seat] = 0
+        self.board.columns.is_idle[worker.seat] = 0
+        self.board.columns.room_tokens[worker.seat] -= n_tokens
 
     def publish_waiting(self, n_tokens: int) -> None:
         """Tell the others how many tokens wait in this worker."""
         self.board.columns.waiting_tokens[self.address.seat] = n_tokens
 
-    def publish_accepts(self, *, accepts: bool) -> bool:
-        """Tell the others if this worker accepts a batch. Return True if it did not before, and does now."""
-        column, seat = self.board.columns.accepts, self.address.seat
-        is_new = accepts and not column[seat]
-        column[seat] = accepts
+    def publish_room(self, n_tokens: int, *, is_idle: bool) -> bool:
+        """Tell the others how much room this worker has. Return True if one with waiting texts should hear of it.
+
+        Args:
+            n_tokens: See `Columns.room_tokens`.
+            is_idle: See `Columns.is_idle`.
+        """
+        columns, seat = self.board.columns, self.address.seat
+        is_new = (is_idle and not columns.is_idle[seat]) or columns.room_tokens[seat] <= 0 < n_tokens
+        columns.is_idle[seat], columns.room_tokens[seat] = is_idle, n_tokens
         return is_new
 
     def publish_arriving(self, n_tokens: int, n_bytes: int) -> None:
@@ -137,6 +139,24 @@ class Seat:
         """
         self.board.columns.arriving_tokens[self.address.seat] = n_tokens
         self.board.columns.arriving_bytes[self.address.seat] = n_bytes
+
+    def publish_connections(self, n_connections: int) -> None:
+        """Tell the others how many connections this worker has; see `Columns.n_connections`."""
+        self.board.columns.n_connections[self.address.seat] = n_connections
+
+    def has_fewest_connections(self) -> bool:
+        """Return True if no other worker should take the next connection rather than this one.
+
+        Of those with the fewest, it is for the oldest as long as they have none: a client that is alone is served best
+        by the soloist.
+        """
+        n_connections = self.board.columns.n_connections
+        n_own = n_connections[self.address.seat]
+        return not any(
+            n_connections[other.seat] < n_own or (not n_own and other.generation < self.address.generation)
+            for other in self.board.workers()
+            if other != self.address and n_connections[other.seat] <= n_own
+        )
 
     def count_answered(self, n_tokens: int) -> None:
         """Add to the tokens that this worker has answered."""

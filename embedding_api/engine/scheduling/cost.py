@@ -39,6 +39,11 @@ class Sizing(Protocol):
         """See `Backend.n_computed`."""
 
 
+def seconds(sizing: Sizing, cost: Cost, n_texts: int, longest: int, n_tokens: int) -> float:
+    """Return the seconds of a batch; for its size see `Sizing.n_computed`."""
+    return cost.start_s + cost.token_s * sizing.n_computed(n_texts, longest, n_tokens)
+
+
 def choose_companions(seed: int, lengths: Sequence[int], sizing: Sizing, cost: Cost, max_tokens: float) -> list[int]:
     """Choose the texts that join `seed` so that the batch has the highest tokens per second.
 
@@ -58,7 +63,7 @@ def choose_companions(seed: int, lengths: Sequence[int], sizing: Sizing, cost: C
     chosen: list[int] = []
     n_best = 0
     longest = n_tokens = seed
-    best_rate = seed / _seconds(sizing, cost, 1, seed, seed)
+    best_rate = seed / seconds(sizing, cost, 1, seed, seed)
     for index in sorted(range(len(lengths)), key=lambda index: abs(lengths[index] - seed)):
         length = lengths[index]
         n_texts = len(chosen) + 2
@@ -69,11 +74,7 @@ def choose_companions(seed: int, lengths: Sequence[int], sizing: Sizing, cost: C
         chosen.append(index)
         longest = max(longest, length)
         n_tokens += length
-        rate = n_tokens / _seconds(sizing, cost, n_texts, longest, n_tokens)
+        rate = n_tokens / seconds(sizing, cost, n_texts, longest, n_tokens)
         if rate >= best_rate:
             best_rate, n_best = rate, len(chosen)
     return chosen[:n_best]
-
-
-def _seconds(sizing: Sizing, cost: Cost, n_texts: int, longest: int, n_tokens: int) -> float:
-    return cost.start_s + cost.token_s * sizing.n_computed(n_texts, longest, n_tokens)

@@ -67,21 +67,34 @@ class LaneQueue:
         self._purge()
         return self._waiting[-1].due_s if self._waiting else float("inf")
 
-    def pop_batch(self, n_cores: int) -> list[Text]:
+    @property
+    def least_tokens(self) -> float:
+        """Tokens of a batch that takes as long to start as to compute. A smaller one is not worth a core of its own."""
+        return self._cost.start_s / self._cost.token_s
+
+    @property
+    def is_one_batch(self) -> bool:
+        """True if the texts that wait are too few to share them out to several cores."""
+        return self.n_waiting_texts == 1 or self.n_waiting_tokens <= self.least_tokens
+
+    def next_tokens(self) -> int:
+        """Return the tokens of the text that is due next; a text must wait."""
+        self._purge()
+        return len(self._waiting[-1].ids)
+
+    def pop_batch(self, max_tokens: float) -> list[Text]:
         """Return the text that is due next, and those that make a good batch with it; a text must wait.
 
         Args:
-            n_cores: Cores that are free for this lane. A batch leaves the others their share.
+            max_tokens: The most computed tokens, unless the first text has more.
         """
         self._purge()
-        # Starting a batch must not cost more than computing it.
-        core_share_tokens = max(self.n_waiting_tokens / n_cores, self._cost.start_s / self._cost.token_s)
         seed = self._waiting.pop()
         batch = [seed]
         if not seed.is_alone:
             ahead = [text for text in reversed(self._waiting[-self._n_ahead :]) if self._goes_with(text, seed)]
             lengths = [len(text.ids) for text in ahead]
-            limit = min(core_share_tokens, self._sizing.target_batch_tokens)
+            limit = min(max_tokens, self._sizing.target_batch_tokens)
             chosen = choose_companions(len(seed.ids), lengths, self._sizing, self._cost, limit)
             batch += [ahead[index] for index in chosen]
         for text in batch:

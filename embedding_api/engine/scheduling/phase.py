@@ -12,3 +12,8 @@ class SchedulerPhase(enum.Enum):
     # A batch hung: this worker accepts nothing, and ends once other workers have computed what it holds.
     RETIRED = enum.auto()
     CLOSED = enum.auto()
+
+    @property
+    def accepts(self) -> bool:
+        """True if a new job is accepted."""
+        return self in (SchedulerPhase.SERVING, SchedulerPhase.BROKEN)

@@ -57,12 +57,14 @@ class Runner:
         self._exchange = exchange
         self.inference_timeout_s = setup.inference_timeout_s
         self._names = setup.names
-        self._inference, self._mailbox = Inference(setup.names, setup.backends), Mailbox(exchange, seat)
+        self._inference, self._mailbox = Inference(setup), Mailbox(exchange, seat)
         # Guards what follows. Any thread may read the scheduler's phase without it.
         self._changed = threading.Condition()
         self._backlog = Backlog(seat.address, setup.backends, setup.costs, str(os.getpid()))
-        self._scheduler = Scheduler(self._backlog, seat, setup.n_computing, self._mailbox.max_sent_ids)
-        self._next_work: Work | None = None
+        self._scheduler = Scheduler(
+            self._backlog, seat, setup.n_computing, self._mailbox.max_sent_ids, setup.solo_tokens
+        )
+        self._next: Compute | None = None
         self._done: dict[Job, threading.Event] = {}
         self._has_started = threading.Event()
         self._threads = [
@@ -104,7 +106,7 @@ class Runner:
         """
         job, done = Job(timing), threading.Event()
         with self._changed:
-            if self._scheduler.is_accepting:
+            if self._scheduler.phase.accepts:
                 caller.require_time()
                 self.admission.require_room()
             self._done[job] = done
@@ -124,7 +126,7 @@ class Runner:
         That batch is given up, and all else is left to other workers.
         """
         with self._changed:
-            if self._inference.stuck_for_s() <= self.inference_timeout_s or not self._scheduler.is_accepting:
+            if self._inference.stuck_for_s() <= self.inference_timeout_s or not self._scheduler.phase.accepts:
                 return False
             self._report(self._scheduler.hung)
             return True
@@ -182,8 +184,8 @@ class Runner:
     def _carry_out(self, action: Action) -> None:
         """Do what an action says. A batch that cannot be sent is reported at once, before later actions."""
         match action:
-            case Compute(work):
-                self._next_work = work
+            case Compute():
+                self._next = action
             case Answer(job):
                 self._done.pop(job).set()
             case Send(work, to):
@@ -197,29 +199,31 @@ class Runner:
     def _run_inference(self) -> None:
         """Prepare, then compute one batch after the other."""
         if self._scheduler.may_compute():
-            self._inference.prepare()
+            self._inference.prepare(on_all_cores=self._scheduler.is_soloist())
         self._has_started.set()
-        while (work := self._wait_for_work()) is not None:
+        while (next_ := self._wait_for_work()) is not None:
+            works = next_.works
             try:
-                result = self._inference.compute(work)
+                result = self._inference.compute(works, on_all_cores=next_.on_all_cores)
             except Exception as error:
                 # A request fails only if one of its texts fails alone, and logs that itself.
-                logger.warning("a batch of %d texts failed: %s", len(work.inputs), type(error).__name__)
+                n_texts = sum(len(work.inputs) for work in works)
+                logger.warning("a batch of %d texts failed: %s", n_texts, type(error).__name__)
                 logger.debug("the batch failed", exc_info=error)
-                self._report(self._scheduler.failed, work, error)
+                self._report(self._scheduler.failed, works, error)
             else:
-                self._report(self._scheduler.computed, work, result)
+                self._report(self._scheduler.computed, works, result)
 
-    def _wait_for_work(self) -> Work | None:
-        """Return the next batch for the core; None when there will be none."""
+    def _wait_for_work(self) -> Compute | None:
+        """Return what the core computes next; None when there will be nothing."""
         with self._changed:
             while self._scheduler.phase is not SchedulerPhase.CLOSED:
                 if self._inference.error is not None:
                     self._report(self._scheduler.broken)
                 self._report(self._scheduler.idle)
-                work, self._next_work = self._next_work, None
-                if work is not None:
-                    return work
+                next_, self._next = self._next, None
+                if next_ is not None:
+                    return next_
                 self._changed.wait()
             return None
 

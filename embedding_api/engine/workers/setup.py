@@ -18,7 +18,11 @@ class Setup:
         backends: The backends, in the same order.
         costs: The cost of a batch for each backend.
         exchange: The exchange over which workers send batches; None if each computes alone.
-        n_computing: The number of workers that compute at the same time. Younger workers send to older ones.
+        n_computing: The number of workers that compute at the same time, a batch each. Others send to them.
+        n_threads: Threads with which each of them computes a batch.
+        solo_tokens: For each backend the fewest tokens that are worth the way to the worker that computes on all cores
+            what waits alone; empty if there is no such worker.
+        n_solo_threads: Threads with which that worker computes.
         limits: The work that all workers accept together.
         inference_timeout_s: Seconds after which a batch counts as stuck.
     """
@@ -28,5 +32,8 @@ class Setup:
     costs: Sequence[Cost]
     exchange: Exchange | None = None
     n_computing: int = 1
+    n_threads: int = 1
+    solo_tokens: Sequence[float] = ()
+    n_solo_threads: int = 1
     limits: Limits = UNLIMITED
     inference_timeout_s: float = 30.0

@@ -1,0 +1,142 @@
+"""How long a text takes that has all cores to itself, and with how many threads: measured in a process that ends.
+
+The process that forks the workers must not start a thread, and OpenVINO's threads cannot be taken back.
+"""
+
+import logging
+import math
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext
+from typing import NamedTuple
+
+import numpy as np
+
+from embedding_api.engine.backends import Backend
+
+logger = logging.getLogger(__name__)
+
+# Tokens of the texts that are measured, besides one that fills the window.
+_LENGTHS = (16, 128)
+# A text without a window's limit is measured at so many tokens.
+_NO_WINDOW = 512
+_N_RUNS = 10
+# Seconds after which a length is not run again.
+_SLOW_S = 0.1
+# More than two threads must take less than this share of the time of half as many. Two always help: where they seem not
+# to, other work has taken the cores meanwhile.
+_WORTH = 0.95
+# Seconds that all may take. A process that hangs must not hold up the start.
+_TIMEOUT_S = 60.0
+# Seconds that the way of a text to another worker takes, and that of its vector back; see docs/decisions/0014.
+_WAY_S = 0.5e-3
+
+# Seconds of a text alone, by the index of its backend and its tokens.
+_Times = Mapping[tuple[int, int], float]
+
+
+class Alone(NamedTuple):
+    """How a text is computed that waits alone.
+
+    Attributes:
+        n_threads: The number of threads that takes the least time; at least two if there are as many cores.
+        worth_tokens: For each backend the fewest tokens for which all those threads are worth the way to another
+            worker; infinity if none are.
+    """
+
+    n_threads: int
+    worth_tokens: Sequence[float]
+
+
+# One core computes each text.
+NOT_MEASURED = Alone(1, [])
+
+
+def measure(names: Mapping[Backend, str], windows: Mapping[Backend, int | None], n_cores: int) -> Alone:
+    """Return how a text is computed that waits alone, and log what it takes.
+
+    Args:
+        names: All backends, loaded and warm, with the names of their models.
+        windows: The most tokens of a text of each; None for no limit.
+        n_cores: Cores that this process may use.
+    """
+    lengths = [[n for n in (*_LENGTHS, windows[each] or _NO_WINDOW) if n <= (windows[each] or n)] for each in names]
+    texts = [(index, n_tokens) for index, each in enumerate(lengths) for n_tokens in dict.fromkeys(each)]
+    by_threads = _measured(list(names), texts, n_cores)
+    if not by_threads:
+        logger.warning("one text is computed on one core, because a measurement of several failed")
+        return NOT_MEASURED
+    n_threads = max(by_threads)
+    for index, name in enumerate(names.values()):
+        ms = {str(n): round(1000 * by_threads[n_threads][index, n], 1) for each, n in texts if each == index}
+        fields = {"model": name, "threads": n_threads, "ms_by_tokens": ms}
+        logger.info("a text that waits alone", extra={"fields": fields})
+    if n_threads == 1:
+        return NOT_MEASURED
+    worth = [
+        _worth_tokens(
+            {n: by_threads[1][index, n] - by_threads[n_threads][index, n] for one, n in texts if one == index}
+        )
+        for index in range(len(names))
+    ]
+    return Alone(n_threads, worth)
+
+
+def _worth_tokens(saved_s: Mapping[int, float]) -> float:
+    """Return the fewest tokens at which more threads save `_WAY_S`, between the lengths that were measured."""
+    before, before_s = 0, 0.0
+    for n_tokens, now_s in sorted(saved_s.items()):
+        if now_s >= _WAY_S:
+            return before + (n_tokens - before) * max(0.0, (_WAY_S - before_s) / (now_s - before_s))
+        before, before_s = n_tokens, now_s
+    return math.inf
+
+
+def _measured(backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_cores: int) -> Mapping[int, _Times]:
+    """Return the times with 1 thread, and with each number that was worth more; nothing if the measurement failed."""
+    context: ForkContext = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sender, backends, texts, n_cores), daemon=True)
+    process.start()
+    sender.close()
+    by_threads: Mapping[int, _Times] = {}
+    try:
+        if receiver.poll(_TIMEOUT_S):
+            by_threads = receiver.recv()
+    except EOFError:
+        pass
+    process.kill()
+    process.join()
+    receiver.close()
+    return by_threads
+
+
+def _measure(sender: Connection, backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_cores: int) -> None:
+    for backend in backends:
+        backend.prepare(1)
+    by_threads = {n: _times(backends, texts, n) for n in (1, 2) if n <= n_cores}
+    while (n_threads := max(by_threads)) < n_cores:
+        n_more = min(2 * n_threads, n_cores)
+        times, before = _times(backends, texts, n_more), by_threads[n_threads]
+        # Relative, so that the short texts of a small model count as much as the long ones of a large one.
+        if sum(times[text] / before[text] for text in texts) > _WORTH * len(texts):
+            break
+        by_threads[n_more] = times
+    sender.send(by_threads)
+
+
+def _times(backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_threads: int) -> _Times:
+    return {(index, n_tokens): _seconds(backends[index], n_tokens, n_threads) for index, n_tokens in texts}
+
+
+def _seconds(backend: Backend, n_tokens: int, n_threads: int) -> float:
+    backend.use_threads(n_threads)
+    ids = np.ones(n_tokens, dtype=np.int64)
+    times: list[float] = []
+    while len(times) < _N_RUNS and sum(times) < _SLOW_S:
+        began_s = time.perf_counter()
+        backend.compute([ids], 0)
+        times.append(time.perf_counter() - began_s)
+    return min(times)
