@@ -14,7 +14,8 @@ from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from embedding_api.engine.scheduling.board import NO_MORE, Seat
+from embedding_api.engine.scheduling.board import Seat
+from embedding_api.engine.workers.runner import Runner
 from embedding_api.errors import StartError
 from embedding_api.server import flags, scarcity
 from embedding_api.server.lifecycle import Lifecycle, Phase
@@ -90,7 +91,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             while self._advance() is not Phase.ENDED:
                 may_accept = self._may_accept()
                 self.set_accept_enabled(may_accept and time.monotonic() >= self._accepts_from_s)
-                self._seat.publish_connections(self._connections.n_open if may_accept else NO_MORE)
+                self._runner.publish_connections(self._connections.n_open if may_accept else None)
                 self.wait_for_and_dispatch_events(self._timeout_s())
                 self._connections.expire()
                 self.requests.say_arriving()
@@ -106,9 +107,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self.poller.close()
 
     @property
-    def _seat(self) -> Seat:
-        """This worker's place among the others; one of its own if workers cannot send."""
-        return self._service.engine.runner.seat
+    def _runner(self) -> Runner:
+        return self._service.engine.runner
 
     def _timeout_s(self) -> float:
         now_s = time.monotonic()
@@ -139,7 +139,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         self.notify()
         if not self.is_parent_alive():
             self.alive = False
-        if not self._lifecycle.is_retired and self._service.engine.runner.retire_if_stuck():
+        if not self._lifecycle.is_retired and self._runner.retire_if_stuck():
             timeout_s = self._service.settings.inference_timeout_s
             logger.critical("a batch has hung for %d s: this worker hands on its other work and ends", timeout_s)
             self.alive = False
@@ -152,7 +152,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         if phase in {Phase.WINDING_UP, Phase.ENDED} and flags.SERVER_STOPS:
             self._stop_listening()
         if phase is Phase.REFUSING:
-            self._service.engine.runner.refuse_rest()
+            self._runner.refuse_rest()
 
     def _may_accept(self) -> bool:
         has_room = self._connections.n_open < self.worker_connections
@@ -169,7 +169,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
         now_s = time.monotonic()
         # A connection that is still there after that moment is this worker's. One that comes later is another.
         was_left = now_s < self._left_at_s + 2 * _LEAVE_S
-        if not was_left and not self._seat.has_fewest_connections():
+        if not was_left and not self._runner.seat.has_fewest_connections():
             self._left_at_s, self._accepts_from_s = now_s, now_s + _LEAVE_S
             return
         self._left_at_s = 0.0
@@ -181,7 +181,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
                 self._accepts_from_s = time.monotonic() + TICK_S
             return
         self._connections.add(client_socket, client, listener.getsockname())
-        self._seat.publish_connections(self._connections.n_open)
+        self._runner.publish_connections(self._connections.n_open)
 
     def count_request(self) -> None:
         """Count a request towards Gunicorn's `max_requests`, after which the worker ends and is replaced."""

@@ -171,7 +171,8 @@ def test_int8_multiplies_in_8_bits(folder, tmp_path):
     assert embed(openvino_backend.load(target, precision="int8").routes, TEXTS).shape == (len(TEXTS), 32)
 
 
-# A child process that loads MiniLM. It prints its modules, its number of threads, and if a fork computes and exits.
+# A child process that loads MiniLM. It prints its modules, its number of threads, and if a fork computes, with one and
+# with two threads, and exits.
 _WARM_START = """
 import json, os, sys
 from embedding_api.settings import load_settings
@@ -184,7 +185,12 @@ n_threads = len(os.listdir("/proc/self/task"))
 child = os.fork()
 if not child:
     same = (model.route.backend.compute(ids, 0).values == vectors).all()
-    sys.exit(0 if same else 1)
+    model.route.backend.prepare(1)
+    before = len(os.listdir("/proc/self/task"))
+    model.route.backend.use_threads(2)
+    close = abs(model.route.backend.compute(ids, 0).values - vectors).max() < 1e-6
+    more = len(os.listdir("/proc/self/task")) - before
+    sys.exit(0 if same and close and more == 1 else 1)
 status = os.waitpid(child, 0)[1]
 assert sys.modules["openvino_telemetry"] is None
 print(json.dumps([model.route.backend.name, n_threads, status, sorted({name.split(".")[0] for name in sys.modules})]))
@@ -192,13 +198,14 @@ print(json.dumps([model.route.backend.name, n_threads, status, sorted({name.spli
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells a process's threads")
-def test_a_start_from_the_cache_imports_no_torch_leaves_no_thread_and_survives_a_fork(monkeypatch):
+def test_a_start_from_the_cache_imports_no_torch_starts_no_thread_that_computes_and_survives_a_fork(monkeypatch):
     load_engine(load_settings()).close()
     done = subprocess.run(
         [sys.executable, "-c", _WARM_START], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
     name, n_threads, status, modules = json.loads(done.stdout)
-    assert (name, n_threads, status) == ("openvino", 1, 0)
+    # The main thread, and two of OpenVINO's stream, which never compute: those that do belong to TBB.
+    assert (name, n_threads, status) == ("openvino", 3, 0)
     imported = {"torch", "transformers", "sentence_transformers", "huggingface_hub", "nncf"} & set(modules)
     assert imported == set()
 

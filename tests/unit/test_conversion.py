@@ -104,9 +104,9 @@ def test_a_folder_behind_a_link_belongs_to_the_model_and_may_lead_back_to_it(mod
 
 # Files that the conversion imports and whose output is not stored: types, process-wide options, errors.
 WITHOUT_EFFECT = {
-    "engine/backends/__init__.py", "engine/backends/bodies.py", "engine/backends/openvino_backend.py", "engine/work.py",
-    "errors.py",
-    "machine/__init__.py", "machine/analytics.py", "machine/memory.py", "machine/scratch.py", "telemetry/__init__.py",
+    "engine/backends/__init__.py", "engine/backends/bodies.py", "engine/backends/openvino_backend.py",
+    "engine/backends/tbb.py", "engine/work.py", "errors.py", "machine/__init__.py", "machine/analytics.py",
+    "machine/cgroup.py", "machine/cores.py", "machine/memory.py", "machine/scratch.py", "telemetry/__init__.py",
 }  # fmt: skip
 
 

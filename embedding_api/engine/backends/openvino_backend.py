@@ -162,8 +162,9 @@ class OpenVinoBackend:
         _keep(self._compiled)
         _keep(self._request)
         self.use_threads(n_threads)
-        for n_tokens in (*self._bodies.lengths, CPU_BATCH_TOKENS):
-            self.compute([np.zeros(n_tokens, dtype=np.int64)], 0)
+        lengths = self._bodies.lengths
+        for batch in ([1] * 2, *([length] for length in lengths), [lengths[-1]] * (CPU_BATCH_TOKENS // lengths[-1])):
+            self.compute([np.zeros(length, dtype=np.int64) for length in batch], 0)
 
     def use_threads(self, n_threads: int) -> None:
         """See `Backend.use_threads`."""

@@ -16,7 +16,6 @@ from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.models.inspection import Inspected, unservable
 from embedding_api.engine.models.registry import Model
 from embedding_api.errors import ModelLoadError, ScarcityError, StartError
-from embedding_api.machine import cores
 from embedding_api.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ class Columns(NamedTuple):
         waiting_tokens: Tokens of its texts that are in no batch.
         arriving_tokens: A guess at the tokens of the requests that it holds and has not read.
         arriving_bytes: The bytes of the requests that it holds.
-        n_connections: Connections that it has; NO_MORE if it takes no new one.
+        n_connections: Connections that it has, weighted; NO_MORE if it takes no new one.
         answered_tokens: Tokens that all workers which ever had the seat have answered. It never falls.
     """
 
@@ -141,7 +141,7 @@ class Seat:
         self.board.columns.arriving_bytes[self.address.seat] = n_bytes
 
     def publish_connections(self, n_connections: int) -> None:
-        """Tell the others how many connections this worker has; see `Columns.n_connections`."""
+        """Tell the others of this worker's connections; see `Columns.n_connections`."""
         self.board.columns.n_connections[self.address.seat] = n_connections
 
     def has_fewest_connections(self) -> bool:

@@ -1,4 +1,4 @@
-"""The batches that a core computes together, as one: texts of several workers fill a pack that none could fill alone."""
+"""The batches that a core computes as one: texts of several workers fill a pack that none could fill alone."""
 
 from embedding_api.engine.scheduling.cost import Cost, Sizing, seconds
 from embedding_api.engine.work import Lane, Work

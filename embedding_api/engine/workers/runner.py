@@ -10,7 +10,7 @@ from typing import Any
 from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, Wake
 from embedding_api.engine.scheduling.admission import Admission
 from embedding_api.engine.scheduling.backlog import Backlog
-from embedding_api.engine.scheduling.board import Seat
+from embedding_api.engine.scheduling.board import NO_MORE, Seat
 from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.phase import SchedulerPhase
 from embedding_api.engine.scheduling.scheduler import Scheduler
@@ -31,6 +31,9 @@ _LAST_BATCH_S = 20
 
 # Seconds until a worker looks at the board again, since it can miss a message; see docs/decisions/0012.
 _LOOK_AGAIN_S, _LOOK_AGAIN_IDLE_S = 0.1, 1.0
+
+# The soloist has no core of its own for what several clients send: one of its connections counts as so many.
+_SOLO_WEIGHT = 8
 
 
 class Runner:
@@ -119,6 +122,11 @@ class Runner:
         if job.error is not None:
             raise job.error
         return job.result()
+
+    def publish_connections(self, n_connections: int | None) -> None:
+        """Tell the other workers how many connections this one has; None if it takes no new one."""
+        weight = _SOLO_WEIGHT if self._scheduler.is_soloist() else 1
+        self.seat.publish_connections(NO_MORE if n_connections is None else weight * n_connections)
 
     def retire_if_stuck(self) -> bool:
         """Return True if the batch that this worker computes takes longer than it may: the process must end soon.
