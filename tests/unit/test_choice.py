@@ -25,11 +25,13 @@ class Loader:
         off: By precision, the difference of its vectors from the reference; 0 for a precision without a value.
         fails: Exception that loading raises.
         stuck: Exception that computing raises.
+        value: Value of all components of its vectors; None for those that it computes.
         findings: Findings about the model that loading returns.
     """
 
-    def __init__(self, name, off=(), fails=None, stuck=None, findings=()):
+    def __init__(self, name, off=(), fails=None, stuck=None, value=None, findings=()):
         self.name, self.off, self.fails, self.stuck, self.findings = name, dict(off), fails, stuck, findings
+        self.value = value
 
     def __call__(self, model, settings):
         if self.fails is not None:
@@ -38,7 +40,7 @@ class Loader:
         backend = FakeBackend()
         backend.name, backend.precision = self.name, settings.precision
         reference = backend.compute([tokens.ids for tokens in reader.read(PROBE_TEXTS).tokens], 0).values
-        backend.error = self.stuck
+        backend.error, backend.value = self.stuck, self.value
         reference[:, 0] += self.off.get(settings.precision, 0)
         return Loaded({None: fake_route(backend, reader=reader, reference=reference)}, self.findings)
 
@@ -66,6 +68,7 @@ def load(monkeypatch, openvino, torch=None, **variables):
         ({"PRECISION": "bfloat16", "BACKEND": "openvino"}, ["openvino bfloat16"]),
         ({"PRECISION": "bfloat16", "BACKEND": "torch"}, ["torch bfloat16"]),
         ({"DEVICE": "cuda"}, ["torch float32"]),
+        ({"DEVICE": "cuda", "PRECISION": "float16"}, ["torch float16"]),
     ],
 )
 def test_the_settings_decide_what_is_tried_and_in_which_order(monkeypatch, variables, attempts):
@@ -133,6 +136,22 @@ def test_out_of_bounds_in_float32_too_is_left_to_torch(monkeypatch):
     assert load(monkeypatch, openvino, PRECISION="bfloat16").name == "torch"
     with pytest.raises(ModelLoadError, match=r"cannot be served by torch: .*; set PRECISION=float32"):
         load(monkeypatch, openvino, Loader("torch", off={"bfloat16": 1}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_gives_no_finite_numbers_is_refused_with_the_reason(monkeypatch, value):
+    torch = Loader("torch", value=value)
+    message = r"in float16 hold NaN or infinity: .* too large for float16; set PRECISION to bfloat16 or float32"
+    with pytest.raises(ModelLoadError, match=message):
+        load(monkeypatch, None, torch, DEVICE="cuda", PRECISION="float16")
+    with pytest.raises(ModelLoadError, match=r"torch: its vectors in float32 hold NaN or infinity$"):
+        load(monkeypatch, None, torch, PRECISION="float32")
+
+
+def test_a_model_too_imprecise_in_float16_is_refused_with_the_cure(monkeypatch):
+    torch = Loader("torch", off={"float16": 1})
+    with pytest.raises(ModelLoadError, match=r"in float16 differ .*cosine.*; set PRECISION to bfloat16 or float32"):
+        load(monkeypatch, None, torch, DEVICE="cuda", PRECISION="float16")
 
 
 def test_a_model_that_every_backend_fails_on_logs_no_fallback(monkeypatch, caplog):

@@ -7,6 +7,7 @@ from embedding_api.engine.backends import proof
 
 REFERENCE = np.array([[3, 4], [0, 2]], dtype=np.float32)
 TURNED = np.array([[3, 4], [0.1, 2]], dtype=np.float32)
+NUDGED = np.array([[3, 4], [0.04, 2]], dtype=np.float32)
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,11 @@ TURNED = np.array([[3, 4], [0.1, 2]], dtype=np.float32)
         ("float32", REFERENCE * (1 + 1e-4), 1e-4, False),
         ("float32", REFERENCE * np.nan, np.inf, False),
         ("float32", REFERENCE[:1], np.inf, False),
+        ("float16", REFERENCE * 1.01, 1, True),
+        ("float16", NUDGED, 0.9998, False),
+        ("float16", np.full((2, 2), np.inf), -1, False),
         ("bfloat16", REFERENCE * 1.01, 1, True),
+        ("bfloat16", NUDGED, 0.9998, True),
         ("bfloat16", TURNED, 0.99875, False),
         ("int8", TURNED, 0.99875, True),
         ("int8", -REFERENCE, -1, False),

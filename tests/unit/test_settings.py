@@ -75,7 +75,7 @@ def test_a_value_is_read_with_or_without_quotes_and_an_empty_one_means_the_defau
         ("TRUNCATE", "2"),
         ("TOKEN_IDS", "decode"),
         ("BACKEND", "onnx"),
-        ("PRECISION", "float16"),
+        ("PRECISION", "float8"),
         ("ALLOW_PICKLE", "?"),
         ("SUPPORTED_MODELS", ","),
         ("SUPPORTED_MODELS", "a/b/c"),
@@ -163,11 +163,17 @@ def test_requiring_keys_without_having_any_is_refused(monkeypatch):
             r"CALIBRATION_TEXTS=/no/such cannot be read .No such file or directory.; name a file",
         ),
         ({"PRECISION": "int8", "DEVICE": "mps"}, r"PRECISION=int8 with DEVICE=mps: .*unset DEVICE"),
+        ({"PRECISION": "float16"}, r"PRECISION=float16 with DEVICE=cpu: .*set PRECISION to .*, or set DEVICE=cuda"),
+        ({"PRECISION": "float16", "DEVICE": "mps"}, r"PRECISION=float16 with DEVICE=mps: .*set PRECISION to bfloat16"),
     ],
 )
 def test_a_precision_or_backend_that_contradicts_another_setting_is_refused(monkeypatch, variables, message):
     with pytest.raises(SettingsError, match=message):
         load(monkeypatch, **variables)
+
+
+def test_float16_is_a_precision_on_cuda(monkeypatch):
+    assert load(monkeypatch, DEVICE="cuda", PRECISION="float16").precision == "float16"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,12 @@ from embedding_api.engine.work import Vectors
 # In float32, another order of the same arithmetic changes the vectors of MiniLM by up to 2.1e-7. A wrong mask or a
 # wrong pooling changes them by 1e-2 and more. Less precision turns each vector a little, which the cosine measures.
 LARGEST_DIFFERENCE, COSINE = "largest_difference", "cosine"
-_BOUNDS = {"float32": (LARGEST_DIFFERENCE, 2e-6), "bfloat16": (COSINE, 0.9995), "int8": (COSINE, 0.98)}
+_BOUNDS = {
+    "float32": (LARGEST_DIFFERENCE, 2e-6),
+    "float16": (COSINE, 0.9999),
+    "bfloat16": (COSINE, 0.9995),
+    "int8": (COSINE, 0.98),
+}
 
 # Texts of very different lengths, so that in one padded batch all rows but one have padding, which must not matter.
 PROBE_TEXTS = (
@@ -66,10 +71,10 @@ def prove(reference: Vectors, vectors: Vectors, precision: str) -> Proof:
     Args:
         reference: float32, (n_texts, dim).
         vectors: float32, the same shape. Another shape, NaN and infinity do not hold.
-        precision: The arithmetic of the backend: float32, bfloat16 or int8.
+        precision: The arithmetic of the backend: float32, float16, bfloat16 or int8.
     """
     measure, bound = _BOUNDS[precision]
-    if reference.shape != vectors.shape or not np.isfinite([reference, vectors]).all():
+    if reference.shape != vectors.shape or not (are_finite(reference) and are_finite(vectors)):
         return Proof(measure, float("inf") if measure == LARGEST_DIFFERENCE else -1.0, bound)
     if measure == LARGEST_DIFFERENCE:
         value = (np.abs(reference - vectors) / _lengths(reference)).max()
@@ -81,6 +86,11 @@ def prove(reference: Vectors, vectors: Vectors, precision: str) -> Proof:
 def _lengths(vectors: Vectors) -> npt.NDArray[np.float32]:
     """Return the lengths of vectors, float32, (n_texts, 1). None is zero."""
     return np.asarray(np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny))
+
+
+def are_finite(vectors: Vectors) -> bool:
+    """Return True if no component is NaN or infinity."""
+    return bool(np.isfinite(vectors).all())
 
 
 def tells_apart(vectors: Vectors) -> bool:

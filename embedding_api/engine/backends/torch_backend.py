@@ -21,6 +21,9 @@ from embedding_api.machine import memory
 # A GPU needs far more at once.
 _GPU_BATCH_TOKENS = 16_384
 
+# The number types of half the size, by the precision that names them.
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def prepare_process() -> None:
     """Set the process-wide options of torch and its friends. Call it before torch computes in a process that forks."""
@@ -32,6 +35,11 @@ def prepare_process() -> None:
     # 6 % of the throughput. It stays where there is no MKL to multiply instead, as on ARM.
     if torch.backends.mkl.is_available():  # type: ignore[no-untyped-call] # torch left it without types
         torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call] # the same
+    # A GPU computes float32 in float32, too: TF32, which some images turn on by a variable, rounds to 10 bits. Sums of
+    # float16 are in float32, because parts of a sum, added in float16, can overflow.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     # Progress bars start a thread, which does not survive a fork.
     transformers.utils.logging.disable_progress_bar()
     tqdm.tqdm.monitor_interval = 0
@@ -89,8 +97,8 @@ class TorchBackend:
         return Result(vectors[:, : self.dim].float().cpu().numpy())
 
 
-def halve(transformer: Transformer) -> None:
-    """Make a Transformer compute in bfloat16 and return float32.
+def halve(transformer: Transformer, precision: str) -> None:
+    """Make a Transformer compute in a precision of HALVES and return float32.
 
     The modules after it do a thousandth of the work and keep float32: a vector that Normalize makes in bfloat16 is not
     of unit length.
@@ -98,7 +106,7 @@ def halve(transformer: Transformer) -> None:
     for parameter in transformer.model.parameters():
         # Parameters only. Rounded frequencies of rotary positions, which are buffers, are off by radians after a
         # thousand tokens.
-        parameter.data = parameter.data.to(torch.bfloat16)
+        parameter.data = parameter.data.to(HALVES[precision])
     transformer.register_forward_hook(lambda _module, _inputs, features: _to_float32(features))
 
 

@@ -44,7 +44,7 @@ def load(folder: Path, *, device: str, precision: str, trust_remote_code: bool, 
     Args:
         folder: A complete sentence-transformers model.
         device: Where the model will compute: cpu, cuda or mps.
-        precision: The arithmetic of its Transformer, float32 or bfloat16; the other modules stay in float32.
+        precision: The arithmetic of its Transformer: float32, bfloat16 or float16. The other modules stay in float32.
         trust_remote_code: True if Python files that come with the model may run.
         allow_pickle: True if weights may come from pickle files.
 
@@ -62,9 +62,9 @@ def load(folder: Path, *, device: str, precision: str, trust_remote_code: bool, 
             findings += _rowless(entrance, {way.prompt for way in ways.values()})
         references = _encode(model, ways)
         findings += completeness.require_whole(model, reports, lambda: _encode(model, ways), references)
-    if precision == "bfloat16":
+    if precision in torch_backend.HALVES:
         for encoder in {way.entrance.first for way in ways.values() if isinstance(way.entrance.first, Transformer)}:
-            torch_backend.halve(encoder)
+            torch_backend.halve(encoder, precision)
     routes: dict[Task | None, Route] = {}
     backends: dict[Entrance, TorchBackend] = {}
     for (task, way), reference in zip(ways.items(), references, strict=True):

@@ -111,7 +111,7 @@ def _first_success(model: Inspected, settings: Settings, loaders: Mapping[str, L
     last, cause = failures[-1]
     cure = "; set BACKEND=auto" if last.backend == "openvino" else ""
     if isinstance(cause, _ImpreciseError):
-        cure = "; set PRECISION=float32"
+        cure = "; set PRECISION to bfloat16 or float32" if last.precision == "float16" else "; set PRECISION=float32"
     raise ModelLoadError(
         f"model {model.spec.name} from {model.source} cannot be served by {last.backend}: {cause}{cure}"
     ) from cause
@@ -123,13 +123,17 @@ def _prove(route: Route) -> Proof:
     Raises:
         UnfitError: They differ too much.
     """
-    precision = route.backend.precision
-    results = [proof.prove(route.reference, vectors, precision) for vectors in route.probes()]
+    precision, results = route.backend.precision, []
+    failure = UnfitError if precision == "float32" else _ImpreciseError
+    for vectors in route.probes():
+        if not proof.are_finite(vectors):
+            # float16 ends at 65504. The others end where float32 does.
+            cause = ": numbers between its layers are too large for float16" if precision == "float16" else ""
+            raise failure(f"its vectors in {precision} hold NaN or infinity{cause}")
+        results.append(proof.prove(route.reference, vectors, precision))
     result = max(results, key=lambda each: each.share)
     if not result.holds:
-        raise (UnfitError if precision == "float32" else _ImpreciseError)(
-            f"its vectors in {precision} differ from sentence-transformers' own: {result}"
-        )
+        raise failure(f"its vectors in {precision} differ from sentence-transformers' own: {result}")
     return result
 
 
