@@ -5,10 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test test-all check format bench soak reliability clean environment environment-dev
+.PHONY: help run dev test test-all check format bench soak reliability device-packages device-check \
+	clean environment environment-dev
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: environment ## install what is missing, and serve on HOST:PORT
 	$(BIN)/gunicorn wsgi:app
@@ -44,10 +45,19 @@ soak: environment-dev ## run clients of all kinds for SECONDS=1800, and check th
 reliability: environment-dev ## make every fault happen, and write docs/reliability.md
 	$(BIN)/pytest -m fault --reliability=docs/reliability.md
 
+# Packages for another machine, whose Python has this version.
+DEVICE_PACKAGES := build/device-packages
+device-packages: DEVICE_PYTHON ?= 3.12
+device-packages: ## unpack what `make device-check` needs on a machine without network, for its DEVICE_PYTHON=3.12
+	scripts/device_packages.sh $(PYTHON) $(DEVICE_PYTHON) $(DEVICE_PACKAGES)
+
+device-check: ## check and measure DEVICE=cuda with the packages of PYTHON, in under five minutes: bench/README.md
+	@PYTHONPATH="$(CURDIR)/$(DEVICE_PACKAGES)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(PYTHON) -m bench.device $(OPTIONS)
+
 clean: ## remove the environment and the files that tools left behind
 	@[ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || [ -e $(VENV)/bin/.installed ] || \
 		{ echo "$(VENV) is not a virtual environment, and stays: remove it yourself if you do not need it" >&2; exit 1; }
-	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build/docs
+	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build/docs $(DEVICE_PACKAGES)
 
 environment:
 	@scripts/environment.sh $(PYTHON) $(VENV) requirements.txt

@@ -42,13 +42,13 @@ class Server:
     n_workers: int
     log: IO[bytes]
 
-    def wait(self, path: str, body: bytes | None = None) -> bytes:
+    def wait(self, path: str, body: bytes | None = None, *, most_s: float = READY_S) -> bytes:
         """Send a request until the status is 200, and return the body.
 
         Raises:
-            RuntimeError: The server ended, or is not ready within READY_S. The message has the end of its log.
+            RuntimeError: The server ended, or is not ready within `most_s`. The message has the end of its log.
         """
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + most_s
         url = "http://{}:{}{}".format(*self.address, path)
         while True:
             with contextlib.suppress(urllib.error.URLError, OSError):

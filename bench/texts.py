@@ -27,7 +27,7 @@ class Shelf:
     """
 
     def __init__(self, words: Sequence[str] | None = None) -> None:
-        words = _words() if words is None else words
+        words = library_words() if words is None else words
         self._words = itertools.chain.from_iterable(itertools.islice(words, start, None) for start in range(len(words)))
         self._given: set[str] = set()
 
@@ -48,7 +48,8 @@ class Shelf:
 
 
 @functools.cache
-def _words() -> list[str]:
+def library_words() -> list[str]:
+    """Return the words of the library's docstrings, in their order."""
     library = Path(sysconfig.get_path("stdlib"))
     return [
         word

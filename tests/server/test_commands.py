@@ -83,6 +83,16 @@ LOADS = [
     "BASE_URL=http://127.0.0.1:8000 API_TOKEN=... DURATION_S=30 MAX_VUS=4 k6 run k6_test.js",
 ]
 RUN_BY = {
+    "make device-packages":
+        "unit/test_environment.py::test_packages_for_a_device_are_those_that_do_not_come_with_torch",
+    "make device-check":
+        "server/test_bench_device.py::test_the_check_of_a_device_compares_and_measures_each_precision",
+    "make device-check PYTHON=python3":
+        "server/test_bench_device.py::test_the_check_of_a_device_compares_and_measures_each_precision",
+    "make device-check OPTIONS=--quick":
+        "server/test_bench_device.py::test_the_check_of_a_device_compares_and_measures_each_precision",
+    "scripts/device_packages.sh PYTHON VERSION FOLDER":
+        "unit/test_environment.py::test_packages_for_a_device_are_those_that_do_not_come_with_torch",
     "make check": ".ci/run",
     "make test-all": ".ci/run",
     "docker build -t memementor-embedding-service .": IMAGE,

@@ -132,7 +132,8 @@ def test_every_target_that_runs_something_of_the_environment_mends_it_first(targ
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     words = ["make", "-n", target]
     plan = subprocess.run(words, cwd=ROOT, env=kept, capture_output=True, text=True, check=True).stdout
-    if target in ("help", "clean"):
+    # `make device-check` is for the packages of another Python, and `make device-packages` for another machine.
+    if target in ("help", "clean", "device-check", "device-packages"):
         assert "environment.sh" not in plan
     else:
         file = "requirements.txt" if target in ("run", "dev") else "requirements-dev.txt"
@@ -266,3 +267,22 @@ def test_only_an_index_without_torch_is_said_to_give_none(whole, tmp_path):
     assert "did not provide" not in done.stderr
     # torch came from the default index, which may have another build.
     assert (packages(whole.environment) / "torch-2.0.dist-info").exists()
+
+
+def test_packages_for_a_device_are_those_that_do_not_come_with_torch(empty, tmp_path):
+    index = tmp_path / "index"
+    for name in ("flask", "gunicorn", "psutil", "torch", "openvino"):
+        write_wheel(index, name)
+    empty.index = index
+    empty.require("flask==1.0  # the web framework", "gunicorn==1.0", "torch==1.0", "openvino==1.0  # computes")
+    (empty.folder / "requirements-dev.txt").write_text("-r requirements.txt\npytest==1.0\npsutil==1.0  # processes\n")
+    folder = empty.folder / "build" / "device-packages"
+    folder.mkdir(parents=True)
+    (folder / "of_an_older_version.py").touch()
+
+    done = empty.make("device-packages", f"PYTHON={sys.executable}")
+
+    assert done.returncode == 0, done.stderr
+    assert {file.name for file in folder.glob("*.py")} == {"flask.py", "gunicorn.py", "psutil.py"}
+    assert empty.make("clean").returncode == 0
+    assert not folder.exists()
