@@ -24,9 +24,11 @@ class Connection:
 
     __slots__ = ("_address", "_n_missing", "_unsent", "chunks", "closes", "number", "requests", "socket", "started")
 
-    def __init__(self, address: Address, requests: Iterator[tuple[int, bytes]]) -> None:
+    def __init__(
+        self, address: Address, requests: Iterator[tuple[int, bytes]], connected: socket.socket | None = None
+    ) -> None:
         self._address = address
-        self.socket = _connected(address)
+        self.socket = connect(address) if connected is None else connected
         self.requests = requests
         self.number = -1
         self.started = 0.0
@@ -42,7 +44,7 @@ class Connection:
     def reconnect(self) -> None:
         """Replace the socket, which the server closes."""
         self.socket.close()
-        self.socket, self.closes = _connected(self._address), False
+        self.socket, self.closes = connect(self._address), False
 
     def send(self) -> bool:
         """Send as much as the kernel accepts; return True if the request is sent completely."""
@@ -79,7 +81,8 @@ class Connection:
         return self._n_missing <= 0
 
 
-def _connected(address: Address) -> socket.socket:
+def connect(address: Address) -> socket.socket:
+    """Return a new connection that does not block."""
     connection = socket.create_connection(address, timeout=10)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.settimeout(0)

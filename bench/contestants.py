@@ -1,4 +1,4 @@
-"""What can be measured: a server that speaks HTTP, or the bare backend. `field.py` starts them.
+"""What can be measured: a server that speaks HTTP, or a program that computes in-process. `field.py` starts them.
 
 Each runs in processes of its own. A contestant may have variants, which differ in settings alone; in each workload the
 fastest variant stands for the contestant.
@@ -6,9 +6,10 @@ fastest variant stands for the contestant.
 
 import dataclasses
 import json
+import socket
 import subprocess
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 import psutil
@@ -22,10 +23,6 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 # Settings that override the environment and .env: only this machine may connect, and without a key.
 OURS = {"HOST": "127.0.0.1", "API_KEY_SECRET": "", "REQUIRE_AUTH": "", "GUNICORN_CMD_ARGS": "", "PORT": "{port}"}
 
-# The peer with its default batch size, which the service's targets refer to, and with a better batch size. On a CPU a
-# small batch is better, because the peer pads each batch to its longest text.
-PEER, PEER_AT_ITS_BEST = "infinity torch", "infinity torch, batches of 8"
-
 Texts = list[str]
 
 
@@ -34,7 +31,7 @@ class Round(NamedTuple):
 
     Attributes:
         elapsed_s: From the first request to the last response.
-        latencies_s: Latency of each request; empty for the bare backend, which has no requests.
+        latencies_s: Latency of each request; empty for full packs, which have no requests.
         n_requests: Number of requests with a response; fewer than were given if there was a time limit.
         client_cpu_s: Processor time of the client.
         n_background: Background requests answered in that time.
@@ -79,12 +76,14 @@ class Contestant:
         variants: At least one.
         lowest_cosine: Lowest cosine that its vectors may have to the reference's.
         is_server: False if the number of connections means nothing to it.
+        cuts: False if it does not cut a text to the window of sentence-transformers.
     """
 
     name: str
     variants: Sequence[Variant]
     lowest_cosine: float = 0.999
     is_server: bool = True
+    cuts: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +101,15 @@ class Served:
         *,
         limit_s: float = float("inf"),
         background: Background | None = None,
+        connected: Sequence[socket.socket] = (),
     ) -> Round:
-        """See `Variant.run`. Bodies are made before the clock starts, and responses parsed after it has stopped."""
+        """See `Variant.run`. Bodies are made before the clock starts, and responses parsed after it has stopped.
+
+        `drive` describes the other arguments.
+        """
         bodies = [self.request(texts) for texts in requests]
-        done = drive(self.server.address, bodies, n_connections, limit_s=limit_s, background=background)
+        more = {"limit_s": limit_s, "background": background, "connected": connected}
+        done = drive(self.server.address, bodies, n_connections, **more)
         for response in done.responses:
             n_texts = len(requests[response.number])
             if response.status != 200:
@@ -132,21 +136,38 @@ class Served:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bare:
-    """The bare backend with one budget of padded tokens a batch. All budgets share one program, `bench.bare`."""
+class Program:
+    """A program that computes texts in-process: a line of JSON in, a line of JSON out.
+
+    Attributes:
+        process: The program, with pipes for both.
+        settings: See `Variant`.
+    """
 
     process: "subprocess.Popen[str]"
-    batch_tokens: int
+    settings: str = ""
 
-    @property
-    def settings(self) -> str:
-        """See `Variant.settings`."""
-        return f"batches of {self.batch_tokens} tokens"
+    def ask(self, task: object) -> list[Any]:
+        """Return the answer to a task.
+
+        Raises:
+            RuntimeError: The program has ended.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(task), file=self.process.stdin, flush=True)
+        result = self.process.stdout.readline()
+        if not result:
+            raise RuntimeError(f"the program ended with code {self.process.wait()}; run it by hand to see why")
+        return list(json.loads(result))
+
+
+class Packs(Program):
+    """Full packs of texts, computed by the service's own backend: the program `bench.packs`."""
 
     def run(self, requests: Sequence[Texts], n_connections: int) -> Round:  # noqa: ARG002 - it has none
         """See `Variant.run`. It gets all texts at once."""
-        texts = [text for request in requests for text in request]
-        elapsed_s, _ = _result(self.process, [texts, self.batch_tokens])
+        (elapsed_s,) = self.ask([text for request in requests for text in request])
         return Round(elapsed_s, [], len(requests), 0.0)
 
     def vectors(self, texts: Texts) -> list[list[float]] | None:  # noqa: ARG002 - it returns no vectors
@@ -158,11 +179,18 @@ class Bare:
         return psutil.Process(self.process.pid).children()
 
 
-def _result(process: "subprocess.Popen[str]", task: object) -> list[float]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    print(json.dumps(task), file=process.stdin, flush=True)
-    result = process.stdout.readline()
-    if not result:
-        raise RuntimeError(f"bench.bare ended with code {process.wait()}; see its output above")
-    return list(json.loads(result))
+class InProcess(Program):
+    """Texts computed one after another: the program `bench/onnx_runtime.py`."""
+
+    def run(self, requests: Sequence[Texts], n_connections: int) -> Round:  # noqa: ARG002 - it has none
+        """See `Variant.run`. Every request holds one text."""
+        seconds = self.ask({"texts": [text for (text,) in requests]})
+        return Round(sum(seconds), seconds, len(requests), 0.0)
+
+    def vectors(self, texts: Texts) -> list[list[float]] | None:
+        """See `Variant.vectors`."""
+        return self.ask({"texts": texts, "vectors": True})
+
+    def computing(self) -> list[psutil.Process]:
+        """See `Variant.computing`."""
+        return [psutil.Process(self.process.pid)]

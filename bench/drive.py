@@ -8,6 +8,7 @@ the loop's own processor time.
 import collections
 import gc
 import selectors
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -79,6 +80,7 @@ def drive(
     *,
     limit_s: float = float("inf"),
     background: Background | None = None,
+    connected: Sequence[socket.socket] = (),
 ) -> Drive:
     """Send all requests over some connections. Each connection sends its next request once it has a response.
 
@@ -88,6 +90,7 @@ def drive(
         n_connections: Number of connections.
         limit_s: Seconds after which no further request begins.
         background: Requests that keep the server busy meanwhile.
+        connected: Open connections to use, as many as `n_connections`; by default it opens new ones. It closes them.
 
     Raises:
         RuntimeError: A response broke off, or none came for minutes.
@@ -101,7 +104,8 @@ def drive(
             loop.run(until=time.perf_counter() + background.lead_s)
         n_before = loop.n_background
         queue = collections.deque(enumerate(requests))
-        measured = loop.open(n_connections, _until(queue, time.perf_counter() + limit_s), begin=False)
+        following = _until(queue, time.perf_counter() + limit_s)
+        measured = loop.open(n_connections, following, begin=False, connected=connected)
         cpu_s, started = time.thread_time(), time.perf_counter()
         loop.begin(measured)
         loop.run()
@@ -141,10 +145,15 @@ class _Loop:
         return [_response(number, latency_s, b"".join(chunks)) for number, latency_s, chunks in self._done]
 
     def open(
-        self, n_connections: int, requests: Iterator[tuple[int, bytes]], *, begin: bool = True
+        self,
+        n_connections: int,
+        requests: Iterator[tuple[int, bytes]],
+        *,
+        begin: bool = True,
+        connected: Sequence[socket.socket] = (),
     ) -> list[Connection]:
-        """Return new connections; send their first requests unless `begin` is false."""
-        opened = [Connection(self._address, requests) for _ in range(n_connections)]
+        """Return connections, new or over open sockets; send their first requests unless `begin` is false."""
+        opened = [Connection(self._address, requests, each) for each in connected or [None] * n_connections]
         self._connections += opened
         for connection in opened:
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)

@@ -3,14 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 
-from bench.contestants import PEER, PEER_AT_ITS_BEST, Contestant, Served
+from bench.contestants import Contestant, Served
 from bench.drive import Background
 from bench.measure import Pace, percentile
-from bench.texts import Shelf
-from bench.workloads import BULK_X_1
+from bench.texts import MIXED, Shelf
+from bench.workloads import LEGACY, SERVICE
 
 # The bulk client always has one request waiting behind the current one. It has this many different requests, sent in
 # turn.
+_BULK_TEXTS = MIXED * 8
 _N_BULK_CONNECTIONS, _N_BULK = 2, 12
 _LEAD_S = 1.0
 
@@ -42,14 +43,12 @@ class Interference:
 
 
 def measure(field: Sequence[Contestant], shelf: Shelf, pace: Pace) -> list[Interference]:
-    """Measure the contestants that are a single server: the service, and infinity with its default batch size."""
-    bulk = [BULK_X_1.request(shelf) for _ in range(_N_BULK)]
+    """Measure the contestants that take requests of any size: the service, and infinity."""
+    bulk = [[shelf.text(kind) for kind in _BULK_TEXTS] for _ in range(_N_BULK)]
     return [
         _measure(contestant.name, contestant.variants[0], shelf, pace, bulk)
         for contestant in field
-        if contestant.name.startswith(("service", PEER))
-        and contestant.name != PEER_AT_ITS_BEST
-        and isinstance(contestant.variants[0], Served)
+        if contestant.name.startswith((SERVICE, LEGACY)) and isinstance(contestant.variants[0], Served)
     ]
 
 
@@ -69,7 +68,7 @@ def _measure(name: str, served: Served, shelf: Shelf, pace: Pace, bulk: Sequence
         loaded_p99_ms=_ms(loaded.latencies_s, 99),
         long_ms=_ms(long.latencies_s, 50),
         n_loaded=loaded.n_requests,
-        bulk_texts_per_s=loaded.n_background * BULK_X_1.n_texts / loaded.elapsed_s,
+        bulk_texts_per_s=loaded.n_background * len(_BULK_TEXTS) / loaded.elapsed_s,
     )
 
 

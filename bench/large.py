@@ -1,6 +1,5 @@
 """`python -m bench large`: measures how workers share a model of bge-m3's size, and the memory of the whole service."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ import psutil
 from bench import machine, report, servers
 from bench.contestants import OURS, Served
 from bench.environments import ENVIRONMENTS
-from bench.servers import ROOT
-from bench.targets import Outcome
+from bench.outcome import Outcome
+from bench.servers import ROOT, Server
 from bench.texts import Shelf
 from bench.workloads import MIXED
 
@@ -69,23 +68,38 @@ def model() -> Path:
     return folder
 
 
+def service(folder: Path, cache: Path, precision: str, n_workers: int) -> dict[str, str]:
+    """Return the settings of a service of the model, whose name is `large`."""
+    return OURS | {
+        "SUPPORTED_MODELS": f"large={folder}",
+        "CACHE_DIR": str(cache),
+        "PRECISION": precision,
+        "WORKERS": str(n_workers),
+        "INFERENCE_TIMEOUT_S": "600",
+    }
+
+
+def wait(server: Server, precision: str) -> None:
+    """Wait until the service is ready.
+
+    Raises:
+        RuntimeError: The service does not start, or serves another precision.
+    """
+    server.wait("/health/ready")
+    if f'"{precision}"'.encode() not in server.wait("/v1/models"):
+        raise RuntimeError(f"asked for PRECISION={precision}, it serves another")
+
+
 def measure(folder: Path, precision: str, cache: Path) -> Footprint:
     """Serve the model with two workers, send requests, and return the memory.
 
     Raises:
         RuntimeError: The service does not start, fails, or serves another precision.
     """
-    environment = OURS | {
-        "SUPPORTED_MODELS": f"large={folder}",
-        "PRECISION": precision,
-        "WORKERS": str(N_WORKERS),
-        "INFERENCE_TIMEOUT_S": "600",
-    }
+    environment = service(folder, cache, precision, N_WORKERS)
     command = [sys.executable, "-m", "gunicorn"]
     with servers.start(f"large, {precision}", command, environment, n_workers=N_WORKERS) as server:
-        server.wait("/health/ready")
-        if f'"{precision}"'.encode() not in server.wait("/v1/models"):
-            raise RuntimeError(f"asked for PRECISION={precision}, it serves another")
+        wait(server, precision)
         shelf = Shelf()
         requests = [[shelf.text(kind) for kind in _TEXTS] for _ in range(_N_REQUESTS)]
         Served(server, "large").run(requests, 2 * N_WORKERS)
@@ -123,7 +137,6 @@ def main() -> None:
     """Make the model, measure at each precision, and print the targets."""
     folder = model()
     cache = ENVIRONMENTS / "large-cache"
-    os.environ["CACHE_DIR"] = str(cache)
     found: list[Outcome] = []
     for precision in _BYTES:
         try:

@@ -7,6 +7,7 @@ from statistics import median
 from bench.contestants import Contestant, Round, Texts, Variant
 from bench.texts import Shelf
 from bench.workloads import Workload
+from embedding_api.machine import cores
 
 _MAX_REQUESTS = 3000
 
@@ -21,12 +22,29 @@ class Pace:
         heat_s: Seconds of the warm-up, which also finds the fastest variant.
     """
 
-    n_rounds: int = 3
+    n_rounds: int = 6
     share: float = 1.0
     heat_s: float = 0.4
 
 
-QUICK = Pace(n_rounds=2, share=0.3, heat_s=0.1)
+QUICK = Pace(n_rounds=1, share=0.3, heat_s=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """The figures of one round. In a round all contestants have the same texts and neighbours.
+
+    Attributes:
+        texts_per_s: Texts per second of wall time.
+        net_texts_per_s: The same in the time that the client left: its processor time is subtracted from that of all
+            cores.
+        p50_ms, p99_ms: Latencies; None if there are no requests.
+    """
+
+    texts_per_s: float
+    net_texts_per_s: float
+    p50_ms: float | None
+    p99_ms: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +52,10 @@ class Row:
     """The figures of a contestant in a workload. Rates are medians over rounds.
 
     Attributes:
-        texts_per_s_of_rounds: One number a round. In each round all contestants had the same texts and neighbours.
-        p50_ms, p99_ms: Latencies over the requests of all rounds; None for the bare backend.
+        p50_ms, p99_ms: Latencies over the requests of all rounds; None if there are no requests.
         n_requests: Number of those requests. With fewer than 100, p99 is the slowest.
         client_ms: Processor time of the client for each request.
+        rounds: The figures of each round.
     """
 
     workload: str
@@ -47,11 +65,11 @@ class Row:
     requests_per_s: float
     texts_per_s: float
     tokens_per_s: float
-    texts_per_s_of_rounds: list[float]
     p50_ms: float | None
     p99_ms: float | None
     n_requests: int
     client_ms: float | None
+    rounds: list[Figures]
 
 
 def measure(
@@ -95,6 +113,24 @@ def measure(
     ]
 
 
+def figures(round_: Round, n_texts: int, n_cores: int) -> Figures:
+    """Return the figures of a round.
+
+    Args:
+        round_: The round.
+        n_texts: Number of texts in a request.
+        n_cores: Number of cores that the client shares with the server.
+    """
+    n = round_.n_requests * n_texts
+    latencies_ms = [1000 * latency_s for latency_s in round_.latencies_s]
+    return Figures(
+        texts_per_s=n / round_.elapsed_s,
+        net_texts_per_s=n / (round_.elapsed_s - round_.client_cpu_s / n_cores),
+        p50_ms=percentile(latencies_ms, 50),
+        p99_ms=percentile(latencies_ms, 99),
+    )
+
+
 def _heat(
     workload: Workload, contestant: Contestant, shelf: Shelf, pace: Pace, left_out: dict[str, str]
 ) -> tuple[Variant, float] | None:
@@ -128,20 +164,22 @@ def _row(
 ) -> Row:
     latencies_ms = [1000 * latency_s for round_ in rounds for latency_s in round_.latencies_s]
     n_requests = sum(round_.n_requests for round_ in rounds)
-    texts_per_s = [round_.n_requests * workload.n_texts / round_.elapsed_s for round_ in rounds]
+    n_cores = cores.count()
+    of_rounds = [figures(round_, workload.n_texts, n_cores) for round_ in rounds]
+    texts_per_s = median(each.texts_per_s for each in of_rounds)
     return Row(
         workload=workload.name,
         contestant=contestant.name,
         settings=variant.settings,
         n_connections=workload.n_connections,
-        requests_per_s=median(texts_per_s) / workload.n_texts,
-        texts_per_s=median(texts_per_s),
+        requests_per_s=texts_per_s / workload.n_texts,
+        texts_per_s=texts_per_s,
         tokens_per_s=median(n / round_.elapsed_s for n, round_ in zip(tokens, rounds, strict=True)),
-        texts_per_s_of_rounds=texts_per_s,
         p50_ms=percentile(latencies_ms, 50),
         p99_ms=percentile(latencies_ms, 99),
         n_requests=n_requests,
         client_ms=1000 * sum(round_.client_cpu_s for round_ in rounds) / n_requests if latencies_ms else None,
+        rounds=of_rounds,
     )
 
 

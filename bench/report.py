@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from bench import workloads
-from bench.contestants import PEER, PEER_AT_ITS_BEST
 from bench.interference import Interference
+from bench.lone import N_TOKENS, Lone
 from bench.measure import Pace, Row
+from bench.outcome import Outcome
+from bench.quality import Quality
 from bench.servers import ROOT
-from bench.targets import Outcome, ratios
+from bench.spread import EVEN, UNEVEN, Spread
+from bench.workloads import ONNX_RUNTIME, PACKS
 
 RESULTS = ROOT / "bench" / "results"
 
 _HOW_TO_READ = """\
 Rates are medians of {n_rounds} rounds. In each round all contestants get the same new texts, in turn. p50 and p99 are
-over the n requests of all rounds; p99 is the slowest request if n is below 100. Ratios are of texts/s: the median of
-the rounds' ratios (lowest to highest). Tokens are counted as the service counts them, for all. Of a contestant with
-several settings, the table shows those that were the fastest in the workload."""
+over the n requests of all rounds; p99 is the slowest request if n is below 100. Ratios are medians of the rounds'
+ratios (lowest to highest): of p50 with one connection, and of texts/s with more. In the ratio to full packs, the
+client's processor time is subtracted from that of all cores. Tokens are counted as the service counts them, for all. Of
+a contestant with several settings, the table shows those that were the fastest in the workload."""
 
 
 @dataclasses.dataclass
@@ -36,7 +39,10 @@ class Results:
     circumstances: dict[str, str]
     pace: Pace
     rows: list[Row] = dataclasses.field(default_factory=list)
+    spreads: list[Spread] = dataclasses.field(default_factory=list)
     interferences: list[Interference] = dataclasses.field(default_factory=list)
+    qualities: list[Quality] = dataclasses.field(default_factory=list)
+    lone_texts: list[Lone] = dataclasses.field(default_factory=list)
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)
     cosines: dict[str, float] = dataclasses.field(default_factory=dict)
     private_mb: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -66,9 +72,10 @@ def markdown(results: Results) -> str:
         *_section("Targets", targets(results.outcomes) if results.outcomes else ""),
         *_section("Throughput and latency", main_table(results.rows)),
         _HOW_TO_READ.format(n_rounds=results.pace.n_rounds) if results.rows else "",
-        *_section("One short text, by connections", concurrency(results.rows)),
-        *_section("Copies among the texts of a request", copies(results.rows)),
+        *_section("Connections over two workers", spread(results.spreads)),
+        *_section(f"One text of {N_TOKENS} tokens, large model", lone_text(results.lone_texts)),
         *_section("Short texts beside bulk work", interference(results.interferences)),
+        *_section("Quality of a precision", quality(results.qualities)),
         *_section("Vectors and memory", vectors_and_memory(results)),
         client(results.rows),
     ]
@@ -78,12 +85,11 @@ def markdown(results: Results) -> str:
 
 
 def main_table(rows: Sequence[Row]) -> str:
-    """Return the table of all rows that are not for the plot alone."""
-    peers, best = ({row.workload: row for row in rows if row.contestant == name} for name in (PEER, PEER_AT_ITS_BEST))
-    names = {workload.name for workload in workloads.ALL if workload.is_main}
+    """Return the table of all rows."""
+    by_name = {(row.workload, row.contestant): row for row in rows}
     header = (
         "workload", "contestant", "requests/s", "texts/s", "tokens/s", "p50 ms", "p99 ms", "n",
-        f"against {PEER}", "in batches of 8", "settings",
+        f"against {ONNX_RUNTIME}", f"against {PACKS}", "settings",
     )  # fmt: skip
     return table(
         header,
@@ -97,60 +103,83 @@ def main_table(rows: Sequence[Row]) -> str:
                 number(row.p50_ms),
                 number(row.p99_ms),
                 str(row.n_requests),
-                against(row, peers.get(row.workload)),
-                against(row, best.get(row.workload)),
+                against(row, by_name.get((row.workload, ONNX_RUNTIME))),
+                against_packs(row, by_name.get((row.workload, f"{PACKS} {row.contestant.rpartition(' ')[2]}"))),
                 row.settings,
             ]
             for row in rows
-            if row.workload in names
         ],
     )
 
 
-def against(row: Row, peer: Row | None) -> str:
-    """Return a row's ratio to the peer's, with its range over rounds."""
-    if peer is None:
+def against(row: Row, other: Row | None) -> str:
+    """Return a row's ratio to another contestant's, with its range over rounds: of p50 with one connection."""
+    if other is None:
         return ""
-    if row is peer:
+    if row is other:
         return "1"
-    of_rounds = ratios(row, peer)
-    return f"{median(of_rounds):.2f} ({min(of_rounds):.2f} to {max(of_rounds):.2f})"
+    pairs = zip(row.rounds, other.rounds, strict=True)
+    if row.n_connections == 1:
+        return _ratio([one.p50_ms / two.p50_ms for one, two in pairs if one.p50_ms is not None and two.p50_ms])
+    return _ratio([one.texts_per_s / two.texts_per_s for one, two in pairs])
 
 
-def concurrency(rows: Sequence[Row]) -> str:
-    """Return the table of requests per second and p99 of one short text, by number of connections."""
-    names = [workload.name for workload in workloads.SHORT]
-    found = {(row.contestant, row.n_connections): row for row in rows if row.workload in names}
-    numbers = sorted({n for _, n in found})
-    if len(numbers) < 2:
+def against_packs(row: Row, packs: Row | None) -> str:
+    """Return a row's ratio of texts/s to full packs in the same precision, without the client's processor time."""
+    if packs is None:
         return ""
-    return table(
-        ("contestant: requests/s, p99 ms", *map(str, numbers)),
-        [
-            [contestant]
-            + [
-                f"{number(row.requests_per_s)}, {number(row.p99_ms)}" if (row := found.get((contestant, n))) else ""
-                for n in numbers
-            ]
-            for contestant in dict.fromkeys(contestant for contestant, _ in found)
-        ],
-    )
+    if row is packs:
+        return "1"
+    pairs = zip(row.rounds, packs.rounds, strict=True)
+    return _ratio([one.net_texts_per_s / two.net_texts_per_s for one, two in pairs])
 
 
-def copies(rows: Sequence[Row]) -> str:
-    """Return the table of the gain from equal texts in a request."""
-    different = {row.contestant: row for row in rows if row.workload == workloads.MIXED_X_4.name}
+def spread(measured: Sequence[Spread]) -> str:
+    """Return the table of requests per second by the spread of the connections over two workers."""
+    names = ["requests/s with {} and {}".format(*shares) for shares in (UNEVEN, EVEN)]
     return table(
-        ("contestant", "texts/s, all different", "texts/s, a quarter different", "gain"),
+        ("contestant", *names, "ratio"),
         [
             [
-                row.contestant,
-                number(different[row.contestant].texts_per_s),
-                number(row.texts_per_s),
-                f"{row.texts_per_s / different[row.contestant].texts_per_s:.2f}",
+                each.contestant,
+                number(median(each.uneven)),
+                number(median(each.even)),
+                _ratio([one / two for one, two in zip(each.uneven, each.even, strict=True)]),
             ]
-            for row in rows
-            if row.workload == workloads.COPIES.name and row.contestant in different
+            for each in measured
+        ],
+    )
+
+
+def lone_text(measured: Sequence[Lone]) -> str:
+    """Return the table of one text on the large model."""
+    return table(
+        ("precision", "ms with all cores", "ms held to one core", "ratio"),
+        [
+            [
+                each.precision,
+                number(median(each.all_cores_ms)),
+                number(median(each.one_core_ms)),
+                _ratio([one / two for one, two in zip(each.all_cores_ms, each.one_core_ms, strict=True)]),
+            ]
+            for each in measured
+        ],
+    )
+
+
+def quality(measured: Sequence[Quality]) -> str:
+    """Return the table of retrieval by each precision."""
+    return table(
+        ("contestant", "pairs", "MRR@10", "of float32's", "first ten neighbours kept"),
+        [
+            [
+                each.contestant,
+                str(each.n_pairs),
+                f"{each.mrr:.4f}",
+                f"{100 * each.mrr_kept:.2f} %",
+                f"{100 * each.neighbours_kept:.1f} %",
+            ]
+            for each in measured
         ],
     )
 
@@ -219,9 +248,8 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def load(path: Path) -> list[Row]:
-    """Return the rows of a written run, to draw it again."""
-    return [Row(**row) for row in json.loads(path.read_text())["rows"]]
+def _ratio(ratios: Sequence[float]) -> str:
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
 
 
 def _section(title: str, contents: str) -> list[str]:

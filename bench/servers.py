@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -68,6 +69,32 @@ class Server:
         """Return the processes that compute."""
         master = psutil.Process(self.process.pid)
         return master.children() if self.n_workers else [master]
+
+
+def program(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """Start a program that reads a line from standard input and writes one, again and again, until its input ends."""
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def first_line(process: "subprocess.Popen[str]", name: str) -> dict[str, str]:
+    """Return the line of JSON with which a program says that it is ready.
+
+    Raises:
+        RuntimeError: The program ended before.
+    """
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{name} ended with code {process.wait()}; run it by hand to see why")
+    return dict(json.loads(line))
 
 
 @contextlib.contextmanager

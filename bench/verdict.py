@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from bench import report
 from bench.measure import percentile
+from bench.outcome import Outcome
 from bench.site import Visit
-from bench.targets import Outcome
 from embedding_api.server.pool import N_SPARE_THREADS
 
 # THREADS of the service under test, and all threads of a worker: THREADS, the spare threads, and the main, the

@@ -10,7 +10,11 @@ from bench.contestants import Texts
 from bench.texts import MIXED, Shelf
 from embedding_api.engine.backends.text import Reader
 
-SERVED = ("service", "Flask", "infinity")
+# First words of contestants. ONNX Runtime computes one text at a time, so that more connections mean nothing to it.
+# Full packs are texts without clients. llama.cpp does not cut a text to the window, so that it gets no long ones.
+SERVICE, ONNX_RUNTIME, PACKS, LEGACY = "service", "ONNX Runtime", "full packs", "infinity"
+_ALONE = (SERVICE, ONNX_RUNTIME, "TEI", "llama.cpp")
+_MANY = (SERVICE, PACKS, "TEI", "llama.cpp", LEGACY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,49 +23,41 @@ class Workload:
 
     Attributes:
         name: Name in the tables.
-        kinds: Kinds of the different texts in one request.
+        kinds: Kinds of the texts in one request.
         n_connections: Number of connections.
         of: First words of the contestants that it applies to.
-        n_copies: Number of times that each text stands in its request.
         round_s: Approximate seconds of a round.
-        is_main: True if it has rows in the main table; other workloads are for the plot.
     """
 
     name: str
     kinds: tuple[str, ...]
     n_connections: int
-    of: tuple[str, ...] = SERVED
-    n_copies: int = 1
+    of: tuple[str, ...]
     round_s: float = 1.0
-    is_main: bool = True
 
     @property
     def n_texts(self) -> int:
         """Number of texts in one request."""
-        return len(self.kinds) * self.n_copies
+        return len(self.kinds)
 
     def request(self, shelf: Shelf) -> Texts:
-        """Return new texts. Copies stand apart, as in a list of items of which many share a heading."""
-        return [shelf.text(kind) for kind in self.kinds] * self.n_copies
+        """Return new texts."""
+        return [shelf.text(kind) for kind in self.kinds]
 
 
-def _short(n_connections: int, *, round_s: float = 1.0, is_main: bool = True) -> Workload:
+def _short(n_connections: int, of: tuple[str, ...], round_s: float) -> Workload:
     plural = "s" if n_connections > 1 else ""
-    name = f"1 short text x {n_connections} connection{plural}"
-    return Workload(name, ("short",), n_connections, round_s=round_s, is_main=is_main)
+    return Workload(f"1 short text x {n_connections} connection{plural}", ("short",), n_connections, of, round_s)
 
 
-ONE, ONE_X_32 = _short(1, round_s=1.5), _short(32, round_s=1.5)
-MIXED_X_1 = Workload("32 mixed texts x 1 connection", MIXED, 1, round_s=1.5)
-MIXED_X_4 = Workload("32 mixed texts x 4 connections", MIXED, 4, round_s=1.5)
-BULK_X_1 = Workload("256 mixed texts x 1 connection", MIXED * 8, 1, of=("service",), round_s=3.0)
-BULK_X_4 = Workload("256 mixed texts x 4 connections", MIXED * 8, 4, of=("service", "bare"), round_s=3.0)
-COPIES = Workload("32 texts, 8 of them different, x 4 connections", MIXED[:8], 4, of=("service",), n_copies=4)
+ONE = _short(1, (*_ALONE, LEGACY, "Flask"), 1.0)
+WINDOW = Workload("1 text of a full window x 1 connection", ("window",), 1, _ALONE, 1.5)
+ONE_X_8 = _short(8, _ALONE, 1.0)
+ONE_X_32 = _short(32, (*_MANY, "Flask"), 1.5)
+ONE_X_128 = _short(128, _MANY, 1.5)
+MIXED_X_4 = Workload("32 mixed texts x 4 connections", MIXED, 4, (SERVICE, LEGACY, "Flask"), 1.5)
 
-# One short text on more and more connections, for the plot. The first and the last are in the main table as well.
-SHORT = [ONE, *(_short(n, round_s=0.7, is_main=False) for n in (2, 4, 8, 16)), ONE_X_32]
-
-ALL = [*SHORT, MIXED_X_1, MIXED_X_4, COPIES, BULK_X_1, BULK_X_4]
+ALL = [ONE, WINDOW, ONE_X_8, ONE_X_32, ONE_X_128, MIXED_X_4]
 
 
 def window(folder: Path) -> int | None:
@@ -75,11 +71,30 @@ def window(folder: Path) -> int | None:
 
 
 class TokenCount:
-    """Counts tokens as the service does, for all contestants, whatever a server reports itself."""
+    """Counts tokens as the service does, for all contestants, whatever a server reports itself.
 
-    def __init__(self, folder: Path) -> None:
-        self._reader = Reader(Tokenizer.from_file(str(folder / "tokenizer.json")), window=window(folder))
+    Args:
+        folder: Folder of the model.
+        n_most: Tokens after which `cut` ends a text; the model's window by default.
+    """
+
+    def __init__(self, folder: Path, n_most: int | None = None) -> None:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._reader = Reader(tokenizer, window=window(folder))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(n_most or window(folder) or 512)
+        self._cutting = tokenizer
 
     def __call__(self, texts: Texts) -> int:
         """Return the number of tokens of texts, with special tokens, truncated to the window."""
         return sum(len(tokens.ids) for tokens in self._reader.read(texts).tokens)
+
+    def cut(self, text: str) -> str:
+        """Return the longest beginning of whole words of a text that does not exceed the window."""
+        encoding = self._cutting.encode(text)
+        if not encoding.overflowing:
+            return text
+        words = [word for word in encoding.word_ids if word is not None]
+        # The last word may have lost tokens.
+        _, end = encoding.word_to_chars(words[-1] - 1)
+        return text[:end]

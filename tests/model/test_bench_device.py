@@ -37,7 +37,7 @@ def test_it_has_the_size_of_minilm_and_tells_texts_apart(made):
 def test_each_precision_is_within_its_bound_on_the_cpu(made, precision):
     folder, reference = made
     routes = torch_model.load(
-        folder, device="cpu", precision=precision, n_threads=1, trust_remote_code=False, allow_pickle=False
+        folder, device="cpu", precision=precision, trust_remote_code=False, allow_pickle=False
     ).routes
     reading = routes[None].reader.read(TEXTS)
     vectors = routes[None].backend.compute([tokens.ids for tokens in reading.tokens], 0).values

@@ -333,9 +333,9 @@ def test_float16_turns_vectors_less_than_bfloat16_and_keeps_their_length(folder)
     proofs = {}
     for precision in ("float16", "bfloat16"):
         routes = torch_model.load(
-            source, device="cpu", precision=precision, n_threads=1, trust_remote_code=False, allow_pickle=False
+            source, device="cpu", precision=precision, trust_remote_code=False, allow_pickle=False
         ).routes
-        vectors = routes[None].probe()
+        vectors = routes[None].probes()[0]
         proofs[precision] = prove(routes[None].reference, vectors, precision)
         assert routes[None].backend.precision == precision
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

@@ -1,40 +1,47 @@
-"""The bare backend: no HTTP, no queue, no tokenizer in the measured time. The upper limit for bulk work here.
+"""Full packs: what the service's own backend computes in bulk, without HTTP, queue or tokenizer in the measured time.
 
 Loads the model as the service does, forks one process per core, and writes a line of JSON for each line that it reads:
-`[texts, batch_tokens]` gives `[elapsed_s, n_tokens]`. Batches are sorted by length, longest first, and each process
-computes the next one when it has finished its last. The program ends, with its processes, when standard input ends.
+a list of texts gives `[elapsed_s]`. Each process computes with one thread, and takes the next pack when it has finished
+its last. The program ends, with its processes, when standard input ends.
 """
 
 import json
 import multiprocessing
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
-
-import numpy as np
 
 from bench.servers import ROOT
 from embedding_api.engine.start import load_models
 from embedding_api.machine import cores, memory
 from embedding_api.settings import load_settings
 
-Job = tuple[list[list[Any]], int]
+PACK_TOKENS = 256
 
 
-def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Return batches of positions, longest texts first. The rows of a batch times its longest text fit the budget."""
-    order = [int(position) for position in np.argsort(-np.asarray(lengths), kind="stable")]
-    cut: list[list[int]] = []
-    for position in order:
-        if not cut or (len(cut[-1]) + 1) * lengths[cut[-1][0]] > batch_tokens:
-            cut.append([])
-        cut[-1].append(position)
-    return cut
+def packs(lengths: Sequence[int], n_most: int = PACK_TOKENS) -> list[list[int]]:
+    """Return packs of positions: each text goes into the first pack that has room for it.
+
+    Args:
+        lengths: Tokens of each text.
+        n_most: Tokens of a pack. A longer text has a pack of its own.
+    """
+    packed: list[list[int]] = []
+    room: list[int] = []
+    for position, length in enumerate(lengths):
+        number = next((number for number, left in enumerate(room) if left >= length), len(packed))
+        if number == len(packed):
+            packed.append([])
+            room.append(n_most)
+        packed[number].append(position)
+        room[number] -= length
+    return packed
 
 
 def compute(backend: Any, jobs: Connection, following: Any, all_ready: Any) -> None:
-    """Run a forked process: prepare the backend once, then compute batches of each list that arrives."""
+    """Run a forked process: prepare the backend once, then compute packs of each list that arrives."""
     backend.prepare(1)
     while True:
         todo, n_prompt_tokens = jobs.recv()
@@ -68,10 +75,9 @@ def main() -> None:
     loaded = {"precision": route.backend.precision, "backend": route.backend.name}
     print(json.dumps(loaded), file=results, flush=True)
     for line in sys.stdin:
-        texts, batch_tokens = json.loads(line)
-        reading = route.reader.read(texts, route.prompt)
+        reading = route.reader.read(json.loads(line), route.prompt)
         ids = [tokens.ids for tokens in reading.tokens]
-        todo = [[ids[position] for position in batch] for batch in batches([len(each) for each in ids], batch_tokens)]
+        todo = [[ids[position] for position in pack] for pack in packs([len(each) for each in ids])]
         following.value = 0
         for pipe in pipes:
             pipe.send((todo, reading.n_prompt_tokens))
@@ -79,7 +85,7 @@ def main() -> None:
         started = time.perf_counter()
         for pipe in pipes:
             pipe.recv()
-        print(json.dumps([time.perf_counter() - started, sum(map(len, ids))]), file=results, flush=True)
+        print(json.dumps([time.perf_counter() - started]), file=results, flush=True)
 
 
 if __name__ == "__main__":
