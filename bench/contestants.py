@@ -20,8 +20,16 @@ from bench.servers import Server
 PATH = "/v1/embeddings"
 PRECISIONS = ("float32", "bfloat16", "int8")
 
-# Settings that override the environment and .env: only this machine may connect, and without a key.
-OURS = {"HOST": "127.0.0.1", "API_KEY_SECRET": "", "REQUIRE_AUTH": "", "GUNICORN_CMD_ARGS": "", "PORT": "{port}"}
+# Settings that override the environment and .env: only this machine may connect, without a key, and a server stops at
+# once.
+OURS = {
+    "HOST": "127.0.0.1",
+    "PORT": "{port}",
+    "API_KEY_SECRET": "",
+    "REQUIRE_AUTH": "",
+    "GUNICORN_CMD_ARGS": "",
+    "DRAIN_S": "0",
+}
 
 Texts = list[str]
 

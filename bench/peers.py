@@ -63,13 +63,8 @@ def llama_cpp(subject: Subject, name: str, type_name: str) -> Starting:
     """Start llama.cpp's server with the model as GGUF."""
     program = environments.program("llama-server")
     file = environments.gguf(subject.folder, type_name.lower())
-    n_cores = str(cores.count())
-    command = [
-        *(program, "--model", str(file), "--alias", subject.model, "--embedding"),
-        *("--host", "127.0.0.1", "--port", "{port}", "--threads", n_cores, "--threads-batch", n_cores),
-        *("--parallel", str(_LLAMA_SLOTS), "--ctx-size", str(_LLAMA_SLOTS * _LLAMA_TOKENS)),
-        *("--ubatch-size", str(_LLAMA_TOKENS)),
-    ]
+    n_cores = cores.count()
+    command = llama_cpp_command(program, file, subject.model, n_cores)
     server = subject.stack.enter_context(servers.start(name, command, {}))
     yield None
     server.wait("/health")
@@ -78,19 +73,34 @@ def llama_cpp(subject: Subject, name: str, type_name: str) -> Starting:
     yield Contestant(name, [variant], lowest, cuts=False)
 
 
+def llama_cpp_command(program: str, file: Path, model: str, n_cores: int) -> list[str]:
+    """Return the command that serves a GGUF file."""
+    return [
+        *(program, "--model", str(file), "--alias", model, "--embedding"),
+        *("--host", "127.0.0.1", "--port", "{port}", "--threads", str(n_cores), "--threads-batch", str(n_cores)),
+        *("--parallel", str(_LLAMA_SLOTS), "--ctx-size", str(_LLAMA_SLOTS * _LLAMA_TOKENS)),
+        *("--ubatch-size", str(_LLAMA_TOKENS)),
+    ]
+
+
 def tei(subject: Subject, name: str, _: str) -> Starting:
     """Start text-embeddings-inference with the weights as ONNX."""
     program = environments.program("text-embeddings-router")
     python = environments.environment("onnxruntime") / "bin/python"
     folder = environments.onnx(python, subject.folder, subject.n_most)
-    command = [
-        *(program, "--model-id", str(folder), "--hostname", "127.0.0.1", "--port", "{port}"),
-        *("--pooling", "mean", "--auto-truncate", "--served-model-name", subject.model),
-    ]
+    command = tei_command(program, folder, subject.model)
     server = subject.stack.enter_context(servers.start(name, command, _OFFLINE))
     yield None
     server.wait("/health")
     yield Contestant(name, [Served(server, subject.model, "ONNX, its defaults")])
+
+
+def tei_command(program: str, folder: Path, model: str) -> list[str]:
+    """Return the command that serves a folder with the weights as ONNX."""
+    return [
+        *(program, "--model-id", str(folder), "--hostname", "127.0.0.1", "--port", "{port}"),
+        *("--pooling", "mean", "--auto-truncate", "--served-model-name", model),
+    ]
 
 
 def infinity(subject: Subject, name: str, _: str) -> Starting:

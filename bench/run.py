@@ -39,9 +39,14 @@ def everything(results: Results, settings: Settings, names: Sequence[str], wante
     shelf = Shelf(cut=n_tokens.cut)
     probe = [shelf.text(kind) for kind in _PROBE]
     expected = reference.vectors(folder, probe)
+    is_wanted = any(wanted in each for each in (*(each.name for each in workloads.ALL), SPREAD, BESIDE, QUALITY))
     with contextlib.ExitStack() as stack:
         starter = Field(stack, spec.name, folder, workloads.window(folder))
-        field = [each for each in starter.enter(names) if _is_correct(each, probe, expected, n_tokens, results)]
+        field = [
+            each
+            for each in starter.enter(names if is_wanted else [])
+            if _is_correct(each, probe, expected, n_tokens, results)
+        ]
         results.left_out |= starter.left_out
         print_left_out(results.left_out)
         results.circumstances["idle contestants"] = f"{machine.idle_cores():.2f} cores"
@@ -141,15 +146,22 @@ def _is_correct(
     asked = [pair for pair in zip(probe, expected, strict=True) if contestant.cuts or n_tokens.cut(pair[0]) == pair[0]]
     lowest = 1.0
     for variant in contestant.variants:
-        vectors = variant.vectors([text for text, _ in asked])
-        for ours, (_, theirs) in zip(vectors or [], asked if vectors else [], strict=True):
-            product = sum(one * other for one, other in zip(ours, theirs, strict=True))
-            lowest = min(lowest, product / math.hypot(*ours))
+        try:
+            vectors = variant.vectors([text for text, _ in asked])
+        except RuntimeError as error:
+            results.left_out[contestant.name] = str(error)
+            return False
         if vectors is not None:
-            results.cosines[contestant.name] = lowest
+            cosines = [_cosine(ours, theirs) for ours, (_, theirs) in zip(vectors, asked, strict=True)]
+            lowest = results.cosines[contestant.name] = min(lowest, *cosines)
     if lowest < contestant.lowest_cosine:
         results.left_out[contestant.name] = (
             f"its vectors have a cosine of {lowest:.5f} to those of SentenceTransformer.encode"
         )
         return False
     return True
+
+
+def _cosine(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the cosine of a vector to one of length 1."""
+    return sum(one * other for one, other in zip(ours, theirs, strict=True)) / math.hypot(*ours)

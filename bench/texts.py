@@ -24,7 +24,7 @@ PACKAGES = ("numpy", "scipy", "sklearn", "networkx")
 
 _NOT_PROSE = {"idlelib", "lib2to3", "site-packages", "test", "tests"}
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
-_SENTENCE = re.compile(r"[A-Z][a-z']+ .*[a-z)]\.")
+_SENTENCE = re.compile(r"[A-Z][a-z']* .*[a-z)]\.")
 _CODE = re.compile(r">>>|::|--|==|[|_\\{}<>]")
 
 

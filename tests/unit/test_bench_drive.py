@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from bench.connection import connect
 from bench.drive import Background, drive, post
 
 
@@ -95,6 +96,16 @@ def test_the_background_goes_on_until_all_that_is_measured_is_answered(server):
 
     assert len(done.responses) == 4
     assert done.n_background > 4
+
+
+def test_open_connections_are_used_and_closed(server):
+    opened = [connect(server.server_address) for _ in range(3)]
+    own = {each.getsockname() for each in opened}
+    done = drive(server.server_address, [asking(n) for n in range(9)], 3, connected=opened)
+
+    assert len(done.responses) == 9
+    assert set(server.n_asked) == own
+    assert all(each.fileno() == -1 for each in opened)
 
 
 def test_nobody_there_is_an_error():
