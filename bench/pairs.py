@@ -16,9 +16,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import psutil
 
-from bench import machine, report, servers, workloads
+from bench import machine, servers, workloads
 from bench.contestants import OURS, Served, Texts
 from bench.servers import ROOT, Server
+from bench.table import number
+from bench.table import table as markdown_table
 from bench.texts import Shelf
 from bench.workloads import Workload
 from embedding_api.machine import cores
@@ -131,7 +133,7 @@ class Comparison:
     def row(self) -> list[str]:
         """Return the comparison's row of the table."""
         numbers = [
-            report.number(median(value(run) for run in runs))
+            number(median(value(run) for run in runs))
             for value in (lambda run: run.requests_per_s, lambda run: run.cpu_ms)
             for runs in (self.before, self.after)
         ]
@@ -221,7 +223,7 @@ def main(checkout: Path, n_pairs: int | None) -> None:
             print(f"{done.workload}: {len(done.before)} pairs, requests/s x {done.rate}", flush=True)
         print(f"other work: {others.cores():.2f} cores on average\n\n{table(comparisons)}\n")
         for server in (before, after):
-            memory = ", ".join(map(report.number, machine.private_mib(server.computing())))
+            memory = ", ".join(map(number, machine.private_mib(server.computing())))
             print(f"private memory of the workers {server.name}: {memory} MB")
 
 
@@ -237,4 +239,4 @@ def table(comparisons: Sequence[Comparison]) -> str:
         "after",
         "ratio (95 %)",
     )
-    return report.table(header, [comparison.row() for comparison in comparisons])
+    return markdown_table(header, [comparison.row() for comparison in comparisons])

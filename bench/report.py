@@ -13,6 +13,7 @@ from bench.outcome import Outcome
 from bench.quality import Quality
 from bench.servers import ROOT
 from bench.spread import EVEN, UNEVEN, Spread
+from bench.table import number, ratio, table
 from bench.workloads import ONNX_RUNTIME, PACKS
 
 RESULTS = ROOT / "bench" / "results"
@@ -120,8 +121,8 @@ def against(row: Row, other: Row | None) -> str:
         return "1"
     pairs = zip(row.rounds, other.rounds, strict=True)
     if row.n_connections == 1:
-        return _ratio([one.p50_ms / two.p50_ms for one, two in pairs if one.p50_ms is not None and two.p50_ms])
-    return _ratio([one.texts_per_s / two.texts_per_s for one, two in pairs])
+        return ratio([one.p50_ms / two.p50_ms for one, two in pairs if one.p50_ms is not None and two.p50_ms])
+    return ratio([one.texts_per_s / two.texts_per_s for one, two in pairs])
 
 
 def against_packs(row: Row, packs: Row | None) -> str:
@@ -131,7 +132,7 @@ def against_packs(row: Row, packs: Row | None) -> str:
     if row is packs:
         return "1"
     pairs = zip(row.rounds, packs.rounds, strict=True)
-    return _ratio([one.net_texts_per_s / two.net_texts_per_s for one, two in pairs])
+    return ratio([one.net_texts_per_s / two.net_texts_per_s for one, two in pairs])
 
 
 def spread(measured: Sequence[Spread]) -> str:
@@ -144,7 +145,7 @@ def spread(measured: Sequence[Spread]) -> str:
                 each.contestant,
                 number(median(each.uneven)),
                 number(median(each.even)),
-                _ratio([one / two for one, two in zip(each.uneven, each.even, strict=True)]),
+                ratio([one / two for one, two in zip(each.uneven, each.even, strict=True)]),
             ]
             for each in measured
         ],
@@ -160,7 +161,7 @@ def lone_text(measured: Sequence[Lone]) -> str:
                 each.precision,
                 number(median(each.all_cores_ms)),
                 number(median(each.one_core_ms)),
-                _ratio([one / two for one, two in zip(each.all_cores_ms, each.one_core_ms, strict=True)]),
+                ratio([one / two for one, two in zip(each.all_cores_ms, each.one_core_ms, strict=True)]),
             ]
             for each in measured
         ],
@@ -228,28 +229,6 @@ def targets(outcomes: Sequence[Outcome]) -> str:
     """Return the table of targets and their outcomes."""
     words = {True: "met", False: "NOT met", None: ""}
     return table(("target", "measured", ""), [[each.target, each.measured, words[each.met]] for each in outcomes])
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, aligned for reading in a terminal; empty if there are no rows."""
-    if not rows:
-        return ""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
-def number(value: float | None) -> str:
-    """Return a number with three significant digits; empty for None."""
-    if value is None:
-        return ""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _ratio(ratios: Sequence[float]) -> str:
-    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
 
 
 def _section(title: str, contents: str) -> list[str]:

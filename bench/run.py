@@ -5,10 +5,11 @@ import math
 import time
 from collections.abc import Sequence
 
-from bench import interference, lone, machine, measure, memory, quality, reference, report, spread, targets, workloads
+from bench import interference, lone, machine, measure, memory, quality, reference, spread, targets, workloads
 from bench.contestants import Contestant
 from bench.field import Field
 from bench.report import Results
+from bench.table import number
 from bench.texts import Shelf
 from bench.workloads import TokenCount
 from embedding_api.engine.models import sources
@@ -117,7 +118,7 @@ def _measure_field(
             continue
         rows = measure.measure(workload, field, shelf, n_tokens, results.pace, results.left_out)
         results.rows += rows
-        rates = ", ".join(f"{row.contestant} {report.number(row.texts_per_s)}" for row in rows)
+        rates = ", ".join(f"{row.contestant} {number(row.texts_per_s)}" for row in rows)
         clock.print(f"{workload.name}: texts/s: {rates}")
     if wanted in SPREAD:
         results.spreads = spread.measure(field, shelf, results.pace)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from bench import report
 from bench.measure import percentile
 from bench.outcome import Outcome
 from bench.site import Visit
+from bench.table import number, table
 from embedding_api.server.pool import N_SPARE_THREADS
 
 # THREADS of the service under test, and all threads of a worker: THREADS, the spare threads, and the main, the
@@ -114,8 +114,8 @@ def clients(course: Course) -> str:
         statuses = Counter("-" if visit.status is None else str(visit.status) for visit in visits)
         served_ms = [1000 * visit.latency_s for visit in visits if visit.status == 200]
         shown = ", ".join(f"{n} x {status}" for status, n in sorted(statuses.items()))
-        rows.append([name, shown, *(report.number(percentile(served_ms, percent)) for percent in (50, 99))])
-    return report.table(("client", "statuses", "p50 ms of 200", "p99 ms"), sorted(rows))
+        rows.append([name, shown, *(number(percentile(served_ms, percent)) for percent in (50, 99))])
+    return table(("client", "statuses", "p50 ms of 200", "p99 ms"), sorted(rows))
 
 
 def _growth(course: Course) -> Outcome:

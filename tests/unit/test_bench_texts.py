@@ -33,7 +33,7 @@ def test_a_short_text_is_a_sentence_of_prose():
     docstring = """Return the sum of all numbers.  A docstring has several sentences, as
     this one that goes on. No.
 
-    The name `x_y` is code. This last sentence has many more characters than a short text may have, so that it is left out.
+    `x_y` is code. This last sentence has many more characters than a short text may have, so that it is left out.
     """
     assert texts.sentences_of(docstring) == [
         "Return the sum of all numbers.",

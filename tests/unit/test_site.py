@@ -94,7 +94,6 @@ def test_no_page_loads_anything_from_another_host(site):
     loaded = {url for page in pages for url in resources(page.read_text())}
     assert any(url.endswith(".js") for url in loaded)
     assert any(url.endswith(".css") for url in loaded)
-    assert "benchmark.png" in loaded
     assert {url for url in loaded if is_outside(url)} == set()
     assert {url for sheet in site.rglob("*.css") for url in outside_urls(sheet.read_text())} == set()
 
