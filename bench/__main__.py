@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench import large, machine, measure, memory, pairs, report, run, soak, targets
 from bench.field import CONTESTANTS
+from bench.outcome import as_table
 from bench.report import Results
 from bench.servers import ROOT
 from embedding_api.settings import load_settings
@@ -57,7 +58,7 @@ def main() -> None:
     if options.memory:
         services = [name for name in names if name.startswith("service")]
         print(f"\nafter {memory.N_REQUESTS} requests of 32 mixed texts a worker:")
-        print(report.targets(targets.private_memory(run.private_memory(settings, services))))
+        print(as_table(targets.private_memory(run.private_memory(settings, services))))
         return
     run.everything(results, settings, names, options.workload)
     print("\n" + report.markdown(results))

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import psutil
 
-from bench import machine, report, servers
+from bench import machine, servers
 from bench.contestants import OURS, Served
 from bench.environments import ENVIRONMENTS
-from bench.outcome import Outcome
+from bench.outcome import Outcome, as_table
 from bench.servers import ROOT, Server
 from bench.texts import Shelf
 from bench.workloads import MIXED
@@ -147,4 +147,4 @@ def main() -> None:
         # Size of the weights plus the graph.
         sizes = [file.stat().st_size + file.with_suffix(".xml").stat().st_size for file in cache.rglob("model.bin")]
         found += outcomes(precision, measured, max(sizes) / 2**20 if sizes else None)
-    print(report.targets(found))
+    print(as_table(found))

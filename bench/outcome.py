@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from statistics import median
 
+from bench.table import table
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -28,3 +30,9 @@ def judged(target: str, values: Sequence[float], bound: float, *, is_most: bool)
     middle = median(values)
     shown = f"{middle:.2f} ({min(values):.2f} to {max(values):.2f})"
     return Outcome(words, shown, middle <= bound if is_most else middle >= bound)
+
+
+def as_table(outcomes: Sequence[Outcome]) -> str:
+    """Return the table of targets and their outcomes."""
+    words = {True: "met", False: "NOT met", None: ""}
+    return table(("target", "measured", ""), [[each.target, each.measured, words[each.met]] for each in outcomes])

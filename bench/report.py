@@ -9,7 +9,7 @@ from statistics import median
 from bench.interference import Interference
 from bench.lone import N_TOKENS, Lone
 from bench.measure import Pace, Row
-from bench.outcome import Outcome
+from bench.outcome import Outcome, as_table
 from bench.quality import Quality
 from bench.servers import ROOT
 from bench.spread import EVEN, UNEVEN, Spread
@@ -70,7 +70,7 @@ def markdown(results: Results) -> str:
     parts = [
         f"# Measured at {results.circumstances['commit']}",
         "\n".join(f"- {name}: {value}" for name, value in results.circumstances.items()),
-        *_section("Targets", targets(results.outcomes) if results.outcomes else ""),
+        *_section("Targets", as_table(results.outcomes)),
         *_section("Throughput and latency", main_table(results.rows)),
         _HOW_TO_READ.format(n_rounds=results.pace.n_rounds) if results.rows else "",
         *_section("Connections over two workers", spread(results.spreads)),
@@ -223,12 +223,6 @@ def client(rows: Sequence[Row]) -> str:
             costs.setdefault(row.workload, []).append(row.client_ms)
     shown = "; ".join(f"{name} {median(values):.2f} ms" for name, values in costs.items())
     return f"The client's own processor time for each request, on the same cores: {shown}." if shown else ""
-
-
-def targets(outcomes: Sequence[Outcome]) -> str:
-    """Return the table of targets and their outcomes."""
-    words = {True: "met", False: "NOT met", None: ""}
-    return table(("target", "measured", ""), [[each.target, each.measured, words[each.met]] for each in outcomes])
 
 
 def _section(title: str, contents: str) -> list[str]:

@@ -13,8 +13,9 @@ from typing import Self
 
 import psutil
 
-from bench import crowd, machine, reference, report, servers, site
+from bench import crowd, machine, reference, servers, site
 from bench.contestants import OURS
+from bench.outcome import as_table
 from bench.servers import ROOT, Server
 from bench.site import Known, Site
 from bench.texts import Shelf
@@ -54,7 +55,7 @@ def main(duration_s: float) -> None:
     print(*(f"{name:<9} {value}" for name, value in machine.circumstances(settings).items()), sep="\n", flush=True)
     course = run(settings, duration_s)
     found = outcomes(course)
-    print(f"\n{clients(course)}\n\n{report.targets(found)}")
+    print(f"\n{clients(course)}\n\n{as_table(found)}")
     print(*(f"- {flaw}: {n}" for flaw, n in course.flaws.items()), *complaints(course.log)[:20], sep="\n")
     sys.exit(not all(outcome.met for outcome in found))
 
