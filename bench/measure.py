@@ -96,21 +96,32 @@ def measure(
         if contestant.name.startswith(workload.of)
         and (heat := _heat(workload, contestant, shelf, pace, left_out)) is not None
     ]
-    rounds: list[list[Round]] = [[] for _ in heats]
-    tokens: list[list[int]] = [[] for _ in heats]
-    counts = [_n_requests(rate, workload, pace) for _, (_, rate) in heats]
-    for number in range(pace.n_rounds if heats else 0):
-        requests = [workload.request(shelf) for _ in range(max(counts))]
+    runs = [_Runs(contestant, variant, _n_requests(rate, workload, pace)) for contestant, (variant, rate) in heats]
+    for number in range(pace.n_rounds if runs else 0):
+        requests = [workload.request(shelf) for _ in range(max(each.n_requests for each in runs))]
         lengths = [n_tokens(request) for request in requests]
-        order = range(len(heats))
-        for index in order if number % 2 else reversed(order):
-            variant = heats[index][1][0]
-            rounds[index].append(variant.run(requests[: counts[index]], workload.n_connections))
-            tokens[index].append(sum(lengths[: counts[index]]))
-    return [
-        _row(workload, contestant, variant, rounds[index], tokens[index])
-        for index, (contestant, (variant, _)) in enumerate(heats)
-    ]
+        for each in runs if number % 2 else reversed(runs):
+            if each.failure:
+                continue
+            try:
+                each.rounds.append(each.variant.run(requests[: each.n_requests], workload.n_connections))
+                each.n_tokens.append(sum(lengths[: each.n_requests]))
+            except RuntimeError as error:
+                each.failure = str(error)
+    left_out |= {f"{each.contestant.name} in {workload.name}": each.failure for each in runs if each.failure}
+    return [_row(workload, each) for each in runs if not each.failure]
+
+
+@dataclasses.dataclass
+class _Runs:
+    """The rounds of a contestant, each with the tokens of its texts, and the reason why there are no more."""
+
+    contestant: Contestant
+    variant: Variant
+    n_requests: int
+    rounds: list[Round] = dataclasses.field(default_factory=list)
+    n_tokens: list[int] = dataclasses.field(default_factory=list)
+    failure: str = ""
 
 
 def figures(round_: Round, n_texts: int, n_cores: int) -> Figures:
@@ -159,9 +170,8 @@ def _n_requests(rate: float, workload: Workload, pace: Pace) -> int:
     return min(_MAX_REQUESTS, max(workload.n_connections, round(rate * workload.round_s * pace.share)))
 
 
-def _row(
-    workload: Workload, contestant: Contestant, variant: Variant, rounds: Sequence[Round], tokens: Sequence[int]
-) -> Row:
+def _row(workload: Workload, runs: _Runs) -> Row:
+    rounds = runs.rounds
     latencies_ms = [1000 * latency_s for round_ in rounds for latency_s in round_.latencies_s]
     n_requests = sum(round_.n_requests for round_ in rounds)
     n_cores = cores.count()
@@ -169,12 +179,12 @@ def _row(
     texts_per_s = median(each.texts_per_s for each in of_rounds)
     return Row(
         workload=workload.name,
-        contestant=contestant.name,
-        settings=variant.settings,
+        contestant=runs.contestant.name,
+        settings=runs.variant.settings,
         n_connections=workload.n_connections,
         requests_per_s=texts_per_s / workload.n_texts,
         texts_per_s=texts_per_s,
-        tokens_per_s=median(n / round_.elapsed_s for n, round_ in zip(tokens, rounds, strict=True)),
+        tokens_per_s=median(n / round_.elapsed_s for n, round_ in zip(runs.n_tokens, rounds, strict=True)),
         p50_ms=percentile(latencies_ms, 50),
         p99_ms=percentile(latencies_ms, 99),
         n_requests=n_requests,

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bench import interference, lone, machine, measure, memory, quality, reference, spread, targets, workloads
 from bench.contestants import Contestant
@@ -53,9 +53,9 @@ def everything(results: Results, settings: Settings, names: Sequence[str], wante
         results.circumstances["idle contestants"] = f"{machine.idle_cores():.2f} cores"
         clock.print(f"{', '.join(each.name for each in field)} are ready")
         _measure_field(results, settings, field, shelf, n_tokens, wanted, clock)
-    if wanted in LARGE and any(name.startswith(workloads.SERVICE) for name in names):
-        results.lone_texts = lone.measure(results.pace, results.left_out)
-        clock.print("one text on the large model is measured")
+    with _part(LARGE, wanted, results, clock) as is_wanted:
+        if is_wanted and any(name.startswith(workloads.SERVICE) for name in names):
+            results.lone_texts = lone.measure(results.pace, results.left_out)
     results.circumstances["other work"] = f"{others.cores():.2f} cores on average while this was measured"
     results.circumstances["took"] = f"{clock.elapsed_s():.0f} s"
     results.outcomes = [
@@ -120,17 +120,30 @@ def _measure_field(
         results.rows += rows
         rates = ", ".join(f"{row.contestant} {number(row.texts_per_s)}" for row in rows)
         clock.print(f"{workload.name}: texts/s: {rates}")
-    if wanted in SPREAD:
-        results.spreads = spread.measure(field, shelf, results.pace)
-        clock.print("the spread of connections is measured")
-    if wanted in BESIDE:
-        results.interferences = interference.measure(field, shelf, results.pace)
-        clock.print("short texts beside bulk work are measured")
-    if wanted in QUALITY:
-        n_pairs = round(quality.N_PAIRS * results.pace.share)
-        results.qualities = quality.measure(field, settings.calibration_texts or quality.CALIBRATION, n_pairs)
-        clock.print("the quality of each precision is measured")
+    with _part(SPREAD, wanted, results, clock) as is_wanted:
+        if is_wanted:
+            results.spreads = spread.measure(field, shelf, results.pace)
+    with _part(BESIDE, wanted, results, clock) as is_wanted:
+        if is_wanted:
+            results.interferences = interference.measure(field, shelf, results.pace)
+    with _part(QUALITY, wanted, results, clock) as is_wanted:
+        if is_wanted:
+            n_pairs = round(quality.N_PAIRS * results.pace.share)
+            results.qualities = quality.measure(field, settings.calibration_texts or quality.CALIBRATION, n_pairs)
     results.private_mb = memory.now(field)
+
+
+@contextlib.contextmanager
+def _part(name: str, wanted: str, results: Results, clock: _Clock) -> Iterator[bool]:
+    """Give True if a part is wanted. If it fails, it is left out, and the other parts go on."""
+    try:
+        yield wanted in name
+    except RuntimeError as error:
+        results.left_out[name] = str(error)
+        clock.print(f"left out: {name}: {error}")
+    else:
+        if wanted in name:
+            clock.print(f"{name} is measured")
 
 
 def _is_correct(

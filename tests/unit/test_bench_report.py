@@ -86,6 +86,21 @@ def test_all_contestants_answer_the_same_new_texts_each_as_many_as_fill_the_time
     assert rows[0].client_ms == pytest.approx(0.1)
 
 
+def test_a_contestant_that_fails_in_a_round_is_left_out_and_the_others_go_on():
+    failing, good = Clockwork("", 0.1), Clockwork("", 0.1)
+    left_out: dict[str, str] = {}
+
+    def n_tokens(texts):
+        failing.fault = "it crashed"  # tokens are counted between the heat and the first round
+        return len(texts)
+
+    field = [Contestant("Flask", [failing]), Contestant("service int8", [good])]
+    rows = measure(workloads.ONE, field, Shelf(), n_tokens, Pace(n_rounds=2, heat_s=0), left_out)
+
+    assert [each.contestant for each in rows] == ["service int8"]
+    assert left_out == {f"Flask in {workloads.ONE.name}": "it crashed"}
+
+
 def test_the_client_s_time_is_subtracted_from_that_of_all_cores():
     found = figures(Round(elapsed_s=10, latencies_s=[0.1] * 100, n_requests=100, client_cpu_s=4), 2, n_cores=2)
 
