@@ -20,8 +20,9 @@ from bench.servers import Server
 PATH = "/v1/embeddings"
 PRECISIONS = ("float32", "bfloat16", "int8")
 
-# Settings that override the environment and .env: only this machine may connect, without a key, and a server stops at
-# once.
+# Settings that override the environment and .env: only this machine may connect, without a key, a server stops at once,
+# and it refuses no work. By default it would refuse what it could not compute in 30 s at the speed of its start, which
+# was slow if the machine had other work then.
 OURS = {
     "HOST": "127.0.0.1",
     "PORT": "{port}",
@@ -29,6 +30,7 @@ OURS = {
     "REQUIRE_AUTH": "",
     "GUNICORN_CMD_ARGS": "",
     "DRAIN_S": "0",
+    "MAX_QUEUED_TOKENS": "1000000",
 }
 
 Texts = list[str]

@@ -27,7 +27,10 @@ CONTESTANTS = (
 
 
 class Field:
-    """Starts contestants, all at once, and waits for them afterwards. `stack` stops them.
+    """Starts contestants. `stack` stops them.
+
+    Each service starts alone, because it measures the machine's speed at its start, and derives from it how much may
+    wait. All others start at once.
 
     Attributes:
         left_out: Contestants that cannot run, with the reason.
@@ -39,14 +42,18 @@ class Field:
 
     def enter(self, names: Sequence[str]) -> list[Contestant]:
         """Start the contestants of these names, and return those that run."""
-        begun = [(name, self._begun(name)) for name in names]
-        field = []
-        for name, waiting in begun:
-            try:
-                field.append(next(waiting))
-            except (RuntimeError, OSError) as error:
-                self.left_out[name] = str(error)
-        return field
+        field = [self._waited(name, self._begun(name)) for name in names if name.startswith(SERVICE)]
+        begun = [(name, self._begun(name)) for name in names if not name.startswith(SERVICE)]
+        field += [self._waited(name, waiting) for name, waiting in begun]
+        return [each for each in field if each is not None]
+
+    def _waited(self, name: str, waiting: Iterator[Contestant]) -> Contestant | None:
+        """Return the contestant once it is ready; None if it cannot run."""
+        try:
+            return next(waiting)
+        except (RuntimeError, OSError) as error:
+            self.left_out[name] = str(error)
+            return None
 
     def _begun(self, name: str) -> Iterator[Contestant]:
         """Return an iterator that has started processes, and yields the contestant once they are ready."""

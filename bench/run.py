@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
@@ -138,7 +139,7 @@ def _part(name: str, wanted: str, results: Results, clock: _Clock) -> Iterator[b
     """Give True if a part is wanted. If it fails, it is left out, and the other parts go on."""
     try:
         yield wanted in name
-    except RuntimeError as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         results.left_out[name] = str(error)
         clock.print(f"left out: {name}: {error}")
     else:
