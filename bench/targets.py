@@ -23,10 +23,10 @@ LONE = 0.6
 SPREAD = 0.95
 # Most that p99 may be of p50 with 32 connections.
 TAIL = 1.6
-# p50 with 32 connections when these targets were set, in units of the time in which full packs of the same texts
-# compute 32 texts, and how much more p50 may be, since it varies from run to run.
-P50_THEN: Mapping[str, float] = {}
-P50_VARIES = 1.05
+# p50 with 32 connections when these targets were set, which it is not to exceed, in units of the time in which full
+# packs of the same texts compute 32 texts. Two runs, of six and of ten rounds, on a machine with 1.6 cores of other
+# work, had 1.83 and 2.06 (float32), 2.93 and 2.54 (bfloat16), and 3.47 and 3.11 (int8).
+P50_THEN: Mapping[str, float] = {"float32": 1.8, "bfloat16": 2.5, "int8": 3.1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +91,8 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
         target = f"{workloads.ONE_X_32.name}, {precision}"
         tails = [] if ours is None else [each.p99_ms / each.p50_ms for each in ours.rounds if each.p50_ms]
         found.append(judged(f"{target}: p99 over p50", tails, TAIL, is_most=True))
-        if precision in P50_THEN:
-            found.append(
-                judged(
-                    f"{target}: p50 over the time of full packs",
-                    p50_of_packs(ours, packs),
-                    P50_VARIES * P50_THEN[precision],
-                    is_most=True,
-                )
-            )
+        p50s = p50_of_packs(ours, packs)
+        found.append(judged(f"{target}: p50 over the time of full packs", p50s, P50_THEN[precision], is_most=True))
     return found
 
 

@@ -148,6 +148,7 @@ def test_p50_is_in_units_of_the_time_of_full_packs():
     full = row(workloads.ONE_X_32, "full packs int8", *rates(1000))  # 32 texts take 32 ms
 
     assert targets.p50_of_packs(ours, full) == [pytest.approx(2)]
+    assert judged(targets.outcomes([ours, full]), "int8", "p50 over").met is True
     assert targets.p50_of_packs(ours, None) == []
 
 
