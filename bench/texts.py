@@ -121,5 +121,6 @@ def _sentences(package: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _words() -> list[str]:
+def library_words() -> list[str]:
+    """Return the words of all docstrings of the library, in their order."""
     return [word for docstring in docstrings() for word in docstring.split()]

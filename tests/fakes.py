@@ -41,6 +41,7 @@ class FakeBackend:
     """A backend whose batches a test can read, delay and make fail."""
 
     name, precision, dim = "fake", "float32", DIM
+    max_batches_per_thread = 3
 
     def __init__(self, target_batch_tokens=64):
         self.target_batch_tokens = target_batch_tokens

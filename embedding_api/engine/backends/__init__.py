@@ -24,12 +24,14 @@ class Backend(Protocol):
         precision: The arithmetic that it computes in, such as `float32`.
         dim: Components of a vector.
         target_batch_tokens: The best size of a batch, in computed tokens.
+        max_batches_per_thread: Batches after which another thread must go on, so that the memory of the first is freed.
     """
 
     name: str
     precision: str
     dim: int
     target_batch_tokens: int
+    max_batches_per_thread: int
 
     def warm_up(self, window: int | None) -> None:
         """Compute, in the process that will fork, what every worker would otherwise compile for its first batches.
@@ -39,7 +41,7 @@ class Backend(Protocol):
         """
 
     def prepare(self, n_threads: int) -> None:
-        """Make the calling thread ready to compute; called once, in the inference thread of a worker.
+        """Make the calling thread ready to compute; called once, in the first inference thread of a worker.
 
         Args:
             n_threads: See `use_threads`.

@@ -127,6 +127,9 @@ class OpenVinoBackend:
 
     name = "openvino"
     target_batch_tokens = CPU_BATCH_TOKENS
+    # TBB mails tasks to the threads that an inference may have. Where a limit keeps those from coming, nobody takes the
+    # mail, about 20 KB a batch, until the thread that wrote it ends.
+    max_batches_per_thread = 100
 
     def __init__(
         self,
@@ -145,10 +148,11 @@ class OpenVinoBackend:
         self.dim = dim
 
     def warm_up(self, window: int | None) -> None:
-        """Compute one batch of each shape, the fullest first, until _WARM_UP_S is over."""
+        """Compute one text on each body, and one batch of each shape, the fullest first, until _WARM_UP_S is over."""
         end_s = time.monotonic() + _WARM_UP_S
         longest = min(window or CPU_BATCH_TOKENS, CPU_BATCH_TOKENS)
-        for lengths in sorted(_shapes(self._layout, longest), key=sum, reverse=True):
+        batches = sorted(_shapes(self._layout, longest), key=sum, reverse=True)
+        for lengths in [*([length] for length in self._bodies.lengths), *batches]:
             if time.monotonic() > end_s:
                 return
             self.compute([np.zeros(length, dtype=np.int64) for length in lengths], 0)
@@ -196,8 +200,8 @@ def _shapes(layout: Packing | Padding, longest: int) -> Iterator[list[int]]:
     """
     if isinstance(layout, Packing):
         for n_tokens in sorted({rounded_up(n_tokens) for n_tokens in range(1, CPU_BATCH_TOKENS + 1)}):
-            n_texts, rest = divmod(n_tokens, longest)
-            yield [longest] * n_texts + [rest] * (rest > 0)
+            n_texts, rest = divmod(n_tokens, min(longest, n_tokens // 2))
+            yield [min(longest, n_tokens // 2)] * n_texts + [rest] * (rest > 0)
     else:
         for length in range(layout.step, longest + 1, layout.step):
             for n_texts in range(1, CPU_BATCH_TOKENS // length + 1):

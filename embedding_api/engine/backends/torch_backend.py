@@ -4,6 +4,7 @@ It never calls `encode` to serve. `encode` tokenizes texts again, takes some tex
 pictures, and changes the tokenizer.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,8 @@ class TorchBackend:
     dim: int
     device: str
     name = "torch"
+    # No limit: OpenMP keeps threads for each thread that computes.
+    max_batches_per_thread = sys.maxsize
 
     def __post_init__(self) -> None:
         self.n_computed = self.layout.n_computed

@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 _LENGTHS = (16, 128)
 # A text without a window's limit is measured at so many tokens.
 _NO_WINDOW = 512
-_N_RUNS = 10
+_N_RUNS = 5
 # Seconds after which a length is not run again.
-_SLOW_S = 0.1
+_SLOW_S = 0.05
 # More than two threads must take less than this share of the time of half as many. Two always help: where they seem not
 # to, other work has taken the cores meanwhile.
 _WORTH = 0.95

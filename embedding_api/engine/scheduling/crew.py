@@ -30,6 +30,28 @@ class Crew(NamedTuple):
     is_idle: bool
     has_other: bool
 
+    def shares(self, n_waiting: int, n_target: int, n_least: float) -> list[tuple[Address, float]]:
+        """Return the members that get a batch of this worker's texts, and the tokens of each.
+
+        Afterwards all cores have as much to do, as far as the board tells.
+
+        Args:
+            n_waiting: Tokens that wait in this worker.
+            n_target: Tokens of a full batch.
+            n_least: The fewest tokens that a busy member gets; 0 if this worker has no core for them.
+        """
+        # A busy core has half of a full batch to go, on average.
+        queued = [
+            -n_target / 2 if number < self.n_idle else n_target - n_room
+            for number, (_, n_room) in enumerate(self.rooms)
+        ]
+        level = (n_waiting + sum(queued)) / (len(queued) + (n_least > 0) or 1)
+        return [
+            (worker, level - n_queued)
+            for number, ((worker, _), n_queued) in enumerate(zip(self.rooms, queued, strict=True))
+            if number < self.n_idle or level - n_queued > n_least
+        ]
+
 
 def look(board: Board, address: Address, n_members: int, *, has_soloist: bool) -> Crew:
     """Return who computes now.

@@ -235,25 +235,13 @@ class Scheduler:
         return actions
 
     def _shares(self, crew: Crew) -> Sequence[tuple[Address, float]]:
-        """Return the workers that get a batch now, and the tokens of each, so that all cores have as much to do."""
-        backlog = self._backlog
+        """Return the workers that get a batch now, and the tokens of each."""
         if crew.soloist is not None and self._is_for_soloist(crew):
             return [(crew.soloist, float("inf"))]
-        target = backlog.target_tokens
-        # A busy core has half of a full batch to go, on average.
-        queued = {
-            worker: -target / 2 if number < crew.n_idle else target - n_room
-            for number, (worker, n_room) in enumerate(crew.rooms)
-        }
-        computes = self._may_compute(crew) and crew.is_member
-        level = (backlog.n_waiting_tokens + sum(queued.values())) / (len(queued) + computes or 1)
+        backlog = self._backlog
         # A busy core is better than a way for a few tokens, if it is this worker's own.
-        least = backlog.least_tokens if computes else 0.0
-        return [
-            (worker, level - n_queued)
-            for number, (worker, n_queued) in enumerate(queued.items())
-            if number < crew.n_idle or level - n_queued > least
-        ]
+        least = backlog.least_tokens if self._may_compute(crew) and crew.is_member else 0.0
+        return crew.shares(backlog.n_waiting_tokens, backlog.target_tokens, least)
 
     def _next_pack(self, crew: Crew, now_s: float) -> Pack | None:
         """Return what this worker's core computes next; None if there is nothing for it."""

@@ -1,4 +1,4 @@
-"""Inference: the backends of this worker, prepared and used in one thread."""
+"""Inference: the backends of this worker, prepared and used in one thread at a time."""
 
 import time
 from collections.abc import Sequence
@@ -18,12 +18,14 @@ class Inference:
 
     Attributes:
         error: The reason why a backend cannot compute here; None if all can.
+        max_batches_per_thread: See `Backend`.
     """
 
     def __init__(self, setup: Setup) -> None:
         self.error: Exception | None = None
         self._names, self._backends = setup.names, setup.backends
         self._n_threads, self._n_solo_threads = setup.n_threads, setup.n_solo_threads
+        self.max_batches_per_thread = min(backend.max_batches_per_thread for backend in setup.backends)
         self._is_prepared = False
         self._busy_since_s: float | None = None
 

@@ -70,10 +70,8 @@ class Runner:
         self._next: Compute | None = None
         self._done: dict[Job, threading.Event] = {}
         self._has_started = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run_inference, name="inference", daemon=True),
-            threading.Thread(target=self._read_mailbox, name="mailbox", daemon=True),
-        ]
+        self._inference_thread = self._new_inference_thread()
+        self._mailbox_thread = threading.Thread(target=self._read_mailbox, name="mailbox", daemon=True)
 
     def start(self) -> None:
         """Start the threads, and wait until the backends are prepared.
@@ -83,8 +81,8 @@ class Runner:
             Exception: What a backend's `prepare` raises.
         """
         try:
-            for thread in self._threads:
-                thread.start()
+            self._inference_thread.start()
+            self._mailbox_thread.start()
         except RuntimeError as error:
             raise ScarcityError("a thread for inference") from error
         self._has_started.wait()
@@ -146,7 +144,7 @@ class Runner:
         phase = self._scheduler.phase
         if phase is SchedulerPhase.RETIRED:
             return "a batch hung, and this worker is about to be replaced"
-        if phase is not SchedulerPhase.CLOSED and any(not thread.is_alive() for thread in self._threads):
+        if phase is not SchedulerPhase.CLOSED and not all(thread.is_alive() for thread in self._threads):
             return "a thread of the engine has ended"
         with self._changed:
             away_s = self._backlog.longest_away_s(time.monotonic())
@@ -158,10 +156,10 @@ class Runner:
         """Finish the batch on the core, refuse what waits, end the threads, and leave the seat."""
         self._report(self._scheduler.close)
         self._mailbox.wake(self.seat.address)
-        for thread in self._threads:
-            # One that hangs in a backend ends with the process.
-            if thread.is_alive():
-                thread.join(_LAST_BATCH_S)
+        end_s = time.monotonic() + _LAST_BATCH_S
+        # One that hangs in a backend ends with the process. Another may follow one that ends.
+        while (alive := [one for one in self._threads if one.is_alive()]) and (left_s := end_s - time.monotonic()) > 0:
+            alive[0].join(left_s)
         self.refuse_rest()
         self._exchange.leave(self.seat)
         if self._own_exchange is not None:
@@ -204,11 +202,19 @@ class Runner:
             case Wake(worker):
                 self._mailbox.wake(worker)
 
+    @property
+    def _threads(self) -> Sequence[threading.Thread]:
+        return self._inference_thread, self._mailbox_thread
+
+    def _new_inference_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run_inference, name="inference", daemon=True)
+
     def _run_inference(self) -> None:
-        """Prepare, then compute one batch after the other."""
+        """Prepare, then compute one batch after the other, until it is the turn of a new thread."""
         if self._scheduler.may_compute():
             self._inference.prepare(on_all_cores=self._scheduler.is_soloist())
         self._has_started.set()
+        n_batches = 0
         while (next_ := self._wait_for_work()) is not None:
             works = next_.works
             try:
@@ -221,6 +227,19 @@ class Runner:
                 self._report(self._scheduler.failed, works, error)
             else:
                 self._report(self._scheduler.computed, works, result)
+            n_batches += 1
+            if n_batches >= self._inference.max_batches_per_thread and self._hand_over():
+                return
+
+    def _hand_over(self) -> bool:
+        """Let a new thread go on in place of this one. Return False if the system refuses one."""
+        thread = self._new_inference_thread()
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._inference_thread = thread
+        return True
 
     def _wait_for_work(self) -> Compute | None:
         """Return what the core computes next; None when there will be nothing."""
