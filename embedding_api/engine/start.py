@@ -8,6 +8,7 @@ from functools import partial
 from embedding_api.engine.backends import devices
 from embedding_api.engine.engine import Engine
 from embedding_api.engine.models import alone, choice, snapshots, sources, speed
+from embedding_api.engine.models.alone import Threads
 from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.models.inspection import Inspected, inspected, require_trust_used
 from embedding_api.engine.models.registry import Model, Registry
@@ -78,18 +79,14 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
             backend.warm_up(window)
     costs = [speed.measure(each, windows[each]) if on_cpu else cost.UNMEASURED for each in models.backends]
     memory.freeze()
-    n_cores = cores.count()
-    n_computing = min(settings.workers, n_cores) if on_cpu else 1
-    # Only a worker that is not needed for batches can be the soloist: see scheduling/crew.py.
-    has_soloist = on_cpu and WORKERS_CAN_SEND and 1 < n_cores < settings.workers
-    n_threads = max(1, n_cores // (n_computing if on_cpu else settings.workers))
-    solo = alone.NOT_MEASURED
-    if on_cpu:
-        solo = alone.measure(models.backends, windows, n_cores if has_soloist else n_threads)
+    n_computing = min(settings.workers, cores.count()) if on_cpu else 1
+    threads = Threads.of(settings)
+    solo = alone.measure(models.backends, windows, threads.n_alone) if on_cpu else alone.NOT_MEASURED
+    has_soloist = threads.n_alone > threads.n_batch
     # The rate of the slowest backend, so that no full queue takes longer than _QUEUE_S.
     slowest = min(map(cost.tokens_per_s, costs, [backend.target_batch_tokens for backend in models.backends]))
     limits = _limits(settings, n_computing * slowest if on_cpu else _DEVICE_TOKENS_PER_S)
-    _log(settings, limits, n_computing, n_threads)
+    _log(settings, limits, n_computing, threads.n_batch)
     _publish(models, limits)
     setup = Setup(
         names=list(models.backends.values()),
@@ -97,7 +94,7 @@ def make_engine(models: Registry, settings: Settings) -> Engine:
         costs=costs,
         exchange=Exchange(settings.max_workers) if WORKERS_CAN_SEND else None,
         n_computing=n_computing,
-        n_threads=n_threads,
+        n_threads=threads.n_batch,
         solo_tokens=solo.worth_tokens if has_soloist else (),
         n_solo_threads=solo.n_threads,
         limits=limits,

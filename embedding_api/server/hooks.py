@@ -70,9 +70,10 @@ def post_worker_init(worker: Worker) -> None:
     """Start the engine and the sending of traces, after the fork. A worker that cannot do so stops the service."""
     service = _service(worker)
     with scarcity.ending_worker():
-        service.engine.start(worker.seat)
+        # Before other threads count.
         with counters.unseen():
             web.rehearse(worker.wsgi)
+        service.engine.start(worker.seat)
         if service.tracing is not None:
             service.tracing.start()
 

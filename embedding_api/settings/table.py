@@ -83,10 +83,11 @@ class Settings:
     port: int = setting("8000", parsing.integer(1, 65535))
     """The port to listen on."""
 
-    workers: int = setting(None, parsing.integer(1, 1024), example="2")
-    """Number of worker processes. Unset: one per usable core (control group quota and affinity); with cuda or mps
-    at most four, one of which computes. With fewer workers than cores, openvino leaves cores idle, and torch
-    uses several threads for a batch, which is slower. With more, only as many compute as there are cores."""
+    workers: int = setting(None, parsing.integer(1, 1024), example="3")
+    """Number of worker processes. Unset: one more than there are usable cores (control group quota and affinity),
+    which computes on all cores a text that waits alone; one on one core; with cuda or mps at most four, one of which
+    computes. With as many as cores, one text takes one core; with fewer, a batch takes several threads, which is
+    slower than as many workers. With more, only as many compute as there are cores."""
 
     threads: int = setting("64", parsing.integer(1, 4096))
     """Requests that a worker handles at once, including those whose texts wait for a core. Further requests wait

@@ -3,6 +3,7 @@
 import orjson
 from flask import Flask
 
+from embedding_api.request import REQUEST, Request
 from embedding_api.service import KEY, Service, service_of
 from embedding_api.web import auth, error_handlers, observe
 from embedding_api.web.openapi import document
@@ -35,7 +36,9 @@ def rehearse(app: Flask) -> None:
 
     A forked process is slow where it first writes to the memory of its parent.
     """
-    app.test_client().get("/health/live")
+    with app.test_request_context("/health/live", environ_overrides={REQUEST: Request()}):
+        # Not the whole application: what wraps it may count its requests.
+        app.full_dispatch_request()
     for model in service_of(app).engine.models.models:
         for route in model.routes.values():
             route.reader.read(["rehearsal"], route.prompt)

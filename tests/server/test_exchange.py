@@ -4,7 +4,9 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from embedding_api.machine import cores
 from tests.server.conftest import MINILM, until
 
 WORDS = "time person year way day thing man world life hand part child eye woman place work week case point"
@@ -87,7 +90,7 @@ def kill(server, worker):
     held = {connection.raddr.port for connection in worker.net_connections("tcp") if connection.raddr}
     worker.kill()
     killed = time.monotonic()
-    until(lambda: not worker.is_running() and len(server.workers) == 2, what="two workers again")
+    until(lambda: not worker.is_running() and len(server.workers) == 3, what="three workers again")
     until(lambda: server.request("GET", "/health/ready")[0] == 200, what="ready")
     return held, time.monotonic() - killed
 
@@ -96,7 +99,8 @@ def kill(server, worker):
 def test_twenty_kills_cost_direct_clients_no_more_than_the_connections_of_the_killed(launch, expected, observed):
     """Given 24 connections that send 3,000 texts, when workers are killed, then every text gets its own vector."""
     texts, vectors = expected
-    server = launch(WORKERS="2")
+    # On two cores one of them computes on all cores what waits alone.
+    server = launch(WORKERS="3")
     starts = list(range(0, len(texts), 6))
     todo = iter([slice(start, start + 6) for start in starts])
     lock, done, lost = threading.Lock(), [], []
@@ -117,7 +121,7 @@ def test_twenty_kills_cost_direct_clients_no_more_than_the_connections_of_the_ki
         running = [clients.submit(client, number) for number in range(24)]
         for n_done in range(20, 420, 20):
             until(lambda n_done=n_done: len(done) > n_done or all(future.done() for future in running), what="progress")
-            ports, taken_s = kill(server, server.workers[n_done // 20 % 2])
+            ports, taken_s = kill(server, server.workers[n_done // 20 % 3])
             held |= ports
             ready_s.append(taken_s)
         for future in running:
@@ -229,3 +233,46 @@ def test_the_vector_of_a_text_does_not_depend_on_its_company(server, expected):
     alone = np.array([server.embed(text)[0] for text in texts[:20]], dtype=np.float32)
     together = np.array(server.embed(texts[:400]), dtype=np.float32)[:20]
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+
+
+def n_connections(server):
+    """Return how many connections each worker has."""
+    return [sum(held.status == "ESTABLISHED" for held in worker.net_connections("tcp")) for worker in server.workers]
+
+
+def test_a_new_connection_goes_to_the_worker_that_has_fewest(launch):
+    server = launch(WORKERS="2")
+
+    def are_even():
+        """Return True if 12 new connections are spread over both workers. One of them may still be starting."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(12):
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            until(lambda: sum(n_connections(server)) == 12, what="all connections")
+            found = n_connections(server)
+        until(lambda: sum(n_connections(server)) == 0, what="no connections")
+        return max(found) <= 7
+
+    until(are_even, what="an even spread")
+    assert all(are_even() for _ in range(3))
+
+
+@pytest.mark.skipif(cores.count() < 2, reason="one core is all cores")
+def test_a_text_that_waits_alone_is_computed_on_all_cores_and_its_vector_is_the_same(launch, expected):
+    texts, vectors = expected
+    server = launch(WORKERS=str(cores.count() + 1))
+    threads = re.search(r"a text that waits alone .*threads=(\d+) ms_by_tokens=.*\"{'16': [\d.]+, '128': ", server.log)
+    assert int(threads[1]) >= 2
+    oldest = min(server.workers, key=lambda worker: (worker.create_time(), worker.pid))
+    with contextlib.closing(Connection(server)) as connection:
+        connection.embed(["a"])
+        assert worker_of(server, connection) == oldest
+        before = {thread.id: thread.user_time for thread in oldest.threads()}
+        # Fewer than the batches after which a new inference thread follows.
+        for row in range(90):
+            assert_equal(connection.embed(texts[row : row + 1]), vectors[row : row + 1])
+        used_s = [thread.user_time - before.get(thread.id, 0.0) for thread in oldest.threads()]
+    # The inference thread, and one of OpenVINO's for each further core.
+    assert sum(each_s >= 0.03 for each_s in used_s) >= 2
+    oldest.kill()
+    np.testing.assert_allclose(server.embed(texts[:1]), vectors[:1], atol=2e-6)

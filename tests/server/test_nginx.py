@@ -468,7 +468,7 @@ def kill_one(server):
 @pytest.mark.fault("kill")
 def test_twenty_killed_workers_cost_no_request(launch, start_nginx, observed):
     """Given eight clients, when a worker is killed after each client got an answer, then every answer is right."""
-    server = launch(WORKERS="2")
+    server = launch(WORKERS="3")
     nginx = start_nginx(server.port)
     texts = [f"text number {n} " + "word " * (n % 40) for n in range(60)]
     vectors = np.array(server.embed(texts))

@@ -106,7 +106,7 @@ def test_a_folder_behind_a_link_belongs_to_the_model_and_may_lead_back_to_it(mod
 WITHOUT_EFFECT = {
     "engine/backends/__init__.py", "engine/backends/bodies.py", "engine/backends/openvino_backend.py",
     "engine/backends/tbb.py", "engine/work.py", "errors.py", "machine/__init__.py", "machine/analytics.py",
-    "machine/cgroup.py", "machine/cores.py", "machine/memory.py", "machine/scratch.py", "telemetry/__init__.py",
+    "machine/memory.py", "machine/scratch.py", "telemetry/__init__.py",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from embedding_api.engine.backends.layout import CPU_BATCH_TOKENS, Packing, Padd
 from embedding_api.engine.backends.text import Prompt, Reader
 from embedding_api.engine.findings import Finding, in_a_line
 from embedding_api.engine.work import Ids, Result
-from embedding_api.machine import analytics, cores, memory
+from embedding_api.machine import analytics, memory
 
 if TYPE_CHECKING:
     import openvino
@@ -32,10 +33,10 @@ MODEL, REFERENCE, DESCRIPTION = "model.xml", "reference.npy", "description.json"
 
 # With pinning every worker would compute on the same core.
 _OPTIONS = {"ENABLE_CPU_PINNING": False}
-# Where the threads of TBB can be limited: one stream, in which the limit alone says how many threads an inference has.
-# Its own thread does not survive a fork and is not needed, since inference runs in the thread that asks for it.
+# One stream: the limit of TBB says how many threads an inference has. The stream's own thread does not survive a fork,
+# and is not needed, since inference runs in the thread that asks for it.
 _MANY_THREADS = {**_OPTIONS, "NUM_STREAMS": "1"}
-# Elsewhere: no stream, and one thread.
+# No stream, and one thread: 7 MB less of each worker's memory.
 _ONE_THREAD = {**_OPTIONS, "NUM_STREAMS": "0", "INFERENCE_NUM_THREADS": "1"}
 
 # float32 needs its hint too: without one OpenVINO computes in bfloat16 where the CPU can. In an int8 model the hint is
@@ -43,17 +44,22 @@ _ONE_THREAD = {**_OPTIONS, "NUM_STREAMS": "0", "INFERENCE_NUM_THREADS": "1"}
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 
 
+# TBB mails tasks to the threads that an inference may have. Where a limit keeps those from coming, nobody takes the
+# mail, about 20 KB a batch, until the thread that wrote it ends.
+_MAX_UNTAKEN_BATCHES = 30
+
 # For each new shape of batch OpenVINO compiles code: 2 to 5 ms, and up to 1 MB that workers share if the master did it.
 # This time is enough for all shapes of a small model.
 _WARM_UP_S = 1.5
 
 
-def load(folder: Path, *, precision: str) -> Loaded:
+def load(folder: Path, *, precision: str, n_threads: int = 1) -> Loaded:
     """Load a converted model for a CPU.
 
     Args:
         folder: A whole entry of the cache, which `convert.py` made.
         precision: float32, bfloat16 or int8. int8 needs an entry that was made in int8.
+        n_threads: The most threads that a batch will take.
 
     Raises:
         UnfitError: OpenVINO cannot compile the model.
@@ -74,12 +80,14 @@ def load(folder: Path, *, precision: str) -> Loaded:
     bodies = Bodies(reader.window)
     try:
         model = bodies.model(core.read_model(folder / MODEL))
-        threads = _ONE_THREAD if tbb.limit() is None else {**_MANY_THREADS, "INFERENCE_NUM_THREADS": cores.count()}
+        has_threads = n_threads > 1 and tbb.limit() is not None
+        threads = {**_MANY_THREADS, "INFERENCE_NUM_THREADS": n_threads} if has_threads else _ONE_THREAD
         compiled = core.compile_model(model, "CPU", {**threads, "INFERENCE_PRECISION_HINT": hint})
     except RuntimeError as error:
         raise UnfitError(f"OpenVINO cannot compile it: {in_a_line(error)}") from error
     layout = _layout(**description["layout"])
-    backend = OpenVinoBackend(compiled, bodies, layout, precision=precision, dim=description["dim"])
+    n_most = _MAX_UNTAKEN_BATCHES if has_threads else sys.maxsize
+    backend = OpenVinoBackend(compiled, bodies, layout, n_most, precision=precision, dim=description["dim"])
     prompts = {name: Prompt(text) for name, text in description["prompts"].items()}
     routes: Routes = {
         task: Route(reader, backend, Prompt(text), prompts, reference)
@@ -121,21 +129,20 @@ class OpenVinoBackend:
         compiled: Reads `Bodies.inputs`, and returns vectors, float32, (n_texts, dim).
         bodies: The bodies of the model.
         layout: The layout that the model was converted for.
+        max_batches_per_thread: See `Backend`.
         precision: The arithmetic of the model.
         dim: Components of a vector.
     """
 
     name = "openvino"
     target_batch_tokens = CPU_BATCH_TOKENS
-    # TBB mails tasks to the threads that an inference may have. Where a limit keeps those from coming, nobody takes the
-    # mail, about 20 KB a batch, until the thread that wrote it ends.
-    max_batches_per_thread = 100
 
     def __init__(
         self,
         compiled: "openvino.CompiledModel",
         bodies: Bodies,
         layout: Packing | Padding,
+        max_batches_per_thread: int,
         *,
         precision: str,
         dim: int,
@@ -144,6 +151,7 @@ class OpenVinoBackend:
         self._request = compiled.create_infer_request()
         self._bodies = bodies
         self._layout = layout
+        self.max_batches_per_thread = max_batches_per_thread
         self.precision = precision
         self.dim = dim
 
@@ -158,7 +166,7 @@ class OpenVinoBackend:
             self.compute([np.zeros(length, dtype=np.int64) for length in lengths], 0)
 
     def prepare(self, n_threads: int) -> None:
-        """Keep the objects that the master made, and compute once on each body.
+        """Keep the objects that the master made, and compute a text, a small batch and a full one.
 
         A forked process copies memory when it first writes to it, so that the first batch takes several times as long.
         """
@@ -166,9 +174,9 @@ class OpenVinoBackend:
         _keep(self._compiled)
         _keep(self._request)
         self.use_threads(n_threads)
-        lengths = self._bodies.lengths
-        for batch in ([1] * 2, *([length] for length in lengths), [lengths[-1]] * (CPU_BATCH_TOKENS // lengths[-1])):
-            self.compute([np.zeros(length, dtype=np.int64) for length in batch], 0)
+        longest = self._bodies.lengths[-1]
+        for lengths in ([longest], [1] * 2, [longest] * (CPU_BATCH_TOKENS // longest)):
+            self.compute([np.zeros(length, dtype=np.int64) for length in lengths], 0)
 
     def use_threads(self, n_threads: int) -> None:
         """See `Backend.use_threads`."""

@@ -6,6 +6,7 @@ The process that forks the workers must not start a thread, and OpenVINO's threa
 import logging
 import math
 import multiprocessing
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -15,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from embedding_api.engine.backends import Backend
+from embedding_api.machine import cores
+from embedding_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +57,37 @@ class Alone(NamedTuple):
 NOT_MEASURED = Alone(1, [])
 
 
-def measure(names: Mapping[Backend, str], windows: Mapping[Backend, int | None], n_cores: int) -> Alone:
+class Threads(NamedTuple):
+    """The threads of an inference on a CPU.
+
+    Attributes:
+        n_batch: Of a batch, beside those of other workers.
+        n_alone: The most of a text that waits alone.
+    """
+
+    n_batch: int
+    n_alone: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Threads":
+        """Return the threads with these settings. A worker more than cores can be the soloist: scheduling/crew.py."""
+        n_cores = cores.count()
+        n_batch = max(1, n_cores // settings.workers)
+        has_soloist = settings.device == "cpu" and sys.platform == "linux" and settings.workers > n_cores
+        return cls(n_batch, n_cores if has_soloist else n_batch)
+
+
+def measure(names: Mapping[Backend, str], windows: Mapping[Backend, int | None], n_most: int) -> Alone:
     """Return how a text is computed that waits alone, and log what it takes.
 
     Args:
         names: All backends, loaded and warm, with the names of their models.
         windows: The most tokens of a text of each; None for no limit.
-        n_cores: Cores that this process may use.
+        n_most: The most threads.
     """
     lengths = [[n for n in (*_LENGTHS, windows[each] or _NO_WINDOW) if n <= (windows[each] or n)] for each in names]
     texts = [(index, n_tokens) for index, each in enumerate(lengths) for n_tokens in dict.fromkeys(each)]
-    by_threads = _measured(list(names), texts, n_cores)
+    by_threads = _measured(list(names), texts, n_most)
     if not by_threads:
         logger.warning("one text is computed on one core, because a measurement of several failed")
         return NOT_MEASURED
@@ -94,11 +117,11 @@ def _worth_tokens(saved_s: Mapping[int, float]) -> float:
     return math.inf
 
 
-def _measured(backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_cores: int) -> Mapping[int, _Times]:
+def _measured(backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_most: int) -> Mapping[int, _Times]:
     """Return the times with 1 thread, and with each number that was worth more; nothing if the measurement failed."""
     context: ForkContext = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, backends, texts, n_cores), daemon=True)
+    process = context.Process(target=_measure, args=(sender, backends, texts, n_most), daemon=True)
     process.start()
     sender.close()
     by_threads: Mapping[int, _Times] = {}
@@ -113,12 +136,12 @@ def _measured(backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_c
     return by_threads
 
 
-def _measure(sender: Connection, backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_cores: int) -> None:
+def _measure(sender: Connection, backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_most: int) -> None:
     for backend in backends:
         backend.prepare(1)
-    by_threads = {n: _times(backends, texts, n) for n in (1, 2) if n <= n_cores}
-    while (n_threads := max(by_threads)) < n_cores:
-        n_more = min(2 * n_threads, n_cores)
+    by_threads = {n: _times(backends, texts, n) for n in (1, 2) if n <= n_most}
+    while (n_threads := max(by_threads)) < n_most:
+        n_more = min(2 * n_threads, n_most)
         times, before = _times(backends, texts, n_more), by_threads[n_threads]
         # Relative, so that the short texts of a small model count as much as the long ones of a large one.
         if sum(times[text] / before[text] for text in texts) > _WORTH * len(texts):

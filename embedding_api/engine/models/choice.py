@@ -12,6 +12,7 @@ from embedding_api.engine.backends import Loaded, Route, UnfitError, proof
 from embedding_api.engine.backends.proof import Proof
 from embedding_api.engine.findings import UnservableError, in_a_line, lacks_threads
 from embedding_api.engine.models import conversion, kind
+from embedding_api.engine.models.alone import Threads
 from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.models.inspection import Inspected, unservable
 from embedding_api.engine.models.registry import Model
@@ -155,7 +156,7 @@ def _openvino(model: Inspected, settings: Settings, checksums: Checksums) -> Loa
     # Imported here because the import takes a quarter of a second, and not every service needs it.
     from embedding_api.engine.backends import openvino_backend
 
-    return openvino_backend.load(converted, precision=settings.precision)
+    return openvino_backend.load(converted, precision=settings.precision, n_threads=Threads.of(settings).n_alone)
 
 
 def _torch(model: Inspected, settings: Settings) -> Loaded:

@@ -145,18 +145,9 @@ class Seat:
         self.board.columns.n_connections[self.address.seat] = n_connections
 
     def has_fewest_connections(self) -> bool:
-        """Return True if no other worker should take the next connection rather than this one.
-
-        Of those with the fewest, it is for the oldest as long as they have none: a client that is alone is served best
-        by the soloist.
-        """
-        n_connections = self.board.columns.n_connections
-        n_own = n_connections[self.address.seat]
-        return not any(
-            n_connections[other.seat] < n_own or (not n_own and other.generation < self.address.generation)
-            for other in self.board.workers()
-            if other != self.address and n_connections[other.seat] <= n_own
-        )
+        """Return False if another worker has fewer and should take the next connection."""
+        board, n_connections = self.board, self.board.columns.n_connections
+        return n_connections[self.address.seat] <= min(n_connections[worker.seat] for worker in board.workers())
 
     def count_answered(self, n_tokens: int) -> None:
         """Add to the tokens that this worker has answered."""

@@ -123,8 +123,14 @@ class Runner:
 
     def publish_connections(self, n_connections: int | None) -> None:
         """Tell the other workers how many connections this one has; None if it takes no new one."""
-        weight = _SOLO_WEIGHT if self._scheduler.is_soloist() else 1
-        self.seat.publish_connections(NO_MORE if n_connections is None else weight * n_connections)
+        if n_connections is None:
+            weighted = NO_MORE
+        elif self._scheduler.is_soloist():
+            weighted = 2 * _SOLO_WEIGHT * n_connections
+        else:
+            # The soloist takes the first one.
+            weighted = 2 * n_connections + 1
+        self.seat.publish_connections(weighted)
 
     def retire_if_stuck(self) -> bool:
         """Return True if the batch that this worker computes takes longer than it may: the process must end soon.
