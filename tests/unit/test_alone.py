@@ -7,6 +7,7 @@ import time
 import pytest
 
 from embedding_api.engine.models import alone
+from embedding_api.settings import load_settings
 from tests.fakes import FakeBackend
 
 
@@ -60,6 +61,17 @@ def test_a_text_is_worth_the_way_to_another_worker_if_it_saves_more(saved_ms, to
     backend.compute = lambda inputs, _: time.sleep((25 - (backend.n_threads > 1) * saved_ms[len(inputs[0])]) / 1000)
     (worth,) = alone.measure({backend: "m"}, {backend: 64}, 2).worth_tokens
     assert worth == pytest.approx(tokens, abs=6)
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "workers", "expected"),
+    [(1, 1, (1, 1)), (1, 2, (1, 1)), (2, 1, (2, 2)), (2, 2, (1, 1)), (2, 3, (1, 2)), (8, 9, (1, 8)), (8, 2, (4, 4))],
+)
+def test_a_text_alone_takes_all_cores_where_there_is_a_worker_to_spare(n_cores, workers, expected, monkeypatch):
+    monkeypatch.setattr("embedding_api.machine.cores.count", lambda: n_cores)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("WORKERS", str(workers))
+    assert alone.Threads.of(load_settings()) == expected
 
 
 class Dying(FakeBackend):
