@@ -30,7 +30,6 @@ class Scaling(FakeBackend):
         ({1: 8, 2: 5, 4: 7, 8: 2}, 8, 2),
         ({1: 8, 2: 5, 4: 3, 6: 2}, 6, 6),
         ({1: 8, 2: 9}, 2, 2),
-        ({1: 8}, 1, 1),
     ],
 )
 def test_the_number_of_threads_is_doubled_as_long_as_it_helps(ms_by_threads, n_cores, expected):
@@ -72,6 +71,23 @@ def test_a_text_alone_takes_all_cores_where_there_is_a_worker_to_spare(n_cores, 
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("WORKERS", str(workers))
     assert alone.Threads.of(load_settings()) == expected
+
+
+def test_a_length_that_would_take_long_is_left_out(caplog, monkeypatch):
+    monkeypatch.setattr(alone, "_LONGEST_S", 0.05)
+    backend = Scaling({})
+    backend.compute = lambda inputs, _: time.sleep(len(inputs[0]) / 10_000)
+    with caplog.at_level("INFO"):
+        alone.measure({backend: "m"}, {backend: 8192}, 2)
+    assert list(caplog.records[0].fields["ms_by_tokens"]) == ["16", "128"]
+
+
+def test_one_thread_is_measured_without_a_fork(caplog):
+    backend = FakeBackend()
+    with caplog.at_level("INFO"):
+        assert alone.measure({backend: "m"}, {backend: 64}, 1) == alone.NOT_MEASURED
+    assert set(map(len, backend.batches)) == {1}
+    assert caplog.records[0].fields["threads"] == 1
 
 
 class Dying(FakeBackend):

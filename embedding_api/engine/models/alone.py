@@ -31,8 +31,10 @@ _SLOW_S = 0.05
 # More than two threads must take less than this share of the time of half as many. Two always help: where they seem not
 # to, other work has taken the cores meanwhile.
 _WORTH = 0.95
+# A length that is expected to take longer is left out. The window of some models takes minutes.
+_LONGEST_S = 1.0
 # Seconds that all may take. A process that hangs must not hold up the start.
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 20.0
 # Seconds that the way of a text to another worker takes, and that of its vector back; see docs/decisions/0014.
 _WAY_S = 0.5e-3
 
@@ -93,17 +95,16 @@ def measure(names: Mapping[Backend, str], windows: Mapping[Backend, int | None],
         return NOT_MEASURED
     n_threads = max(by_threads)
     for index, name in enumerate(names.values()):
-        ms = {str(n): round(1000 * by_threads[n_threads][index, n], 1) for each, n in texts if each == index}
+        ms = {str(n): round(1000 * s, 1) for (each, n), s in by_threads[n_threads].items() if each == index}
         fields = {"model": name, "threads": n_threads, "ms_by_tokens": ms}
         logger.info("a text that waits alone", extra={"fields": fields})
     if n_threads == 1:
         return NOT_MEASURED
-    worth = [
-        _worth_tokens(
-            {n: by_threads[1][index, n] - by_threads[n_threads][index, n] for one, n in texts if one == index}
-        )
-        for index in range(len(names))
-    ]
+    saved_s: list[dict[int, float]] = [{} for _ in names]
+    for (index, n_tokens), one_s in by_threads[1].items():
+        if (index, n_tokens) in by_threads[n_threads]:
+            saved_s[index][n_tokens] = one_s - by_threads[n_threads][index, n_tokens]
+    worth = list(map(_worth_tokens, saved_s))
     return Alone(n_threads, worth)
 
 
@@ -119,6 +120,11 @@ def _worth_tokens(saved_s: Mapping[int, float]) -> float:
 
 def _measured(backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_most: int) -> Mapping[int, _Times]:
     """Return the times with 1 thread, and with each number that was worth more; nothing if the measurement failed."""
+    if n_most == 1:
+        return {1: _times(backends, texts, 1)}
+    if multiprocessing.current_process().daemon:
+        # It may not have children.
+        return {}
     context: ForkContext = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, backends, texts, n_most), daemon=True)
@@ -144,14 +150,23 @@ def _measure(sender: Connection, backends: Sequence[Backend], texts: Sequence[tu
         n_more = min(2 * n_threads, n_most)
         times, before = _times(backends, texts, n_more), by_threads[n_threads]
         # Relative, so that the short texts of a small model count as much as the long ones of a large one.
-        if sum(times[text] / before[text] for text in texts) > _WORTH * len(texts):
+        both = times.keys() & before.keys()
+        if sum(times[text] / before[text] for text in both) > _WORTH * len(both):
             break
         by_threads[n_more] = times
     sender.send(by_threads)
 
 
 def _times(backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_threads: int) -> _Times:
-    return {(index, n_tokens): _seconds(backends[index], n_tokens, n_threads) for index, n_tokens in texts}
+    """Return the times of texts, each backend's in ascending order, but for those that would take too long."""
+    times: dict[tuple[int, int], float] = {}
+    before, before_s = 1, 0.0
+    for index, n_tokens in texts:
+        if before_s * n_tokens / before > _LONGEST_S and before < n_tokens:
+            continue
+        times[index, n_tokens] = before_s = _seconds(backends[index], n_tokens, n_threads)
+        before = n_tokens
+    return times
 
 
 def _seconds(backend: Backend, n_tokens: int, n_threads: int) -> float:
