@@ -19,7 +19,7 @@ from embedding_api.engine.models import conversion
 from embedding_api.engine.models.checksums import Checksums
 from embedding_api.engine.start import load_engine
 from embedding_api.errors import ModelLoadError
-from embedding_api.machine import analytics, programs
+from embedding_api.machine import analytics, cores, programs
 from embedding_api.settings import load_settings
 from tests import models
 from tests.model.test_torch import DOCS, TEXTS, differences
@@ -201,7 +201,13 @@ print(json.dumps([model.route.backend.name, n_threads, status, sorted({name.spli
 def test_a_start_from_the_cache_imports_no_torch_starts_no_thread_that_computes_and_survives_a_fork(monkeypatch):
     load_engine(load_settings()).close()
     done = subprocess.run(
-        [sys.executable, "-c", _WARM_START], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", _WARM_START],
+        cwd=ROOT,
+        env=os.environ | {"WORKERS": str(cores.count() + 1)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     name, n_threads, status, modules = json.loads(done.stdout)
     # The main thread, and two of OpenVINO's stream, which never compute: those that do belong to TBB.
