@@ -104,8 +104,7 @@ def measure(names: Mapping[Backend, str], windows: Mapping[Backend, int | None],
     for (index, n_tokens), one_s in by_threads[1].items():
         if (index, n_tokens) in by_threads[n_threads]:
             saved_s[index][n_tokens] = one_s - by_threads[n_threads][index, n_tokens]
-    worth = list(map(_worth_tokens, saved_s))
-    return Alone(n_threads, worth)
+    return Alone(n_threads, list(map(_worth_tokens, saved_s)))
 
 
 def _worth_tokens(saved_s: Mapping[int, float]) -> float:
@@ -145,7 +144,7 @@ def _measured(backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_m
 def _measure(sender: Connection, backends: Sequence[Backend], texts: Sequence[tuple[int, int]], n_most: int) -> None:
     for backend in backends:
         backend.prepare(1)
-    by_threads = {n: _times(backends, texts, n) for n in (1, 2) if n <= n_most}
+    by_threads = {n: _times(backends, texts, n) for n in (1, 2)}
     while (n_threads := max(by_threads)) < n_most:
         n_more = min(2 * n_threads, n_most)
         times, before = _times(backends, texts, n_more), by_threads[n_threads]

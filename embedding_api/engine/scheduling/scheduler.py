@@ -3,12 +3,11 @@
 from collections import deque
 from collections.abc import Sequence
 
-from embedding_api.engine.scheduling import crew
 from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, Wake
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.batch import Batch, BatchState
 from embedding_api.engine.scheduling.board import Seat
-from embedding_api.engine.scheduling.crew import Crew
+from embedding_api.engine.scheduling.crew import Crew, look
 from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.pack import Pack
 from embedding_api.engine.scheduling.phase import SchedulerPhase
@@ -167,7 +166,7 @@ class Scheduler:
         return self._refuse_waiting(now_s)
 
     def _look(self) -> Crew:
-        return crew.look(self._seat.board, self._seat.address, self._n_members, has_soloist=bool(self._solo_tokens))
+        return look(self._seat.board, self._seat.address, self._n_members, has_soloist=bool(self._solo_tokens))
 
     def _may_compute(self, crew: Crew) -> bool:
         return self.phase is SchedulerPhase.SERVING and (crew.is_member or self._is_solo(crew))
@@ -219,9 +218,7 @@ class Scheduler:
             return self._refuse_waiting(now_s)
         actions: list[Action] = []
         for worker, share_tokens in self._shares(crew):
-            while (
-                batch := backlog.form_batch(share_tokens)
-            ) is not None and batch.work.n_sent_ids > self._max_sent_ids:
+            while (batch := backlog.form_batch(share_tokens)) and batch.work.n_sent_ids > self._max_sent_ids:
                 if is_retired:
                     actions += backlog.end_with_error(batch, NotReadyError("this worker stops; try again"), now_s)
                 else:
