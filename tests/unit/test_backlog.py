@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from embedding_api.engine.backends.layout import Packing
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.batch import BatchState
 from embedding_api.engine.scheduling.cost import Cost
@@ -105,6 +106,18 @@ def test_a_short_job_passes_the_backlog_of_large_ones(backlog, add):
     short = add(texts(1, n_tokens=3))
     backlog.compute(backlog.form_batch())
     assert short.is_done
+
+
+def test_short_jobs_are_answered_in_the_order_in_which_they_came():
+    """Given jobs of at most an eighth of a batch, and a backend that pads none, then their lengths do not matter."""
+    backend = FakeBackend()
+    backend.n_computed = Packing(0, 0).n_computed
+    backlog = OneClock(OWNER, [backend], [COST], "process")
+    lengths = [8, 3, 7, 2, 8, 4, 6] * 6
+    jobs = [backlog.add(texts(1, n_tokens=length, first=10 * n)) for n, length in enumerate(lengths, 1)]
+    while waiting := [job for job in jobs if not job.is_done]:
+        backlog.compute(backlog.form_batch())
+        assert waiting[0].is_done
 
 
 def test_a_long_text_is_not_starved_by_short_ones_that_keep_coming(backlog, add):

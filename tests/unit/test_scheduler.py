@@ -218,6 +218,30 @@ def test_the_soloist_leaves_texts_for_several_batches_to_the_members(idle):
     assert not soloist.running
 
 
+def test_texts_of_the_soloist_take_turns_with_those_of_a_member_that_has_no_room():
+    """Given a member with more than a full batch, then it has one batch of the soloist at a time, and computes it."""
+    simulation = Simulation(n_computing=1, solo_tokens=(4, 4))
+    for _ in range(2):
+        simulation.spawn()
+    soloist, member = simulation.living
+    simulation.idle(member)
+    simulation.accept(member, [1], LANES[0])
+    simulation.idle(member)
+    simulation.accept(member, [12 * n + 11 for n in range(20)], LANES[0])
+    assert soloist.seat.board.columns.room_tokens[member.seat.address.seat] < 0
+    for text in (1, 2):
+        simulation.accept(soloist, [text], LANES[0])
+        assert [kind for kind, *_ in member.inbox].count("work") == 1
+    receive(simulation, member)
+    owners = set()
+    for _ in range(2):
+        simulation.end(member)
+        simulation.idle(member)
+        owners |= {work.owner for work in member.running}
+    assert owners == {soloist.seat.address, member.seat.address}
+    simulation.settle()
+
+
 def test_the_soloist_computes_all_where_it_is_the_only_worker(idle):
     soloist, *members = idle.living
     for member in members:

@@ -16,6 +16,9 @@ from embedding_api.engine.scheduling.lane import LaneQueue
 from embedding_api.engine.scheduling.pack import Pack
 from embedding_api.engine.work import Address, Ids, Lane, Result, Work
 
+# The part of a full batch that a job has before its texts are due later than at once.
+_FREE_SHARE = 1 / 8
+
 
 class Backlog:
     """The texts of this worker's jobs that are not answered. It has a method for each way in which a batch ends.
@@ -69,12 +72,15 @@ class Backlog:
             queue = LaneQueue(lane, self._sizings[lane.backend], self._costs[lane.backend])
             self._queues[lane] = queue
         cost = self._costs[lane.backend]
-        due_s = self._virtual_s + cost.start_s
+        # Jobs of a few tokens are due in the order in which they came: one that passes another gains little, and many
+        # that pass it cost it much.
+        soonest_s = self._virtual_s + cost.start_s
+        due_s = soonest_s - cost.token_s * self._sizings[lane.backend].target_batch_tokens * _FREE_SHARE
         texts, new = [], []
         # Longest first, so that little is left at the end, and all cores end together.
         for row in sorted(range(len(inputs)), key=lambda row: len(inputs[row]), reverse=True):
             due_s += cost.token_s * len(inputs[row])
-            text, is_new = queue.find_or_add(inputs[row], due_s)
+            text, is_new = queue.find_or_add(inputs[row], max(soonest_s, due_s))
             if is_new:
                 new.append(text)
             text.wanted_by.append((job, row))

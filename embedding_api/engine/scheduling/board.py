@@ -16,7 +16,8 @@ class Columns(NamedTuple):
         is_taken: 1 if a worker has the seat.
         generation: Of the worker that has it, or had it last.
         is_idle: 1 if that worker's core is idle, and nothing waits for it.
-        room_tokens: Tokens of other workers' texts that it would take for its next batch.
+        room_tokens: Tokens of other workers' texts that it would take for its next batch; below 0 if more waits for its
+            core already, and 0 if its core computes nothing.
         waiting_tokens: Tokens of its texts that are in no batch.
         arriving_tokens: A guess at the tokens of the requests that it holds and has not read.
         arriving_bytes: The bytes of the requests that it holds.

@@ -47,8 +47,8 @@ def seconds(sizing: Sizing, cost: Cost, n_texts: int, longest: int, n_tokens: in
 def choose_companions(seed: int, lengths: Sequence[int], sizing: Sizing, cost: Cost, max_tokens: float) -> list[int]:
     """Choose the texts that join `seed` so that the batch has the highest tokens per second.
 
-    Starting a batch takes time, and padding does, too. Texts are tried from the nearest in length to the farthest. Of
-    all batches tried, that with the most tokens per second is chosen.
+    Starting a batch takes time, and padding does, too. Where texts are padded to the longest, those nearest in length
+    are tried first; elsewhere the preferred ones. Of all batches tried, that with the most tokens per second is chosen.
 
     Args:
         seed: Tokens of the text that is due next.
@@ -64,7 +64,10 @@ def choose_companions(seed: int, lengths: Sequence[int], sizing: Sizing, cost: C
     n_best = 0
     longest = n_tokens = seed
     best_rate = seed / seconds(sizing, cost, 1, seed, seed)
-    for index in sorted(range(len(lengths)), key=lambda index: abs(lengths[index] - seed)):
+    order: Sequence[int] = range(len(lengths))
+    if _pads(sizing):
+        order = sorted(order, key=lambda index: abs(lengths[index] - seed))
+    for index in order:
         length = lengths[index]
         n_texts = len(chosen) + 2
         if n_tokens >= max_tokens:
@@ -78,3 +81,9 @@ def choose_companions(seed: int, lengths: Sequence[int], sizing: Sizing, cost: C
         if rate >= best_rate:
             best_rate, n_best = rate, len(chosen)
     return chosen[:n_best]
+
+
+def _pads(sizing: Sizing) -> bool:
+    """Return True if texts are padded to the longest of their batch."""
+    far = 2 * sizing.target_batch_tokens
+    return sizing.n_computed(2, far, far) > sizing.n_computed(2, far // 2, far)

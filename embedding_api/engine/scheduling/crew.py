@@ -4,6 +4,7 @@ A member computes one batch at a time on its core. The soloist computes on all c
 threads that it has once used would take their share of the cores from the members.
 """
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from embedding_api.engine.scheduling.board import Board
@@ -16,8 +17,8 @@ class Crew(NamedTuple):
     Attributes:
         is_member: True if this worker is a member.
         soloist: The soloist; None if there is none.
-        rooms: The other members that have room for a batch, with the tokens that fit: idle ones first, then those with
-            the most room.
+        rooms: The other members that can compute, with the tokens that fit into their next batch, below 0 if more
+            waits there: idle ones first, then those with the most room.
         n_idle: How many of them are idle.
         is_idle: True if all others that compute are idle.
         has_other: True if another worker computes.
@@ -30,7 +31,9 @@ class Crew(NamedTuple):
     is_idle: bool
     has_other: bool
 
-    def shares(self, n_waiting: int, n_target: int, n_least: float) -> list[tuple[Address, float]]:
+    def shares(
+        self, n_waiting: int, n_target: int, n_least: float, served: Container[Address]
+    ) -> list[tuple[Address, float]]:
         """Return the members that get a batch of this worker's texts, and the tokens of each.
 
         Afterwards all cores have as much to do, as far as the board tells.
@@ -39,16 +42,22 @@ class Crew(NamedTuple):
             n_waiting: Tokens that wait in this worker.
             n_target: Tokens of a full batch.
             n_least: The fewest tokens that a busy member gets; 0 if this worker has no core for them.
+            served: Members that have a batch of this worker already. Each other member gets one even if it has no room,
+                from a worker without a core: a member computes own batches and received ones in turns.
         """
+        rooms = [
+            (worker, n_room)
+            for number, (worker, n_room) in enumerate(self.rooms)
+            if number < self.n_idle or n_room > 0 or not (n_least or worker in served)
+        ]
         # A busy core has half of a full batch to go, on average.
         queued = [
-            -n_target / 2 if number < self.n_idle else n_target - n_room
-            for number, (_, n_room) in enumerate(self.rooms)
+            -n_target / 2 if number < self.n_idle else n_target - n_room for number, (_, n_room) in enumerate(rooms)
         ]
         level = (n_waiting + sum(queued)) / (len(queued) + (n_least > 0) or 1)
         return [
             (worker, level - n_queued)
-            for number, ((worker, _), n_queued) in enumerate(zip(self.rooms, queued, strict=True))
+            for number, ((worker, _), n_queued) in enumerate(zip(rooms, queued, strict=True))
             if number < self.n_idle or level - n_queued > n_least
         ]
 
@@ -72,7 +81,7 @@ def look(board: Board, address: Address, n_members: int, *, has_soloist: bool) -
     others = [worker for worker in members if worker != address]
     idle = [worker for worker in others if columns.is_idle[worker.seat]]
     rooms = [(worker, columns.room_tokens[worker.seat]) for worker in others]
-    rooms = [(worker, n_tokens) for worker, n_tokens in rooms if n_tokens > 0 or worker in idle]
+    rooms = [(worker, n_tokens) for worker, n_tokens in rooms if n_tokens or worker in idle]
     rooms.sort(key=lambda room: (room[0] in idle, room[1]), reverse=True)
     is_solo_idle = soloist in (None, address) or bool(columns.is_idle[workers[0].seat])
     return Crew(

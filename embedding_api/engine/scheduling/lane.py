@@ -52,7 +52,8 @@ class LaneQueue:
             text.waits = True
             self.n_waiting_tokens += len(text.ids)
         self.n_waiting_texts += len(texts)
-        self._waiting += texts
+        # Of texts that are due at the same time, the first that came is the first to leave.
+        self._waiting[:0] = reversed(texts)
         self._waiting.sort(key=lambda text: text.due_s, reverse=True)
 
     def leave(self, text: Text) -> None:

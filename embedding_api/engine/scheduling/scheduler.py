@@ -188,7 +188,8 @@ class Scheduler:
             actions += self._send_waiting(crew, now_s)
         may_compute = self._may_compute(crew)
         n_queued = backlog.n_waiting_tokens + sum(work.n_tokens for work in self._kept)
-        n_room = backlog.target_tokens - n_queued if may_compute and crew.is_member else 0
+        # A member that is just full is not one that computes nothing.
+        n_room = (backlog.target_tokens - n_queued or -1) if may_compute and crew.is_member else 0
         if seat.publish_room(n_room, is_idle=may_compute and not self._running and not n_queued):
             actions += map(Wake, seat.waiting())
         return actions
@@ -238,7 +239,8 @@ class Scheduler:
         backlog = self._backlog
         # A busy core is better than a way for a few tokens, if it is this worker's own.
         least = backlog.least_tokens if self._may_compute(crew) and crew.is_member else 0.0
-        return crew.shares(backlog.n_waiting_tokens, backlog.target_tokens, least)
+        served = {batch.worker for batch in backlog.batches_away()}
+        return crew.shares(backlog.n_waiting_tokens, backlog.target_tokens, least, served)
 
     def _next_pack(self, crew: Crew, now_s: float) -> Pack | None:
         """Return what this worker's core computes next; None if there is nothing for it."""
