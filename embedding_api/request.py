@@ -6,11 +6,12 @@ it.
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from embedding_api.errors import DeadlineExceededError
 
@@ -30,18 +31,30 @@ MAX_HEAD_BYTES = 65_536
 TIMEOUT_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
 
 
+class Signal(Protocol):
+    """What one thread waits for until another one sets it, as with a `threading.Event`."""
+
+    def set(self) -> None:
+        """Let the one that waits go on."""
+
+    def wait(self, timeout: float | None, /) -> bool:
+        """Wait until the signal is set, but no longer than `timeout` seconds. Return True if it is set."""
+
+
 class Caller:
     """The client of one request. Safe for several threads.
 
     Attributes:
         arrived_s: Time on the monotonic clock at which the request was complete.
         deadline_s: Time on the monotonic clock until which the client waits; infinity if for ever.
+        new_signal: Makes what the thread, or the greenlet, that answers the client can wait for.
     """
 
     def __init__(self) -> None:
         self.arrived_s = time.monotonic()
         self.deadline_s = math.inf
         self._limit = "the deadline"
+        self.new_signal: Callable[[], Signal] = threading.Event
         self._departure: Future[None] = Future()
 
     def remaining_s(self) -> float | None:

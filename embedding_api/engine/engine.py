@@ -95,8 +95,10 @@ class Engine:
         return None if self._runner is None else self._runner.problem()
 
     def close(self) -> None:
-        """Finish the batch on the core, and refuse what waits."""
+        """Finish the batch on the core, and refuse what waits. A second call does nothing."""
         with self._starting:
+            if self._is_closed:
+                return
             self._is_closed = True
         if self._runner is not None:
             self._runner.close()

@@ -1,10 +1,11 @@
-"""The way of a request from its connection to a thread or to a refusal, and of the response back.
+"""The way of a request from its connection to a thread, a greenlet or a refusal, and of the response back.
 
 A request is refused for its head, for how much of it has come, or for how much waits.
 """
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from functools import partial
 from typing import Any
 
 from gunicorn.config import Config
@@ -15,6 +16,7 @@ from embedding_api.request import FILE_BODIES, Request, joined
 from embedding_api.server import response
 from embedding_api.server.connection import Connection
 from embedding_api.server.connections import Connections
+from embedding_api.server.greenlets import Greenlets
 from embedding_api.server.parser import Parser
 from embedding_api.server.pool import Pool
 from embedding_api.server.waits import Wait
@@ -31,6 +33,9 @@ _WORK, _READINESS = frozenset({"embeddings.create_embeddings"}), frozenset({"hea
 _BODILESS = frozenset({"GET", "HEAD"})
 # Bytes for which there must be room before a body comes whose length is not known.
 _UNKNOWN_BODY_BYTES = 65_536
+# Bytes of a body that the loop itself reads and answers: some short texts, or one of 200 words. It takes less than a
+# millisecond, in which other clients wait.
+_MAX_SHORT_BYTES = 1024
 
 
 class Requests:
@@ -43,6 +48,7 @@ class Requests:
     Attributes:
         connections: The connections of the worker.
         pool: Its threads, and the requests that wait for one, each with its connection.
+        greenlets: For short requests, which need no thread.
     """
 
     def __init__(self, worker: Any, is_draining: Callable[[], bool]) -> None:
@@ -52,6 +58,7 @@ class Requests:
         self._engine, self._settings = service.engine, service.settings
         self._is_draining = is_draining
         self.pool: Pool[tuple[Connection, Request]] = Pool(config.threads, self._answer)
+        self.greenlets = Greenlets(lambda: worker.method_queue.defer(_do_nothing))
         self.connections = Connections(
             worker.poller,
             lambda client: Parser(config, client, service.settings.max_body_bytes, file_bodies),
@@ -119,7 +126,7 @@ class Requests:
         return None
 
     def _accept(self, connection: Connection, error: ServiceError | ParseException | None) -> None:
-        """Hand a request that has arrived to a thread, or refuse it."""
+        """Hand a request that has arrived to a thread or a greenlet, or refuse it."""
         connection.must_close = error is not None
         if isinstance(error, ParseException | RequestTimeoutError):
             # A head may be missing.
@@ -137,6 +144,10 @@ class Requests:
             return
         self._worker.count_request()
         metrics.IN_PROGRESS.inc()
+        if has_body and error is None and request.n_body_bytes <= _MAX_SHORT_BYTES:
+            request.caller.new_signal = self.greenlets.new_signal
+            self.greenlets.start(partial(self._answer_short, connection, request))
+            return
         # A request without a body embeds nothing, and one with an error has no body that is read.
         self.pool.submit((connection, request), is_urgent=not has_body or error is not None)
 
@@ -184,9 +195,23 @@ class Requests:
 
     def _finish(self, connection: Connection) -> None:
         """Send what is left of a response, and give its thread the next request."""
-        metrics.IN_PROGRESS.dec()
         self.pool.finished()
+        self._end(connection)
+
+    def _answer_short(self, connection: Connection, request: Request) -> None:
+        """Answer a request, in a greenlet."""
+        try:
+            response.write_answer(self._worker.wsgi, connection, request, self._config, self._may_keep)
+        finally:
+            self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
+        metrics.IN_PROGRESS.dec()
         self.connections.finish(connection)
+
+
+def _do_nothing() -> None:
+    """Do nothing: the loop is to have a turn."""
 
 
 def _draining() -> NotReadyError:

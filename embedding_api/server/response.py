@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import orjson
+from greenlet import GreenletExit
 from gunicorn.config import Config
 from gunicorn.http import wsgi
 
@@ -55,6 +56,9 @@ def write_answer(
         chunks = application(environ, response.start_response)
         _write(chunks, response, must_close=connection.must_close or not may_keep())
         connection.must_close = response.should_close()
+    except (SystemExit, GreenletExit):
+        # The process ends: a signal may come in the middle of anything that the loop's thread does.
+        raise
     # A panic of a library in Rust is no Exception, and would end the thread.
     except BaseException as error:
         connection.must_close = True

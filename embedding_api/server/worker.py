@@ -93,6 +93,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
                 self.set_accept_enabled(may_accept and time.monotonic() >= self._accepts_from_s)
                 self._runner.publish_connections(self._connections.n_open if may_accept else None)
                 self.wait_for_and_dispatch_events(self._timeout_s())
+                self.requests.greenlets.run()
                 self._connections.expire()
                 self.requests.say_arriving()
             if self._lifecycle.is_retired:
@@ -104,6 +105,9 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             # Also when a signal ends the worker at once. Python's exit waits for the threads, which go on until the
             # engine ends.
             self.requests.pool.close()
+            # This answers or refuses what is left, and only this loop can send the answers to short requests.
+            self._service.engine.close()
+            self.requests.greenlets.run()
         self.poller.close()
 
     @property
@@ -112,7 +116,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
 
     def _timeout_s(self) -> float:
         now_s = time.monotonic()
-        next_s = min(self._next_tick_s, self._connections.waits.next_s())
+        next_s = min(self._next_tick_s, self._connections.waits.next_s(), self.requests.greenlets.next_s())
         if self._accepts_from_s > now_s:
             next_s = min(next_s, self._accepts_from_s)
         return min(max(next_s - now_s, 0.0), TICK_S if self.alive else STOPPING_TICK_S)

@@ -24,7 +24,8 @@ app = create_app(engine=fake_engine(fake_model(), exchange=Exchange(8)))
 """
 # A user that no other process runs as, because the limit counts all processes and threads of a user.
 USER = 100_000 + os.getpid()
-BODY = json.dumps({"model": "org/fake", "input": "a cat"})
+# Its body is too long for a worker to answer it without a thread.
+BODY = json.dumps({"model": "org/fake", "input": "a cat", "user": "x" * 1024})
 CURE = "raise the limit on processes and threads (ulimit -u, pids of a container, TasksMax)"
 
 

@@ -108,6 +108,11 @@ def post(texts="a cat", *, headers=b"", **fields) -> bytes:
     return b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\n\r\n%s" % (headers, len(body), body)
 
 
+def post_long(text="cat") -> bytes:
+    """Return a request that needs a thread, since its body is too long for the loop."""
+    return post(text, user="x" * 1024)
+
+
 def get(path="/health/live", headers=b"") -> bytes:
     return b"GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n" % (path.encode(), headers)
 
@@ -154,10 +159,10 @@ class Faulty:
     @contextlib.contextmanager
     def all_threads_taken(self, n_waiting=2):
         """Send requests until each thread has one and `n_waiting` more wait; yield the futures of their answers."""
-        waiting = f"arriving {n_waiting * len(post('cat 0').partition(b'{')[2] + b'{') // 4} "
+        waiting = f"arriving {n_waiting * len(post_long('cat 0').partition(b'{')[2] + b'{') // 4} "
         n_said = len(self.lines(waiting))
         with self.fault("hold"), ThreadPoolExecutor(THREADS + n_waiting) as clients:
-            running = [clients.submit(self.ask, post(f"cat {n}")) for n in range(THREADS + n_waiting)]
+            running = [clients.submit(self.ask, post_long(f"cat {n}")) for n in range(THREADS + n_waiting)]
             until(lambda: len(self.lines(waiting)) > n_said, what="a line for threads")
             yield running
             (self.folder / "hold").unlink()
@@ -512,7 +517,7 @@ def test_a_second_request_that_waits_for_a_thread_is_told_when_the_grace_time_en
     """Given a request that hangs, and one behind it, when the grace time ends, then one gets 200 and the other 503."""
     server = Faulty(launch, tmp_path, GRACEFUL_TIMEOUT_S="6", THREADS="1")
     with ThreadPoolExecutor(2) as clients, server.fault("hold"):
-        running = [clients.submit(server.ask, post("cat")) for _ in range(2)]
+        running = [clients.submit(server.ask, post_long()) for _ in range(2)]
         until(lambda: server.lines("arriving [1-9]"), what="one in line")
         server.process.terminate()
         until(lambda: server.lines("closing"), what="the end of the grace time")

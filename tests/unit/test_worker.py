@@ -28,6 +28,8 @@ from tests.fakes import fake_engine, fake_model
 until = functools.partial(conftest.until, deadline_s=10)
 
 BODY = json.dumps({"model": "org/fake", "input": "a cat"})
+# It needs a thread, since the loop answers only short bodies itself.
+LONG_BODY = json.dumps({"model": "org/fake", "input": "a cat", "user": "x" * 1024})
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def test_what_never_reaches_the_application_is_told_in_the_envelope(worker, requ
 def test_a_full_queue_is_told_while_every_thread_waits(worker, ask, engine, model, monkeypatch):
     """Given more requests than threads, then one waits, liveness is answered, and a full queue refuses requests."""
     model.route.backend.proceed.clear()
-    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(3)]
+    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", LONG_BODY)) for _ in range(3)]
     for thread in threads:
         thread.start()
     until(lambda: worker.requests.pool.waiting)
@@ -236,11 +238,11 @@ def test_a_body_that_is_too_large_or_breaks_off_is_told_to_a_client_with_a_key(w
 
 def test_a_request_waits_for_a_thread_no_longer_than_its_deadline(worker, ask, model):
     model.route.backend.proceed.clear()
-    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(2)]
+    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", LONG_BODY)) for _ in range(2)]
     for thread in threads:
         thread.start()
     until(lambda: worker.requests.pool.n_running == 2)
-    status, body, headers = ask("POST", "/v1/embeddings", BODY, {"x-stainless-read-timeout": "0.1"})
+    status, body, headers = ask("POST", "/v1/embeddings", LONG_BODY, {"x-stainless-read-timeout": "0.1"})
     assert (status, body["error"]["code"], headers["Connection"]) == (504, "deadline_exceeded", "keep-alive")
     assert not worker.requests.pool.waiting
     model.route.backend.proceed.set()
@@ -250,17 +252,40 @@ def test_a_request_waits_for_a_thread_no_longer_than_its_deadline(worker, ask, m
 
 def test_what_comes_behind_a_request_whose_deadline_passed_is_answered(worker, ask, model):
     model.route.backend.proceed.clear()
-    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", BODY)) for _ in range(2)]
+    threads = [threading.Thread(target=ask, args=("POST", "/v1/embeddings", LONG_BODY)) for _ in range(2)]
     for thread in threads:
         thread.start()
     until(lambda: worker.requests.pool.n_running == 2)
     head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nx-stainless-read-timeout: 0.1\r\nContent-Length: "
-    late, last = f"{head}{len(BODY)}\r\n\r\n{BODY}", "GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    late, last = (
+        f"{head}{len(LONG_BODY)}\r\n\r\n{LONG_BODY}",
+        "GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
     answer = raw(worker, (late + last).encode())
     assert [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [504, 200]
     model.route.backend.proceed.set()
     for thread in threads:
         thread.join(10)
+
+
+def test_short_requests_need_no_thread(worker, ask, model):
+    """Given more short requests than threads, then none waits for a thread, and each keeps to its deadline."""
+    model.route.backend.proceed.clear()
+    statuses = []
+    threads = [
+        threading.Thread(target=lambda: statuses.append(ask("POST", "/v1/embeddings", BODY)[0])) for _ in "abcdef"
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: worker.requests.connections.n_open == len(threads))
+    status, body, headers = ask("POST", "/v1/embeddings", BODY, {"x-stainless-read-timeout": "0.1"})
+    assert (status, body["error"]["code"], headers["Connection"]) == (504, "deadline_exceeded", "keep-alive")
+    assert ask()[0] == 200
+    assert not worker.requests.pool.waiting
+    model.route.backend.proceed.set()
+    for thread in threads:
+        thread.join(10)
+    assert statuses == [200] * len(threads)
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])

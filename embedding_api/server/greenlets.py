@@ -1,0 +1,120 @@
+"""Greenlets of a worker's loop: short requests run in them. While one waits for its vectors, the loop goes on.
+
+A thread for each request needs four changes of threads, which take longer than a short request's own work.
+"""
+
+import heapq
+import itertools
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+from greenlet import getcurrent, greenlet
+
+logger = logging.getLogger(__name__)
+
+
+class Signal:
+    """What a greenlet waits for. It stands where a thread has a `threading.Event`.
+
+    Args:
+        greenlets: Those of the loop.
+
+    Attributes:
+        is_set: True once `set` was called.
+    """
+
+    __slots__ = ("_greenlets", "_waiter", "is_set")
+
+    def __init__(self, greenlets: "Greenlets") -> None:
+        self.is_set = False
+        self._greenlets = greenlets
+        self._waiter: greenlet | None = None
+
+    def set(self) -> None:
+        """Let the greenlet go on. Any thread may call it."""
+        self.is_set = True
+        self._greenlets.resume(self)
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Let the loop go on until the signal is set, but no longer than `timeout_s`. Return True if it is set."""
+        if not self.is_set and timeout_s != 0:
+            self._waiter = getcurrent()
+            self._greenlets.park(self, timeout_s)
+            self._waiter = None
+        return self.is_set
+
+    def go_on(self) -> None:
+        """Switch to the greenlet, if it still waits."""
+        if self._waiter is not None:
+            self._waiter.switch()
+
+
+class Greenlets:
+    """The greenlets of a loop. Only the loop's thread may use it, but for `resume`.
+
+    Args:
+        wake: Ends the loop's wait for events. Any thread may call it.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._loop = getcurrent()
+        self._ready: deque[Callable[[], object]] = deque()
+        self._is_woken = False
+        # When those that wait must go on without their signal.
+        self._ends: list[tuple[float, int, Signal]] = []
+        self._numbers = itertools.count()
+
+    def start(self, call: Callable[[], None]) -> None:
+        """Run a call in a greenlet of its own, when the loop calls `run`."""
+        self._ready.append(greenlet(lambda: _run(call), self._loop).switch)
+
+    def new_signal(self) -> Signal:
+        """Return a signal for which one greenlet may wait."""
+        return Signal(self)
+
+    def park(self, signal: Signal, timeout_s: float | None) -> None:
+        """Let the loop go on in place of the current greenlet, until its signal is set or the time is over."""
+        if timeout_s is not None:
+            heapq.heappush(self._ends, (time.monotonic() + timeout_s, next(self._numbers), signal))
+        self._loop.switch()
+
+    def resume(self, signal: Signal) -> None:
+        """Let the greenlet that waits for this signal go on. Any thread may call it."""
+        self._ready.append(signal.go_on)
+        # One wake is enough for all that go on in the loop's next turn.
+        if not self._is_woken:
+            self._is_woken = True
+            self._wake()
+
+    def next_s(self) -> float:
+        """Return when `run` must be called next, on the monotonic clock; infinity if only `wake` can tell."""
+        if self._ready:
+            return 0.0
+        return self._ends[0][0] if self._ends else math.inf
+
+    def run(self) -> None:
+        """Run each greenlet that is new, has its signal, or has waited long enough, until it waits again or ends.
+
+        Raises:
+            SystemExit: A signal to the process came meanwhile, whose handler ends the process.
+        """
+        # A greenlet that becomes ready from here on either is run now or wakes the loop again.
+        self._is_woken = False
+        now_s = time.monotonic()
+        while self._ends and (self._ends[0][2].is_set or self._ends[0][0] <= now_s):
+            self._ready.append(heapq.heappop(self._ends)[2].go_on)
+        # Those that become ready meanwhile are run in the next turn, so that the loop sees its other events.
+        for _ in range(len(self._ready)):
+            self._ready.popleft()()
+
+
+def _run(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:
+        # It would end the loop, and with it all other requests.
+        logger.exception("a request ended with an error in the server; this is a bug")

@@ -1,0 +1,116 @@
+"""Greenlets of a loop: each waits for its signal or its time, while the loop and the others go on."""
+
+import math
+import threading
+import time
+
+import pytest
+
+from embedding_api.server.greenlets import Greenlets
+from tests.conftest import until
+
+
+class Loop:
+    """A loop that counts how often it was woken, and keeps what its greenlets did."""
+
+    def __init__(self):
+        self.n_wakes = 0
+        self.done = []
+        self.greenlets = Greenlets(self.wake)
+
+    def wake(self):
+        self.n_wakes += 1
+
+    def start_waiter(self, name, timeout_s=None):
+        """Start a greenlet that waits for a signal, and return the signal."""
+        signal = self.greenlets.new_signal()
+        self.greenlets.start(lambda: self.done.append((name, signal.wait(timeout_s))))
+        return signal
+
+
+@pytest.fixture
+def loop():
+    return Loop()
+
+
+def test_greenlets_go_on_in_the_order_of_their_signals_which_any_thread_sets(loop):
+    first, second = loop.start_waiter("first"), loop.start_waiter("second")
+    loop.greenlets.run()
+    assert loop.done == []
+    thread = threading.Thread(target=lambda: (second.set(), first.set()))
+    thread.start()
+    thread.join()
+    assert loop.n_wakes == 1
+    loop.greenlets.run()
+    assert loop.done == [("second", True), ("first", True)]
+    assert loop.greenlets.next_s() == math.inf
+
+
+def test_a_signal_that_is_set_in_time_is_not_waited_for(loop):
+    signal = loop.start_waiter("early")
+    signal.set()
+    loop.greenlets.run()
+    assert loop.done == [("early", True)]
+    loop.greenlets.run()
+    assert loop.greenlets.next_s() == math.inf
+
+
+def test_a_greenlet_goes_on_when_its_time_is_over_and_a_later_signal_changes_nothing(loop):
+    late, never = loop.start_waiter("late", 0.01), loop.start_waiter("never", 60)
+    at_once = loop.start_waiter("at once", 0)
+    loop.greenlets.run()
+    assert loop.done == [("at once", False)]
+    assert time.monotonic() - 1 < loop.greenlets.next_s() <= time.monotonic() + 0.01
+    time.sleep(0.02)
+    loop.greenlets.run()
+    assert loop.done[1:] == [("late", False)]
+    for signal in (late, at_once):
+        signal.set()
+    loop.greenlets.run()
+    assert loop.done[2:] == []
+    never.set()
+    loop.greenlets.run()
+    assert loop.done[2:] == [("never", True)]
+    assert loop.greenlets.next_s() == math.inf
+
+
+def test_what_becomes_ready_in_a_turn_waits_for_the_next_one(loop):
+    loop.greenlets.start(lambda: loop.start_waiter("inner", 0))
+    loop.greenlets.run()
+    assert loop.done == []
+    assert loop.greenlets.next_s() == 0
+    loop.greenlets.run()
+    assert loop.done == [("inner", False)]
+
+
+def test_an_error_costs_no_other_greenlet(loop, caplog):
+    loop.greenlets.start(lambda: 1 / 0)
+    loop.start_waiter("other", 0)
+    loop.greenlets.run()
+    assert loop.done == [("other", False)]
+    assert "this is a bug" in caplog.text
+
+
+def test_the_handler_of_a_signal_to_the_process_can_end_the_loop(loop):
+    def end():
+        raise SystemExit
+
+    loop.greenlets.start(end)
+    with pytest.raises(SystemExit):
+        loop.greenlets.run()
+
+
+def test_no_wake_is_lost_when_signals_are_set_during_a_turn(loop):
+    """Given a thread that sets signals one after another, then the loop, which runs only when woken, sees all."""
+    n_signals = 2000
+    signals = [loop.start_waiter(number) for number in range(n_signals)]
+    loop.greenlets.run()
+    thread = threading.Thread(target=lambda: [signal.set() for signal in signals])
+    thread.start()
+    n_seen = 0
+    while len(loop.done) < n_signals:
+        until(lambda n_seen=n_seen: loop.n_wakes > n_seen, deadline_s=10)
+        n_seen = loop.n_wakes
+        loop.greenlets.run()
+    thread.join()
+    assert [name for name, _ in loop.done] == list(range(n_signals))
