@@ -59,7 +59,8 @@ def _measure(folder: Path, cache: Path, precision: str, shelf: Shelf, pace: Pace
     n_cores = cores.count()
     with contextlib.ExitStack() as stack:
         started: list[Server] = []
-        for command, n_workers in ((gunicorn, n_cores), (held, 1)):
+        # One worker more than cores is the default, and computes with all of them.
+        for command, n_workers in ((gunicorn, n_cores + 1), (held, 1)):
             variables = large.service(folder, cache, precision, n_workers)
             started.append(
                 stack.enter_context(servers.start(f"large, {precision}", command, variables, n_workers=n_workers))
