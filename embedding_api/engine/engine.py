@@ -64,7 +64,7 @@ class Engine:
         self.setup = setup
         self._accepts_token_ids = accepts_token_ids
         self._runner: Runner | None = None
-        self._is_closed = False
+        self._is_closed = self._has_ended = False
         self._starting = threading.Lock()
 
     @property
@@ -97,13 +97,15 @@ class Engine:
     def close(self) -> None:
         """Finish the batch on the core, and refuse what waits. A second call does nothing."""
         with self._starting:
-            if self._is_closed:
-                return
             self._is_closed = True
+        if self._has_ended:
+            return
         if self._runner is not None:
             self._runner.close()
         if self.setup.exchange is not None:
             self.setup.exchange.close()
+        # A signal may have ended an earlier call in the middle.
+        self._has_ended = True
 
     def embed(
         self,

@@ -11,9 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 logger = logging.getLogger(__name__)
+
+# Seconds of greenlets in one turn of the loop, after which it looks at its other events.
+_MAX_TURN_S = 5e-3
+# Deadlines that may be kept although their greenlets no longer wait.
+_MIN_ENDS = 64
 
 
 class Signal:
@@ -66,6 +71,7 @@ class Greenlets:
         self._is_woken = False
         # When those that wait must go on without their signal.
         self._ends: list[tuple[float, int, Signal]] = []
+        self._n_parked = 0
         self._numbers = itertools.count()
 
     def start(self, call: Callable[[], None]) -> None:
@@ -79,8 +85,15 @@ class Greenlets:
     def park(self, signal: Signal, timeout_s: float | None) -> None:
         """Let the loop go on in place of the current greenlet, until its signal is set or the time is over."""
         if timeout_s is not None:
+            if len(self._ends) > _MIN_ENDS + 2 * self._n_parked:
+                self._ends = [end for end in self._ends if not end[2].is_set]
+                heapq.heapify(self._ends)
             heapq.heappush(self._ends, (time.monotonic() + timeout_s, next(self._numbers), signal))
-        self._loop.switch()
+        self._n_parked += 1
+        try:
+            self._loop.switch()
+        finally:
+            self._n_parked -= 1
 
     def resume(self, signal: Signal) -> None:
         """Let the greenlet that waits for this signal go on. Any thread may call it."""
@@ -110,11 +123,15 @@ class Greenlets:
         # Those that become ready meanwhile are run in the next turn, so that the loop sees its other events.
         for _ in range(len(self._ready)):
             self._ready.popleft()()
+            if time.monotonic() > now_s + _MAX_TURN_S:
+                return
 
 
 def _run(call: Callable[[], None]) -> None:
     try:
         call()
-    except Exception:
+    except (SystemExit, GreenletExit):
+        raise
+    except BaseException:
         # It would end the loop, and with it all other requests.
         logger.exception("a request ended with an error in the server; this is a bug")

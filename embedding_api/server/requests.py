@@ -33,9 +33,9 @@ _WORK, _READINESS = frozenset({"embeddings.create_embeddings"}), frozenset({"hea
 _BODILESS = frozenset({"GET", "HEAD"})
 # Bytes for which there must be room before a body comes whose length is not known.
 _UNKNOWN_BODY_BYTES = 65_536
-# Bytes of a body that the loop itself reads and answers: some short texts, or one of 200 words. It takes less than a
-# millisecond, in which other clients wait.
-_MAX_SHORT_BYTES = 1024
+# The most bytes of a body that the loop itself answers, about 200 words, and the most commas in it, which bound its
+# texts: other clients wait while their answer is written.
+_MAX_SHORT_BYTES, _MAX_SHORT_COMMAS = 1024, 32
 
 
 class Requests:
@@ -133,7 +133,7 @@ class Requests:
             response.write_refusal(connection, error, self._config)
             self.connections.write(connection)
             return
-        has_body = connection.parser.has_body
+        has_body, is_to_file = connection.parser.has_body, connection.parser.is_to_file
         request = connection.begin_work()
         request.caller.limit_wait(self._settings.request_timeout_s, request.headers.get)
         self.say_arriving()
@@ -144,7 +144,7 @@ class Requests:
             return
         self._worker.count_request()
         metrics.IN_PROGRESS.inc()
-        if has_body and error is None and request.n_body_bytes <= _MAX_SHORT_BYTES:
+        if error is None and has_body and not is_to_file and _is_short(request):
             request.caller.new_signal = self.greenlets.new_signal
             self.greenlets.start(partial(self._answer_short, connection, request))
             return
@@ -208,6 +208,15 @@ class Requests:
     def _end(self, connection: Connection) -> None:
         metrics.IN_PROGRESS.dec()
         self.connections.finish(connection)
+
+
+def _is_short(request: Request) -> bool:
+    """Return True if the loop may answer a request itself."""
+    if request.n_body_bytes > _MAX_SHORT_BYTES or request.head.method in _BODILESS or request.body is None:
+        return False
+    body = request.body.read()
+    request.body.seek(0)
+    return body.count(b",") <= _MAX_SHORT_COMMAS
 
 
 def _do_nothing() -> None:

@@ -105,7 +105,9 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             # Also when a signal ends the worker at once. Python's exit waits for the threads, which go on until the
             # engine ends.
             self.requests.pool.close()
-            # This answers or refuses what is left, and only this loop can send the answers to short requests.
+            # Only this loop can answer short requests: refuse those that wait, and then those that the core has.
+            self._runner.refuse_rest()
+            self.requests.greenlets.run()
             self._service.engine.close()
             self.requests.greenlets.run()
         self.poller.close()

@@ -108,15 +108,29 @@ def test_a_short_job_passes_the_backlog_of_large_ones(backlog, add):
     assert short.is_done
 
 
-def test_short_jobs_are_answered_in_the_order_in_which_they_came():
-    """Given jobs of at most an eighth of a batch, and a backend that pads none, then their lengths do not matter."""
-    backend = FakeBackend()
+def test_a_large_job_is_not_held_up_by_short_ones_although_a_start_costs_little():
+    """Given a start as cheap as a token, then a large job among 20 clients with short ones gets its part of batches."""
+    backend = FakeBackend(target_batch_tokens=256)
     backend.n_computed = Packing(0, 0).n_computed
-    backlog = OneClock(OWNER, [backend], [COST], "process")
-    lengths = [8, 3, 7, 2, 8, 4, 6] * 6
-    jobs = [backlog.add(texts(1, n_tokens=length, first=10 * n)) for n, length in enumerate(lengths, 1)]
-    while waiting := [job for job in jobs if not job.is_done]:
+    backlog = OneClock(OWNER, [backend], [Cost(start_s=1e-4, token_s=1e-4)], "process")
+    large = backlog.add(texts(128, n_tokens=64, first=1_000_000))
+    short = {}
+    for n_batches in range(3000):
+        for client in range(20):
+            if client not in short or short[client].is_done:
+                short[client] = backlog.add(texts(1, n_tokens=12, first=1 + 20 * n_batches + client))
         backlog.compute(backlog.form_batch())
+        if large.is_done:
+            break
+    # At equal shares for all 21 it would take 672 batches.
+    assert n_batches < 3 * 21 * 128 * 64 / 256
+
+
+def test_of_texts_due_at_the_same_time_the_first_leaves_first_also_after_it_waited_again(backlog, add):
+    jobs = [add(texts(1, n_tokens=8, first=n)) for n in range(1, 20)]
+    backlog.requeue(backlog.form_batch(16), 0.0)
+    while waiting := [job for job in jobs if not job.is_done]:
+        backlog.compute(backlog.form_batch(16))
         assert waiting[0].is_done
 
 

@@ -100,16 +100,28 @@ def test_the_handler_of_a_signal_to_the_process_can_end_the_loop(loop):
         loop.greenlets.run()
 
 
+def test_deadlines_of_those_that_were_answered_are_forgotten(loop):
+    """Given one that waits for a short time, then those with later deadlines leave nothing behind."""
+    loop.start_waiter("first", 60)
+    for _ in range(1000):
+        signal = loop.start_waiter("later", 600)
+        loop.greenlets.run()
+        signal.set()
+        loop.greenlets.run()
+    assert len(loop.greenlets._ends) < 100
+
+
 def test_no_wake_is_lost_when_signals_are_set_during_a_turn(loop):
     """Given a thread that sets signals one after another, then the loop, which runs only when woken, sees all."""
     n_signals = 2000
     signals = [loop.start_waiter(number) for number in range(n_signals)]
-    loop.greenlets.run()
+    while loop.greenlets.next_s() == 0:
+        loop.greenlets.run()
     thread = threading.Thread(target=lambda: [signal.set() for signal in signals])
     thread.start()
     n_seen = 0
     while len(loop.done) < n_signals:
-        until(lambda n_seen=n_seen: loop.n_wakes > n_seen, deadline_s=10)
+        until(lambda n_seen=n_seen: loop.n_wakes > n_seen or loop.greenlets.next_s() == 0, deadline_s=10)
         n_seen = loop.n_wakes
         loop.greenlets.run()
     thread.join()

@@ -16,9 +16,6 @@ from embedding_api.engine.scheduling.lane import LaneQueue
 from embedding_api.engine.scheduling.pack import Pack
 from embedding_api.engine.work import Address, Ids, Lane, Result, Work
 
-# The part of a full batch that a job has before its texts are due later than at once.
-_FREE_SHARE = 1 / 8
-
 
 class Backlog:
     """The texts of this worker's jobs that are not answered. It has a method for each way in which a batch ends.
@@ -72,15 +69,12 @@ class Backlog:
             queue = LaneQueue(lane, self._sizings[lane.backend], self._costs[lane.backend])
             self._queues[lane] = queue
         cost = self._costs[lane.backend]
-        # Jobs of a few tokens are due in the order in which they came: one that passes another gains little, and many
-        # that pass it cost it much.
-        soonest_s = self._virtual_s + cost.start_s
-        due_s = soonest_s - cost.token_s * self._sizings[lane.backend].target_batch_tokens * _FREE_SHARE
+        due_s = self._virtual_s + cost.start_s
         texts, new = [], []
         # Longest first, so that little is left at the end, and all cores end together.
         for row in sorted(range(len(inputs)), key=lambda row: len(inputs[row]), reverse=True):
             due_s += cost.token_s * len(inputs[row])
-            text, is_new = queue.find_or_add(inputs[row], max(soonest_s, due_s))
+            text, is_new = queue.find_or_add(inputs[row], due_s)
             if is_new:
                 new.append(text)
             text.wanted_by.append((job, row))
@@ -208,7 +202,7 @@ class Backlog:
         for text in batch.texts:
             if not text.is_wanted:
                 batch.queue.forget(text)
-        batch.queue.wait([text for text in batch.texts if text.is_wanted])
+        batch.queue.wait([text for text in batch.texts if text.is_wanted], again=True)
 
     def refuse_waiting(self, error: Exception, now_s: float) -> list[Answer]:
         """Answer with an error the jobs whose texts wait. Batches that other workers have may still end."""

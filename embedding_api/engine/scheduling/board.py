@@ -17,7 +17,7 @@ class Columns(NamedTuple):
         generation: Of the worker that has it, or had it last.
         is_idle: 1 if that worker's core is idle, and nothing waits for it.
         room_tokens: Tokens of other workers' texts that it would take for its next batch; below 0 if more waits for its
-            core already, and 0 if its core computes nothing.
+            core already; NO_ROOM, or less after claims, if its core computes nothing.
         waiting_tokens: Tokens of its texts that are in no batch.
         arriving_tokens: A guess at the tokens of the requests that it holds and has not read.
         arriving_bytes: The bytes of the requests that it holds.
@@ -38,6 +38,9 @@ class Columns(NamedTuple):
 
 # More connections than a worker can have.
 NO_MORE = 2**62
+
+# Below what claims can leave of the room of a worker that computes.
+NO_ROOM = -(2**61)
 
 # Bytes of the numbers of one worker.
 BYTES_PER_SEAT = 8 * len(Columns._fields)
@@ -65,7 +68,7 @@ class Board:
         if free is None:
             return None
         columns.generation[free] = max(columns.generation) + 1
-        columns.is_idle[free] = columns.room_tokens[free] = 0
+        columns.is_idle[free], columns.room_tokens[free] = 0, NO_ROOM
         columns.n_connections[free] = NO_MORE
         columns.is_taken[free] = 1
         return Seat(self, Address(free, columns.generation[free]))

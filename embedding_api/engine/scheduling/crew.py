@@ -7,7 +7,7 @@ threads that it has once used would take their share of the cores from the membe
 from collections.abc import Container
 from typing import NamedTuple
 
-from embedding_api.engine.scheduling.board import Board
+from embedding_api.engine.scheduling.board import NO_ROOM, Board
 from embedding_api.engine.work import Address
 
 
@@ -81,7 +81,7 @@ def look(board: Board, address: Address, n_members: int, *, has_soloist: bool) -
     others = [worker for worker in members if worker != address]
     idle = [worker for worker in others if columns.is_idle[worker.seat]]
     rooms = [(worker, columns.room_tokens[worker.seat]) for worker in others]
-    rooms = [(worker, n_tokens) for worker, n_tokens in rooms if n_tokens or worker in idle]
+    rooms = [(worker, n_tokens) for worker, n_tokens in rooms if n_tokens > NO_ROOM or worker in idle]
     rooms.sort(key=lambda room: (room[0] in idle, room[1]), reverse=True)
     is_solo_idle = soloist in (None, address) or bool(columns.is_idle[workers[0].seat])
     return Crew(

@@ -46,14 +46,20 @@ class LaneQueue:
         text = self._texts[key] = Text(ids, self, due_s)
         return text, True
 
-    def wait(self, texts: list[Text]) -> None:
-        """Let texts wait, and sort all that wait."""
+    def wait(self, texts: list[Text], *, again: bool = False) -> None:
+        """Let texts wait, and sort all that wait.
+
+        Args:
+            texts: In the order in which they are due.
+            again: True if they have waited before: then they come first of those that are due at the same time.
+        """
         for text in texts:
             text.waits = True
             self.n_waiting_tokens += len(text.ids)
         self.n_waiting_texts += len(texts)
-        # Of texts that are due at the same time, the first that came is the first to leave.
-        self._waiting[:0] = reversed(texts)
+        # What is due next comes last, and sorting keeps the order of equal ones.
+        place = len(self._waiting) if again else 0
+        self._waiting[place:place] = reversed(texts)
         self._waiting.sort(key=lambda text: text.due_s, reverse=True)
 
     def leave(self, text: Text) -> None:

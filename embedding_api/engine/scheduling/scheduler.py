@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from embedding_api.engine.scheduling.actions import Action, Answer, Compute, Send, SendBack, Wake
 from embedding_api.engine.scheduling.backlog import Backlog
 from embedding_api.engine.scheduling.batch import Batch, BatchState
-from embedding_api.engine.scheduling.board import Seat
+from embedding_api.engine.scheduling.board import NO_ROOM, Seat
 from embedding_api.engine.scheduling.crew import Crew, look
 from embedding_api.engine.scheduling.job import Job
 from embedding_api.engine.scheduling.pack import Pack
@@ -157,6 +157,7 @@ class Scheduler:
     def close(self, now_s: float) -> Sequence[Action]:
         """The worker ends: refuse what waits. The pack on the core, and the batches that others have, may still end."""
         self.phase = SchedulerPhase.CLOSED
+        self._seat.publish_room(NO_ROOM, is_idle=False)
         return [*self._undo_not_begun(now_s), *self._refuse_waiting(now_s)]
 
     def refuse_rest(self, now_s: float) -> Sequence[Action]:
@@ -188,8 +189,7 @@ class Scheduler:
             actions += self._send_waiting(crew, now_s)
         may_compute = self._may_compute(crew)
         n_queued = backlog.n_waiting_tokens + sum(work.n_tokens for work in self._kept)
-        # A member that is just full is not one that computes nothing.
-        n_room = (backlog.target_tokens - n_queued or -1) if may_compute and crew.is_member else 0
+        n_room = backlog.target_tokens - n_queued if may_compute and crew.is_member else NO_ROOM
         if seat.publish_room(n_room, is_idle=may_compute and not self._running and not n_queued):
             actions += map(Wake, seat.waiting())
         return actions
