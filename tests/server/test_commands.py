@@ -73,6 +73,7 @@ PLANNED = [
     ".venv/bin/python -m bench --only service,ONNX",
     '.venv/bin/python -m bench --workload "x 32"',
     ".venv/bin/python -m bench --workload quality",
+    ".venv/bin/python -m bench --workload large",
     ".venv/bin/python -m bench --memory",
     ".venv/bin/python -m bench large",
     ".venv/bin/python -m bench soak",
