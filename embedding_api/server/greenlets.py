@@ -126,6 +126,11 @@ class Greenlets:
             if time.monotonic() > now_s + _MAX_TURN_S:
                 return
 
+    def run_all(self) -> None:
+        """Run greenlets until each has ended or waits, however long that takes, at the end of the loop."""
+        while self._ready:
+            self.run()
+
 
 def _run(call: Callable[[], None]) -> None:
     try:

@@ -107,9 +107,9 @@ class Worker(ThreadWorker):  # type: ignore[misc] # Gunicorn has no types
             self.requests.pool.close()
             # Only this loop can answer short requests: refuse those that wait, and then those that the core has.
             self._runner.refuse_rest()
-            self.requests.greenlets.run()
+            self.requests.greenlets.run_all()
             self._service.engine.close()
-            self.requests.greenlets.run()
+            self.requests.greenlets.run_all()
         self.poller.close()
 
     @property

@@ -83,6 +83,16 @@ def test_what_becomes_ready_in_a_turn_waits_for_the_next_one(loop):
     assert loop.done == [("inner", False)]
 
 
+def test_a_turn_of_the_loop_is_short_and_the_last_one_runs_all(loop):
+    for number in range(20):
+        loop.greenlets.start(lambda number=number: (time.sleep(2e-3), loop.done.append(number)))
+    loop.greenlets.run()
+    assert 0 < len(loop.done) < 20
+    assert loop.greenlets.next_s() == 0
+    loop.greenlets.run_all()
+    assert loop.done == list(range(20))
+
+
 def test_an_error_costs_no_other_greenlet(loop, caplog):
     loop.greenlets.start(lambda: 1 / 0)
     loop.start_waiter("other", 0)
