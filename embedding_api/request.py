@@ -31,14 +31,14 @@ MAX_HEAD_BYTES = 65_536
 TIMEOUT_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
 
 
-class Signal(Protocol):
-    """What one thread waits for until another one sets it, as with a `threading.Event`."""
+class Event(Protocol):
+    """What a thread or a greenlet waits for until another thread sets it, as with a `threading.Event`."""
 
     def set(self) -> None:
-        """Let the one that waits go on."""
+        """Let the one that waits go on. Any thread may call it."""
 
     def wait(self, timeout: float | None, /) -> bool:
-        """Wait until the signal is set, but no longer than `timeout` seconds. Return True if it is set."""
+        """Wait until the event is set, but no longer than `timeout` seconds. Return True if it is set."""
 
 
 class Caller:
@@ -47,14 +47,14 @@ class Caller:
     Attributes:
         arrived_s: Time on the monotonic clock at which the request was complete.
         deadline_s: Time on the monotonic clock until which the client waits; infinity if for ever.
-        new_signal: Makes what the thread, or the greenlet, that answers the client can wait for.
+        new_event: Makes what the thread, or the greenlet, that answers the client can wait for.
     """
 
     def __init__(self) -> None:
         self.arrived_s = time.monotonic()
         self.deadline_s = math.inf
         self._limit = "the deadline"
-        self.new_signal: Callable[[], Signal] = threading.Event
+        self.new_event: Callable[[], Event] = threading.Event
         self._departure: Future[None] = Future()
 
     def remaining_s(self) -> float | None:

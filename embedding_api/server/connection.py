@@ -1,7 +1,7 @@
 """A client's connection: its socket, the request that arrives, the request in progress, and what is to be sent.
 
-Nothing here blocks. Only the worker's loop reads and closes. While a request is in progress, only its thread uses the
-outbox.
+Nothing here blocks. Only the worker's loop reads and closes. While a request is in progress, only the thread or
+greenlet that answers it uses the outbox.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ class Connection:
         return self.work
 
     def leave(self) -> None:
-        """Tell the thread of the request that its client is gone."""
+        """Tell those who work on the request that its client is gone."""
         if self.work:
             self.work.caller.leave()
             metrics.CLIENTS_GONE.inc()
@@ -114,7 +114,7 @@ class Connection:
                 self.send()
 
     def close(self) -> None:
-        """Close the socket, and drop all that is held unless a thread still works with it."""
+        """Close the socket, and drop all that is held unless a request is still in progress."""
         is_working = self.state is State.WORKING
         self.state = State.CLOSED
         self.socket.close()

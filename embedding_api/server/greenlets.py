@@ -1,6 +1,6 @@
 """Greenlets of a worker's loop: short requests run in them. While one waits for its vectors, the loop goes on.
 
-A thread for each request needs four changes of threads, which take longer than a short request's own work.
+A thread for each request needs four changes of threads; docs/decisions/0015 has what greenlets save.
 """
 
 import heapq
@@ -21,11 +21,11 @@ _MAX_TURN_S = 5e-3
 _MIN_ENDS = 64
 
 
-class Signal:
+class GreenletEvent:
     """What a greenlet waits for. It stands where a thread has a `threading.Event`.
 
     Args:
-        greenlets: Those of the loop.
+        greenlets: The loop's.
 
     Attributes:
         is_set: True once `set` was called.
@@ -44,7 +44,7 @@ class Signal:
         self._greenlets.resume(self)
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Let the loop go on until the signal is set, but no longer than `timeout_s`. Return True if it is set."""
+        """Let the loop go on until the event is set, but no longer than `timeout_s`. Return True if it is set."""
         if not self.is_set and timeout_s != 0:
             self._waiter = getcurrent()
             self._greenlets.park(self, timeout_s)
@@ -69,8 +69,8 @@ class Greenlets:
         self._loop = getcurrent()
         self._ready: deque[Callable[[], object]] = deque()
         self._is_woken = False
-        # When those that wait must go on without their signal.
-        self._ends: list[tuple[float, int, Signal]] = []
+        # A heap of deadlines, each with the event of a greenlet that goes on then without it.
+        self._ends: list[tuple[float, int, GreenletEvent]] = []
         self._n_parked = 0
         self._numbers = itertools.count()
 
@@ -78,26 +78,26 @@ class Greenlets:
         """Run a call in a greenlet of its own, when the loop calls `run`."""
         self._ready.append(greenlet(lambda: _run(call), self._loop).switch)
 
-    def new_signal(self) -> Signal:
-        """Return a signal for which one greenlet may wait."""
-        return Signal(self)
+    def new_event(self) -> GreenletEvent:
+        """Return an event for which one greenlet may wait."""
+        return GreenletEvent(self)
 
-    def park(self, signal: Signal, timeout_s: float | None) -> None:
-        """Let the loop go on in place of the current greenlet, until its signal is set or the time is over."""
+    def park(self, event: GreenletEvent, timeout_s: float | None) -> None:
+        """Let the loop go on in place of the current greenlet, until its event is set or the time is over."""
         if timeout_s is not None:
             if len(self._ends) > _MIN_ENDS + 2 * self._n_parked:
                 self._ends = [end for end in self._ends if not end[2].is_set]
                 heapq.heapify(self._ends)
-            heapq.heappush(self._ends, (time.monotonic() + timeout_s, next(self._numbers), signal))
+            heapq.heappush(self._ends, (time.monotonic() + timeout_s, next(self._numbers), event))
         self._n_parked += 1
         try:
             self._loop.switch()
         finally:
             self._n_parked -= 1
 
-    def resume(self, signal: Signal) -> None:
-        """Let the greenlet that waits for this signal go on. Any thread may call it."""
-        self._ready.append(signal.go_on)
+    def resume(self, event: GreenletEvent) -> None:
+        """Let the greenlet that waits for this event go on. Any thread may call it."""
+        self._ready.append(event.go_on)
         # One wake is enough for all that go on in the loop's next turn.
         if not self._is_woken:
             self._is_woken = True
@@ -110,7 +110,7 @@ class Greenlets:
         return self._ends[0][0] if self._ends else math.inf
 
     def run(self) -> None:
-        """Run each greenlet that is new, has its signal, or has waited long enough, until it waits again or ends.
+        """Run each greenlet that is new, has its event, or has waited long enough, until it waits again or ends.
 
         Raises:
             SystemExit: A signal to the process came meanwhile, whose handler ends the process.

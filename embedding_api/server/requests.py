@@ -145,7 +145,7 @@ class Requests:
         self._worker.count_request()
         metrics.IN_PROGRESS.inc()
         if error is None and has_body and not is_to_file and _is_short(request):
-            request.caller.new_signal = self.greenlets.new_signal
+            request.caller.new_event = self.greenlets.new_event
             self.greenlets.start(partial(self._answer_short, connection, request))
             return
         # A request without a body embeds nothing, and one with an error has no body that is read.
@@ -194,7 +194,7 @@ class Requests:
             self._worker.method_queue.defer(self._finish, connection)
 
     def _finish(self, connection: Connection) -> None:
-        """Send what is left of a response, and give its thread the next request."""
+        """Give the thread of a request the next one, and send what is left of the response."""
         self.pool.finished()
         self._end(connection)
 
@@ -206,6 +206,7 @@ class Requests:
             self._end(connection)
 
     def _end(self, connection: Connection) -> None:
+        """Count a request as answered, and send what is left of its response."""
         metrics.IN_PROGRESS.dec()
         self.connections.finish(connection)
 

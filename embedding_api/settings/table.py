@@ -90,10 +90,10 @@ class Settings:
     slower than as many workers. With more, only as many compute as there are cores."""
 
     threads: int = setting("64", parsing.integer(1, 4096))
-    """Requests with bodies over 1 KiB that a worker handles at once, including those whose texts wait for a core.
-    Further ones wait for a thread; MAX_QUEUED_TOKENS counts an estimate of their tokens. Shorter ones need none. Too
-    many cost memory: a thread and a parsed body each. Too few keep texts out of the queue that could be computed
-    together."""
+    """Requests with bodies over 1 KiB, or of many texts, that a worker handles at once, including those whose texts
+    wait for a core. Further ones wait for a thread; MAX_QUEUED_TOKENS counts an estimate of their tokens. Shorter ones
+    with texts need none. Too many cost memory: a thread and a parsed body each. Too few keep texts out of the queue
+    that could be computed together."""
 
     max_inputs: int = setting("2048", parsing.integer(1, 1_000_000))
     """Most texts in one request. OpenAI's own limit is 2048."""

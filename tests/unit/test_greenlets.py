@@ -1,4 +1,4 @@
-"""Greenlets of a loop: each waits for its signal or its time, while the loop and the others go on."""
+"""Greenlets of a loop: each waits for its event or its time, while the loop and the others go on."""
 
 import math
 import threading
@@ -22,10 +22,10 @@ class Loop:
         self.n_wakes += 1
 
     def start_waiter(self, name, timeout_s=None):
-        """Start a greenlet that waits for a signal, and return the signal."""
-        signal = self.greenlets.new_signal()
-        self.greenlets.start(lambda: self.done.append((name, signal.wait(timeout_s))))
-        return signal
+        """Start a greenlet that waits for an event, and return the event."""
+        event = self.greenlets.new_event()
+        self.greenlets.start(lambda: self.done.append((name, event.wait(timeout_s))))
+        return event
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def loop():
     return Loop()
 
 
-def test_greenlets_go_on_in_the_order_of_their_signals_which_any_thread_sets(loop):
+def test_greenlets_go_on_in_the_order_of_their_events_which_any_thread_sets(loop):
     first, second = loop.start_waiter("first"), loop.start_waiter("second")
     loop.greenlets.run()
     assert loop.done == []
@@ -46,16 +46,16 @@ def test_greenlets_go_on_in_the_order_of_their_signals_which_any_thread_sets(loo
     assert loop.greenlets.next_s() == math.inf
 
 
-def test_a_signal_that_is_set_in_time_is_not_waited_for(loop):
-    signal = loop.start_waiter("early")
-    signal.set()
+def test_an_event_that_is_set_in_time_is_not_waited_for(loop):
+    event = loop.start_waiter("early")
+    event.set()
     loop.greenlets.run()
     assert loop.done == [("early", True)]
     loop.greenlets.run()
     assert loop.greenlets.next_s() == math.inf
 
 
-def test_a_greenlet_goes_on_when_its_time_is_over_and_a_later_signal_changes_nothing(loop):
+def test_a_greenlet_goes_on_when_its_time_is_over_and_a_later_event_changes_nothing(loop):
     late, never = loop.start_waiter("late", 0.01), loop.start_waiter("never", 60)
     at_once = loop.start_waiter("at once", 0)
     loop.greenlets.run()
@@ -64,8 +64,8 @@ def test_a_greenlet_goes_on_when_its_time_is_over_and_a_later_signal_changes_not
     time.sleep(0.02)
     loop.greenlets.run()
     assert loop.done[1:] == [("late", False)]
-    for signal in (late, at_once):
-        signal.set()
+    for event in (late, at_once):
+        event.set()
     loop.greenlets.run()
     assert loop.done[2:] == []
     never.set()
@@ -114,25 +114,25 @@ def test_deadlines_of_those_that_were_answered_are_forgotten(loop):
     """Given one that waits for a short time, then those with later deadlines leave nothing behind."""
     loop.start_waiter("first", 60)
     for _ in range(1000):
-        signal = loop.start_waiter("later", 600)
+        event = loop.start_waiter("later", 600)
         loop.greenlets.run()
-        signal.set()
+        event.set()
         loop.greenlets.run()
     assert len(loop.greenlets._ends) < 100
 
 
-def test_no_wake_is_lost_when_signals_are_set_during_a_turn(loop):
-    """Given a thread that sets signals one after another, then the loop, which runs only when woken, sees all."""
-    n_signals = 2000
-    signals = [loop.start_waiter(number) for number in range(n_signals)]
+def test_no_wake_is_lost_when_events_are_set_during_a_turn(loop):
+    """Given a thread that sets events one after another, then the loop, which runs only when woken, sees all."""
+    n_events = 2000
+    events = [loop.start_waiter(number) for number in range(n_events)]
     while loop.greenlets.next_s() == 0:
         loop.greenlets.run()
-    thread = threading.Thread(target=lambda: [signal.set() for signal in signals])
+    thread = threading.Thread(target=lambda: [event.set() for event in events])
     thread.start()
     n_seen = 0
-    while len(loop.done) < n_signals:
+    while len(loop.done) < n_events:
         until(lambda n_seen=n_seen: loop.n_wakes > n_seen or loop.greenlets.next_s() == 0, deadline_s=10)
         n_seen = loop.n_wakes
         loop.greenlets.run()
     thread.join()
-    assert [name for name, _ in loop.done] == list(range(n_signals))
+    assert [name for name, _ in loop.done] == list(range(n_events))

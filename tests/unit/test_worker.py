@@ -257,10 +257,8 @@ def test_what_comes_behind_a_request_whose_deadline_passed_is_answered(worker, a
         thread.start()
     until(lambda: worker.requests.pool.n_running == 2)
     head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nx-stainless-read-timeout: 0.1\r\nContent-Length: "
-    late, last = (
-        f"{head}{len(LONG_BODY)}\r\n\r\n{LONG_BODY}",
-        "GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    )
+    late = f"{head}{len(LONG_BODY)}\r\n\r\n{LONG_BODY}"
+    last = "GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answer = raw(worker, (late + last).encode())
     assert [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [504, 200]
     model.route.backend.proceed.set()

@@ -45,19 +45,16 @@ class Crew(NamedTuple):
             served: Members that have a batch of this worker already. Each other member gets one even if it has no room,
                 from a worker without a core: a member computes own batches and received ones in turns.
         """
-        rooms = [
-            (worker, n_room)
+        # A busy core has half of a full batch to go, on average.
+        queued = [
+            (worker, -n_target / 2 if number < self.n_idle else n_target - n_room)
             for number, (worker, n_room) in enumerate(self.rooms)
             if number < self.n_idle or n_room > 0 or not (n_least or worker in served)
         ]
-        # A busy core has half of a full batch to go, on average.
-        queued = [
-            -n_target / 2 if number < self.n_idle else n_target - n_room for number, (_, n_room) in enumerate(rooms)
-        ]
-        level = (n_waiting + sum(queued)) / (len(queued) + (n_least > 0) or 1)
+        level = (n_waiting + sum(n_queued for _, n_queued in queued)) / (len(queued) + (n_least > 0) or 1)
         return [
             (worker, level - n_queued)
-            for number, ((worker, _), n_queued) in enumerate(zip(rooms, queued, strict=True))
+            for number, (worker, n_queued) in enumerate(queued)
             if number < self.n_idle or level - n_queued > n_least
         ]
 

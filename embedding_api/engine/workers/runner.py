@@ -21,7 +21,7 @@ from embedding_api.engine.workers.inference import Inference
 from embedding_api.engine.workers.mailbox import Mailbox, Returned
 from embedding_api.engine.workers.setup import Setup
 from embedding_api.errors import ClientGoneError, ScarcityError
-from embedding_api.request import Caller, Signal
+from embedding_api.request import Caller, Event
 from embedding_api.telemetry import log, metrics
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Runner:
             self._backlog, seat, setup.n_computing, self._mailbox.max_sent_ids, setup.solo_tokens
         )
         self._next: Compute | None = None
-        self._done: dict[Job, Signal] = {}
+        self._done: dict[Job, Event] = {}
         self._has_started = threading.Event()
         self._inference_thread = self._new_inference_thread()
         self._mailbox_thread = threading.Thread(target=self._read_mailbox, name="mailbox", daemon=True)
@@ -105,7 +105,7 @@ class Runner:
             NotReadyError: The worker ends, and not all texts were computed.
             Exception: What the backend raised for one of the texts.
         """
-        job, done = Job(timing), caller.new_signal()
+        job, done = Job(timing), caller.new_event()
         with self._changed:
             if self._scheduler.phase.accepts:
                 caller.require_time()
